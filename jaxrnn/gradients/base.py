@@ -1,0 +1,147 @@
+"""What every gradient rule is, and how a rule written for one layer serves the whole network.
+
+A `GradientAlgorithm` is two pure functions. All that passes from one chunk of a sequence to the
+next is in its `Carry`, so every rule is jit-able, checkpointable and shardable in the same way,
+and truncation at the chunks' ends is the caller's chunk length, not code.
+
+A rule need not see the network. `lift` runs the forward pass and takes the readout's gradient, and
+`layer_by_layer` walks the stack from the top; what is left to a backward rule is to turn errors
+into deltas, one layer at a time:
+
+    def my_rule(rnn):
+        def deltas(cell, tape, error):
+            return tape.gain * ...                      # δ_t from e_t, time-major (T, B, H)
+        return lift(rnn, layer_by_layer(backward(deltas)))
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxrnn import layer
+from jaxrnn.layer import Cell, Tape
+from jaxrnn.network import (
+    RNN,
+    Batch,
+    Params,
+    check_batch,
+    forward,
+    readout_value_and_grad,
+    time_major,
+)
+
+Memory = Any
+
+
+class Carry(NamedTuple):
+    """What passes from one chunk of a sequence to the next.
+
+    Attributes:
+        h: the hidden state of every layer, (num_layers, B, H).
+        memory: the rule's own, any pytree: an influence matrix, a window of past steps, or ().
+    """
+
+    h: Float[Array, "L B H"]
+    memory: Memory
+
+
+class InitFn(Protocol):
+    """Make the carry before the first chunk."""
+
+    def __call__(
+        self, params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
+    ) -> Carry:
+        """Return Carry(h, memory); `key` is for rules that draw random numbers."""
+        ...
+
+
+class ValueAndGradFn(Protocol):
+    """Compute the loss of a chunk and its gradient, as `jax.value_and_grad(has_aux=True)` does."""
+
+    def __call__(
+        self, params: Params, carry: Carry, batch: Batch
+    ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
+        """Return ((loss, carry after the chunk), gradient in the shape of params)."""
+        ...
+
+
+class GradientAlgorithm(NamedTuple):
+    """One way to compute, or to estimate, the gradient of an RNN's loss."""
+
+    init: InitFn
+    value_and_grad: ValueAndGradFn
+
+
+class StackRule(NamedTuple):
+    """A rule for all layers at once.
+
+    Attributes:
+        init: (cells, h, key) -> memory.
+        grads: (cells, memory, tapes, error) -> (gradient of each cell, memory), where the error
+            e_t (T, B, H) is the readout's, at the top layer.
+    """
+
+    init: Callable[[tuple[Cell, ...], Array, PRNGKeyArray | None], Memory]
+    grads: Callable[..., tuple[tuple[Cell, ...], Memory]]
+
+
+class LayerRule(NamedTuple):
+    """A rule for one layer.
+
+    Attributes:
+        init: (cell, h, key) -> memory, with h (B, H).
+        grads: (cell, memory, tape, error) -> (gradient of the cell, error for the layer below,
+            memory), where the errors are (T, B, H) and (T, B, I).
+    """
+
+    init: Callable[[Cell, Array, PRNGKeyArray | None], Memory]
+    grads: Callable[..., tuple[Cell, Array, Memory]]
+
+
+def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
+    """Make an algorithm of a rule: forward pass, readout's gradient, and the rule for the cells."""
+
+    def init(params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None) -> Carry:
+        return Carry(h, rule.init(params.cells, h, key))
+
+    def value_and_grad(
+        params: Params, carry: Carry, batch: Batch
+    ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
+        batch, h = check_batch(rnn, params, batch, carry.h)
+        batch = time_major(batch)
+        states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
+        loss, readout, error = readout_value_and_grad(rnn, params.readout, states, batch)
+        cells, memory = rule.grads(params.cells, carry.memory, tapes, error)
+        return (loss, Carry(h_last, memory)), Params(cells, readout)
+
+    return GradientAlgorithm(init, value_and_grad)
+
+
+def layer_by_layer(rule: LayerRule) -> StackRule:
+    """Apply a one-layer rule to a stack, from the top: each layer hands its input's error down."""
+
+    def init(cells, h, key):
+        keys = [None] * len(cells) if key is None else jax.random.split(key, len(cells))
+        return tuple(map(rule.init, cells, h, keys))
+
+    def grads(cells, memories, tapes, error):
+        cell_grads, new_memories = [], []
+        for cell, memory, tape in reversed(list(zip(cells, memories, tapes, strict=True))):
+            grad, error, memory = rule.grads(cell, memory, tape, error)
+            cell_grads.append(grad)
+            new_memories.append(memory)
+        return tuple(reversed(cell_grads)), tuple(reversed(new_memories))
+
+    return StackRule(init, grads)
+
+
+def backward(deltas: Callable[[Cell, Tape, Array], Array]) -> LayerRule:
+    """Make a layer's rule of a solve (cell, tape, error) -> δ (T, B, H); it keeps no memory."""
+
+    def grads(cell, memory, tape, error):
+        delta = deltas(cell, tape, error)
+        return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
+
+    return LayerRule(lambda cell, h, key: (), grads)

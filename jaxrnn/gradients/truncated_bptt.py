@@ -1,0 +1,109 @@
+"""Truncated backpropagation through time: BPTT(h; h') of Williams & Peng (1990) with h' = 1.
+
+The error of output t reaches the pre-activations t, t-1, …, t-window and no further: window + 1
+terms of the Neumann series
+
+    λ = Σ_k 𝒥ᵏ e,        k = 0 … window
+
+Each term is one batched matmul over all T, without a loop over time. In a stack the window counts
+the steps of an error's whole way down, through whichever layers it goes: the gradient is that of
+the graph with `stop_gradient` on every layer's h_{t-window-1}. So the terms are taken one by one
+through all layers, not layer by layer.
+
+The rule remembers the last `window` steps, and an error goes on into them from the next chunk: the
+sum over the chunks does not depend on where they are cut.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxrnn import layer
+from jaxrnn.gradients.base import GradientAlgorithm, StackRule, lift
+from jaxrnn.layer import Tape, is_ids
+from jaxrnn.network import RNN
+
+
+class Window(NamedTuple):
+    """The last K steps. Before the first there were none: a gain of 0 lets no credit through.
+
+    Attributes:
+        ids: the network's input where it is ids, (K, B); zeros, never read, for features.
+        tapes: one a layer; the lowest holds zeros for x, never read, where the input is ids.
+    """
+
+    ids: Int[Array, "K B"]
+    tapes: tuple[Tape, ...]
+
+
+def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
+    """Backpropagate each error through `window` recurrent steps; O(window T B H²) per layer.
+
+    Args:
+        rnn: the network.
+        window: K ≥ 0. 0 is the one-hop gradient, where no credit passes between steps; T - 1 and
+            above is the whole of BPTT for a sequence of T.
+
+    Raises:
+        ValueError: if window is negative or not a whole number.
+    """
+    if not isinstance(window, int) or window < 0:
+        raise ValueError(f"window must be a whole number of at least 0, got {window!r}")
+
+    def init(cells, h, key):
+        def empty(cell):
+            steps = jnp.zeros((window, *h.shape[1:]), cell.W_hh.dtype)
+            x = jnp.zeros((window, h.shape[1], cell.W_xh.shape[0]), cell.W_xh.dtype)
+            return Tape(x, h_prev=steps, gain=steps)
+
+        return Window(jnp.zeros((window, h.shape[1]), jnp.int32), tuple(map(empty, cells)))
+
+    def grads(cells, memory, tapes, error):
+        tapes = _remember(memory, tapes)
+        error = jnp.concatenate([jnp.zeros((window, *error.shape[1:]), error.dtype), error])
+
+        def term(error, pulled):
+            credits, deltas = [], []
+            for cell, tape, pulled_here in reversed(list(zip(cells, tapes, pulled, strict=True))):
+                credits.append(error + pulled_here)
+                deltas.append(tape.gain * credits[-1])
+                error = layer.input_error(cell, deltas[-1])
+            return tuple(reversed(credits)), tuple(reversed(deltas))
+
+        def next_term(carry, _):
+            credits, total = carry
+            pulled = [
+                _one_step_earlier(layer.pull_back(cell, tape.gain, credit, rnn.leak))
+                for cell, tape, credit in zip(cells, tapes, credits, strict=True)
+            ]
+            credits, deltas = term(0.0, pulled)
+            return (credits, jax.tree.map(jnp.add, total, deltas)), None
+
+        (_, deltas), _ = lax.scan(next_term, term(error, [0.0] * len(cells)), length=window)
+        return tuple(map(layer.contract, cells, tapes, deltas)), _keep(memory, tapes, window)
+
+    return lift(rnn, StackRule(init, grads))
+
+
+def _one_step_earlier(pulled: Float[Array, "S B H"]) -> Float[Array, "S B H"]:
+    """Move what step t sends back to where step t-1 receives it; nothing comes after the last."""
+    return jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
+
+
+def _remember(memory: Window, tapes: tuple[Tape, ...]) -> tuple[Tape, ...]:
+    """Put the remembered steps before the chunk's."""
+    past = memory.tapes
+    if is_ids(tapes[0].x):
+        past = (past[0]._replace(x=memory.ids), *past[1:])
+    return jax.tree.map(lambda before, now: jnp.concatenate([before, now]), past, tapes)
+
+
+def _keep(memory: Window, tapes: tuple[Tape, ...], window: int) -> Window:
+    """Keep the last `window` steps, and of the input's two kinds the one that was given."""
+    lowest, *above = jax.tree.map(lambda leaf: leaf[leaf.shape[0] - window :], tapes)
+    if is_ids(lowest.x):
+        return Window(lowest.x, (lowest._replace(x=memory.tapes[0].x), *above))
+    return Window(memory.ids, (lowest, *above))

@@ -1,0 +1,73 @@
+"""Losses per position, each with its gradient with respect to the outputs.
+
+A loss maps outputs (..., O) and targets to one number a position, (...). What a loss says about
+time, masks and means is the network's business, not its own.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LossFunction = Callable[[Array, Array], Array]
+
+
+class Loss(NamedTuple):
+    """A per-position loss ℓ(y, target), and the same with ∂ℓ/∂y beside it."""
+
+    value: LossFunction
+    value_and_grad: Callable[[Array, Array], tuple[Array, Array]]
+
+
+def _softmax_cross_entropy(
+    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Compute -log softmax(y)[target], in nats."""
+    picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1, mode="fill")[..., 0]
+    return jax.nn.logsumexp(outputs, axis=-1) - picked
+
+
+def _softmax_cross_entropy_and_grad(
+    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch O"]]:
+    """Compute the cross-entropy and ∂ℓ/∂y = softmax(y) - onehot(target) from one exponential."""
+    largest = outputs.max(-1, keepdims=True)
+    exponentials = jnp.exp(outputs - largest)
+    total = exponentials.sum(-1, keepdims=True)
+    picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1, mode="fill")
+    value = (jnp.log(total) + largest - picked)[..., 0]
+    one_hot = targets[..., None] == jnp.arange(outputs.shape[-1])
+    return value, exponentials / total - one_hot
+
+
+def _squared_error(
+    outputs: Float[Array, "*batch O"], targets: Float[Array, "*batch O"]
+) -> Float[Array, "*batch"]:
+    """Compute Σ_o (y_o - target_o)²."""
+    return jnp.square(outputs - targets).sum(-1)
+
+
+def _squared_error_and_grad(
+    outputs: Float[Array, "*batch O"], targets: Float[Array, "*batch O"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch O"]]:
+    """Compute the squared error and ∂ℓ/∂y = 2 (y - target)."""
+    difference = outputs - targets
+    return jnp.square(difference).sum(-1), 2 * difference
+
+
+LOSSES = {
+    "softmax_cross_entropy": Loss(_softmax_cross_entropy, _softmax_cross_entropy_and_grad),
+    "squared_error": Loss(_squared_error, _squared_error_and_grad),
+}
+
+
+def through_autodiff(loss: LossFunction) -> Loss:
+    """Give any per-position loss its gradient by reverse-mode autodiff."""
+
+    def value_and_grad(outputs, targets):
+        value, pull_back = jax.vjp(lambda y: loss(y, targets), outputs)
+        return value, pull_back(jnp.ones_like(value))[0]
+
+    return Loss(loss, value_and_grad)

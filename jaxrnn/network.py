@@ -1,0 +1,407 @@
+"""The network: a description without arrays, its parameters as a pytree, and its loss.
+
+    y_t = h_t W_hy + b_y            L = Σ_t ℓ(y_t, target_t), divided by the count for a mean
+
+Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·), inside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxrnn import layer
+from jaxrnn.layer import ACTIVATIONS, Cell, Tape, is_ids
+from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
+
+Initializer = Callable[..., Array]
+
+LECUN_NORMAL = jax.nn.initializers.lecun_normal()
+ORTHOGONAL = jax.nn.initializers.orthogonal()
+ZEROS = jax.nn.initializers.zeros
+
+
+class Readout(NamedTuple):
+    """Parameters of the readout; `b_y` is None for a network without bias."""
+
+    W_hy: Float[Array, "H O"]
+    b_y: Float[Array, " O"] | None
+
+
+class Params(NamedTuple):
+    """All parameters of a network: one cell a layer, from the input up, and the readout."""
+
+    cells: tuple[Cell, ...]
+    readout: Readout
+
+
+class Batch(NamedTuple):
+    """Sequences and what the network should answer.
+
+    Attributes:
+        inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
+        targets: ids (B, T) for `softmax_cross_entropy`, (B, T, O) for `squared_error`.
+        mask: the weight of each position in the loss, (B, T); None counts every one once.
+    """
+
+    inputs: Int[Array, "B T"] | Float[Array, "B T I"]
+    targets: Array
+    mask: Bool[Array, "B T"] | Float[Array, "B T"] | None = None
+
+
+@dataclass(frozen=True, init=False)
+class RNN:
+    """A vanilla (Elman) RNN: what it is, without an array in it; frozen and hashable.
+
+        a_t = x_t W_xh + h_{t-1} W_hh + b_h
+        h_t = (1 - leak) h_{t-1} + leak φ(a_t)
+        y_t = h_t W_hy + b_y
+
+    Layer l+1 takes layer l's h as its input (Elman 1990; the leak: Jaeger et al. 2007).
+
+    Args:
+        input_size: I, the number of features, or of different ids.
+        hidden_size: H, units in each layer.
+        output_size: O.
+        num_layers: layers in the stack.
+        activation: φ, one of "tanh", "relu", "sigmoid", "identity".
+        leak: in (0, 1]; 1 is the vanilla network.
+        use_bias: whether there are b_h and b_y.
+        loss: "softmax_cross_entropy" (nats), "squared_error" (Σ_o (y - target)²), or a function
+            (outputs (B, T, O), targets) -> one loss a position (B, T).
+        reduction: "mean" over the positions, each weighted by the mask, or their "sum".
+        input_init: initialiser of W_xh, as in `jax.nn.initializers`.
+        recurrent_init: initialiser of W_hh.
+        readout_init: initialiser of W_hy.
+        bias_init: initialiser of b_h and b_y.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
+    >>> rnn.init(jax.random.key(0)).cells[0].W_xh.shape
+    (5, 4)
+    """
+
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int
+    activation: str
+    leak: float
+    use_bias: bool
+    loss_function: str | LossFunction
+    reduction: str
+    input_init: Initializer
+    recurrent_init: Initializer
+    readout_init: Initializer
+    bias_init: Initializer
+
+    # Written out because `loss` is an argument here and, as the contract has it, a method below.
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        *,
+        num_layers: int = 1,
+        activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh",
+        leak: float = 1.0,
+        use_bias: bool = True,
+        loss: str | LossFunction = "softmax_cross_entropy",
+        reduction: Literal["mean", "sum"] = "mean",
+        input_init: Initializer = LECUN_NORMAL,
+        recurrent_init: Initializer = ORTHOGONAL,
+        readout_init: Initializer = LECUN_NORMAL,
+        bias_init: Initializer = ZEROS,
+    ):
+        vars(self).update(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            output_size=output_size,
+            num_layers=num_layers,
+            activation=activation,
+            leak=leak,
+            use_bias=use_bias,
+            loss_function=loss,
+            reduction=reduction,
+            input_init=input_init,
+            recurrent_init=recurrent_init,
+            readout_init=readout_init,
+            bias_init=bias_init,
+        )
+        for name in ("input_size", "hidden_size", "output_size", "num_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not 0 < leak <= 1:
+            raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {leak}")
+        _one_of("activation", activation, ACTIVATIONS)
+        _one_of("reduction", reduction, ("mean", "sum"))
+        if not callable(loss):
+            _one_of("loss", loss, LOSSES, " or a function (outputs, targets) -> per-position loss")
+
+    def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike = None) -> Params:
+        """Draw parameters; `dtype` is JAX's default float if not given."""
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        H, O = self.hidden_size, self.output_size  # noqa: E741
+        *cell_keys, readout_key = jax.random.split(key, self.num_layers + 1)
+
+        def cell(key, fan_in):
+            input_key, recurrent_key, bias_key = jax.random.split(key, 3)
+            return Cell(
+                self.input_init(input_key, (fan_in, H), dtype),
+                self.recurrent_init(recurrent_key, (H, H), dtype),
+                self.bias_init(bias_key, (H,), dtype) if self.use_bias else None,
+            )
+
+        weight_key, bias_key = jax.random.split(readout_key)
+        readout = Readout(
+            self.readout_init(weight_key, (H, O), dtype),
+            self.bias_init(bias_key, (O,), dtype) if self.use_bias else None,
+        )
+        fans_in = [self.input_size] + [H] * (self.num_layers - 1)
+        return Params(tuple(map(cell, cell_keys, fans_in)), readout)
+
+    def initial_state(
+        self, batch_size: int, dtype: jax.typing.DTypeLike = None
+    ) -> Float[Array, "L B H"]:
+        """Return the state before any input: zeros (num_layers, B, H)."""
+        return jnp.zeros((self.num_layers, batch_size, self.hidden_size), dtype)
+
+    def step(
+        self, cell: Cell, x: Float[Array, "B I"] | Int[Array, " B"], h: Float[Array, "B H"]
+    ) -> Float[Array, "B H"]:
+        """Take one step of one layer: x_t (B, I) or ids (B,), and h_{t-1} (B, H), to h_t."""
+        x = _as_inputs(cell, x, 1)
+        return layer.step(cell, x, _as_state(cell, h, x), self.activation, self.leak)
+
+    def unroll(
+        self, cell: Cell, inputs: Float[Array, "B T I"] | Int[Array, "B T"], h: Float[Array, "B H"]
+    ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
+        """Run one layer over a sequence, differentiated by hand-written BPTT.
+
+        `jax.grad` through this gives the gradients of the cell, the inputs and h by
+        `jaxrnn.gradients.bptt`'s backward pass (`jax.custom_vjp`), whatever loss stands on top.
+        For forward-mode or higher derivatives use `apply`, which is plain JAX.
+
+        Args:
+            cell: the layer's parameters.
+            inputs: (B, T, I), or ids (B, T).
+            h: the state before the first step, (B, H).
+
+        Returns:
+            The states h_1 … h_T as (B, T, H), and h_T (B, H), to pass on to the next chunk.
+        """
+        inputs = _as_inputs(cell, inputs, 2)
+        h = _as_state(cell, h, inputs)
+        states, h_last = layer.unroll(cell, inputs.swapaxes(0, 1), h, self.activation, self.leak)
+        return states.swapaxes(0, 1), h_last
+
+    def apply(
+        self,
+        params: Params,
+        inputs: Float[Array, "B T I"] | Int[Array, "B T"],
+        h: Float[Array, "L B H"],
+    ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
+        """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h."""
+        inputs, h = check_inputs(self, params, inputs, h)
+        states, h_last, _ = forward(self, params.cells, inputs.swapaxes(0, 1), h)
+        return _outputs(params.readout, states).swapaxes(0, 1), h_last
+
+    def loss(
+        self, params: Params, h: Float[Array, "L B H"], batch: Batch
+    ) -> tuple[Float[Array, ""], Float[Array, "L B H"]]:
+        """Compute the loss of a batch from the state h, and the last state; plain JAX."""
+        batch, h = check_batch(self, params, batch, h)
+        batch = time_major(batch)
+        states, h_last, _ = forward(self, params.cells, batch.inputs, h)
+        losses = _loss(self).value(_outputs(params.readout, states), batch.targets)
+        return jnp.sum(_weights(self, losses, batch.mask) * losses), h_last
+
+
+def forward(
+    rnn: RNN, cells: tuple[Cell, ...], x: Array, h: Float[Array, "L B H"]
+) -> tuple[Float[Array, "T B H"], Float[Array, "L B H"], tuple[Tape, ...]]:
+    """Run the stack, time-major: the top layer's states, every layer's last state and tape."""
+    h_last, tapes = [], []
+    for cell, h_0 in zip(cells, h, strict=True):
+        x, last, tape = layer.forward(cell, x, h_0, rnn.activation, rnn.leak)
+        h_last.append(last)
+        tapes.append(tape)
+    return x, jnp.stack(h_last), tuple(tapes)
+
+
+def readout_value_and_grad(
+    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
+) -> tuple[Float[Array, ""], Readout, Float[Array, "T B H"]]:
+    """Compute the loss from the top layer's states, the readout's gradient and the error.
+
+    Time-major. The error is e_t = ∂ℓ_t/∂y_t W_hyᵀ, what step t's own loss says about h_t.
+    """
+    losses, d_outputs = _loss(rnn).value_and_grad(_outputs(readout, states), batch.targets)
+    weights = _weights(rnn, losses, batch.mask)
+    d_outputs = weights[..., None] * d_outputs
+    grads = Readout(
+        jnp.einsum("tbh,tbo->ho", states, d_outputs),
+        None if readout.b_y is None else d_outputs.sum((0, 1)),
+    )
+    return jnp.sum(weights * losses), grads, d_outputs @ readout.W_hy.T
+
+
+def time_major(batch: Batch) -> Batch:
+    """Turn a batch's leading axes from (B, T) to (T, B), or back."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch)
+
+
+def _outputs(readout: Readout, states: Array) -> Array:
+    outputs = states @ readout.W_hy
+    return outputs if readout.b_y is None else outputs + readout.b_y
+
+
+def _loss(rnn: RNN) -> Loss:
+    """Find the loss, as functions of time-major arrays."""
+    if not callable(rnn.loss_function):
+        return LOSSES[rnn.loss_function]
+    loss = rnn.loss_function
+
+    def batch_first(outputs, targets):
+        return loss(outputs.swapaxes(0, 1), targets.swapaxes(0, 1)).swapaxes(0, 1)
+
+    return through_autodiff(batch_first)
+
+
+def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float[Array, "T B"]:
+    """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
+    if losses.ndim != 2:
+        raise ValueError(f"the loss must give one number a position (B, T), got {losses.shape}")
+    weights = jnp.ones_like(losses) if mask is None else mask
+    if rnn.reduction == "sum":
+        return weights
+    total = weights.sum()
+    return weights / jnp.where(total == 0, 1, total)
+
+
+# What a caller hands over is checked here, once, with its own names and both shapes.
+
+
+def check_inputs(
+    rnn: RNN, params: Params, inputs: Array, h: Array
+) -> tuple[Array, Float[Array, "L B H"]]:
+    """Return inputs and h in the parameters' dtype.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit the network, or an id is out of range.
+    """
+    _check_params(rnn, params)
+    inputs = _as_inputs(params.cells[0], inputs, 2)
+    h = jnp.asarray(h, params.cells[0].W_hh.dtype)
+    expected = (rnn.num_layers, inputs.shape[0], rnn.hidden_size)
+    if h.shape != expected:
+        raise ValueError(
+            f"h has shape {h.shape}, but inputs of shape {inputs.shape} need (layers, B, H) = "
+            f"{expected}: start with rnn.initial_state({inputs.shape[0]})"
+        )
+    return inputs, h
+
+
+def check_batch(
+    rnn: RNN, params: Params, batch: Batch, h: Array
+) -> tuple[Batch, Float[Array, "L B H"]]:
+    """Return the batch and h in the parameters' dtype; raise as `check_inputs` does."""
+    inputs, h = check_inputs(rnn, params, batch.inputs, h)
+    targets = jnp.asarray(batch.targets)
+    positions, dtype = inputs.shape[:2], h.dtype
+    if rnn.loss_function == "softmax_cross_entropy":
+        _check_shape("targets", targets, positions, "one id a position, as in inputs")
+        _check_ids("targets", targets, rnn.output_size, "output_size")
+    elif rnn.loss_function == "squared_error":
+        expected = (*positions, rnn.output_size)
+        _check_shape("targets", targets, expected, "(B, T, O), as the outputs")
+        targets = targets.astype(dtype)
+    elif targets.shape[:2] != positions:
+        raise ValueError(f"targets have shape {targets.shape}, but must begin with {positions}")
+    mask = batch.mask
+    if mask is not None:
+        mask = jnp.asarray(mask, dtype)
+        _check_shape("mask", mask, positions, "one weight a position")
+    return Batch(inputs, targets, mask), h
+
+
+@cache
+def _param_shapes(rnn: RNN) -> Params:
+    return jax.eval_shape(rnn.init, jax.random.key(0))
+
+
+def _check_params(rnn: RNN, params: Params) -> None:
+    expected = _param_shapes(rnn)
+    if jax.tree.structure(params) != jax.tree.structure(expected):
+        raise ValueError(
+            f"params do not have the structure of this RNN's ({rnn.num_layers} layers, "
+            f"use_bias={rnn.use_bias}): make them with rnn.init(key)"
+        )
+
+    def check(path, leaf, shape):
+        if jnp.shape(leaf) != shape.shape:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but this RNN "
+                f"needs {shape.shape}: make them with rnn.init(key)"
+            )
+
+    jax.tree_util.tree_map_with_path(check, params, expected)
+
+
+def _as_inputs(cell: Cell, inputs: Array, leading: int) -> Array:
+    """Return ids as they are and features in the cell's dtype."""
+    inputs = jnp.asarray(inputs)
+    size, dtype = cell.W_xh.shape[0], cell.W_xh.dtype
+    axes = ("B", "T")[:leading]
+    if inputs.size == 0 and size:
+        raise ValueError(f"inputs are empty, with shape {inputs.shape}")
+    if inputs.ndim == leading:
+        _check_ids("inputs", inputs, size, "input_size", f", or features ({', '.join(axes)}, I)")
+        return inputs.astype(jnp.int32)
+    if inputs.ndim != leading + 1 or inputs.shape[-1] != size or is_ids(inputs):
+        raise ValueError(
+            f"inputs have shape {inputs.shape} and dtype {inputs.dtype}, but must be ids "
+            f"({', '.join(axes)}) as integers or features ({', '.join(axes)}, I={size}) as floats"
+        )
+    return inputs.astype(dtype)
+
+
+def _as_state(cell: Cell, h: Array, inputs: Array) -> Array:
+    h = jnp.asarray(h, cell.W_hh.dtype)
+    _check_shape("h", h, (inputs.shape[0], cell.W_hh.shape[0]), "(B, H)")
+    return h
+
+
+def _check_shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
+    if array.shape != expected:
+        raise ValueError(f"{name} has shape {array.shape}, but needs {expected}: {meaning}")
+
+
+def _check_ids(name: str, ids: Array, size: int, size_name: str, otherwise: str = "") -> None:
+    if not is_ids(ids):
+        raise ValueError(
+            f"{name} of shape {ids.shape} must be ids, whole numbers of an integer dtype, but have "
+            f"dtype {ids.dtype}: convert with .astype(int){otherwise}"
+        )
+    if isinstance(ids, jax.core.Tracer):  # no values to look at; an id outside then gives NaN
+        return
+    smallest, largest = int(ids.min()), int(ids.max())
+    if smallest < 0 or largest >= size:
+        outside = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"{name} hold the id {outside}, but must lie in 0 … {size - 1} ({size_name}={size})"
+        )
+
+
+def _one_of(name: str, value: object, options, otherwise: str = "") -> None:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
