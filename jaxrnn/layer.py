@@ -6,9 +6,9 @@
     credit λ_t = dL/dh_t = e_t + J_{t+1}ᵀ λ_{t+1}        J_t = ∂h_t/∂h_{t-1}
     delta  δ_t = dL/da_t = g_t ⊙ λ_t                     g_t = leak φ'(a_t)
 
-Everything here is time-major, (T, B, ·). What does not depend on the step before is done for
-all T at once, outside the scans: x_t W_xh ahead of the forward one, and one matmul over T·B for each
-weight's gradient after the backward one.
+Everything here is time-major, (T, B, ·). What does not depend on the step before is done for all
+T at once, outside the scans: x_t W_xh ahead of the forward one, and one matmul over T·B for the
+gradient of each weight after the backward one.
 """
 
 from collections.abc import Callable

@@ -180,7 +180,7 @@ class RNN:
     ) -> Float[Array, "B H"]:
         """Take one step of one layer: x_t (B, I) or ids (B,), and h_{t-1} (B, H), to h_t."""
         x = _as_inputs(cell, x, 1)
-        return layer.step(cell, x, _as_state(cell, h, x), self.activation, self.leak)
+        return layer.step(cell, x, _check_state(cell, h, x), self.activation, self.leak)
 
     def unroll(
         self, cell: Cell, inputs: Float[Array, "B T I"] | Int[Array, "B T"], h: Float[Array, "B H"]
@@ -200,7 +200,7 @@ class RNN:
             The states h_1 … h_T as (B, T, H), and h_T (B, H), to pass on to the next chunk.
         """
         inputs = _as_inputs(cell, inputs, 2)
-        h = _as_state(cell, h, inputs)
+        h = _check_state(cell, h, inputs)
         states, h_last = layer.unroll(cell, inputs.swapaxes(0, 1), h, self.activation, self.leak)
         return states.swapaxes(0, 1), h_last
 
@@ -238,21 +238,29 @@ def forward(
     return x, jnp.stack(h_last), tuple(tapes)
 
 
+def outputs_and_grad(
+    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
+) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
+    """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
+    outputs = _outputs(readout, states)
+    losses, d_outputs = _loss(rnn).value_and_grad(outputs, batch.targets)
+    weights = _weights(rnn, losses, batch.mask)
+    return outputs, weights * losses, weights[..., None] * d_outputs
+
+
 def readout_value_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
 ) -> tuple[Float[Array, ""], Readout, Float[Array, "T B H"]]:
     """Compute the loss from the top layer's states, the readout's gradient and the error.
 
-    Time-major. The error is e_t = ∂ℓ_t/∂y_t W_hyᵀ, what step t's own loss says about h_t.
+    Time-major. The error is e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t.
     """
-    losses, d_outputs = _loss(rnn).value_and_grad(_outputs(readout, states), batch.targets)
-    weights = _weights(rnn, losses, batch.mask)
-    d_outputs = weights[..., None] * d_outputs
+    _, losses, d_outputs = outputs_and_grad(rnn, readout, states, batch)
     grads = Readout(
         jnp.einsum("tbh,tbo->ho", states, d_outputs),
         None if readout.b_y is None else d_outputs.sum((0, 1)),
     )
-    return jnp.sum(weights * losses), grads, d_outputs @ readout.W_hy.T
+    return losses.sum(), grads, d_outputs @ readout.W_hy.T
 
 
 def time_major(batch: Batch) -> Batch:
@@ -291,6 +299,11 @@ def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float
 # What a caller hands over is checked here, once, with its own names and both shapes.
 
 
+def as_state(params: Params, h: Array) -> Float[Array, "L B H"]:
+    """Return h in the parameters' dtype."""
+    return jnp.asarray(h, params.readout.W_hy.dtype)
+
+
 def check_inputs(
     rnn: RNN, params: Params, inputs: Array, h: Array
 ) -> tuple[Array, Float[Array, "L B H"]]:
@@ -301,7 +314,7 @@ def check_inputs(
     """
     _check_params(rnn, params)
     inputs = _as_inputs(params.cells[0], inputs, 2)
-    h = jnp.asarray(h, params.cells[0].W_hh.dtype)
+    h = as_state(params, h)
     expected = (rnn.num_layers, inputs.shape[0], rnn.hidden_size)
     if h.shape != expected:
         raise ValueError(
@@ -375,7 +388,7 @@ def _as_inputs(cell: Cell, inputs: Array, leading: int) -> Array:
     return inputs.astype(dtype)
 
 
-def _as_state(cell: Cell, h: Array, inputs: Array) -> Array:
+def _check_state(cell: Cell, h: Array, inputs: Array) -> Array:
     h = jnp.asarray(h, cell.W_hh.dtype)
     _check_shape("h", h, (inputs.shape[0], cell.W_hh.shape[0]), "(B, H)")
     return h

@@ -6,14 +6,14 @@ It differentiates the plain `lax.scan`, not the hand-written VJP of `RNN.unroll`
 import jax
 
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
-from jaxrnn.network import RNN
+from jaxrnn.network import RNN, as_state
 
 
 def autodiff(rnn: RNN) -> GradientAlgorithm:
     """Differentiate by `jax.value_and_grad` of `rnn.loss`; O(T B H (I + H)) per layer."""
 
     def init(params, h, key=None):
-        return Carry(h, ())
+        return Carry(as_state(params, h), ())
 
     def value_and_grad(params, carry, batch):
         loss_and_grad = jax.value_and_grad(rnn.loss, has_aux=True)

@@ -26,6 +26,7 @@ from jaxrnn.network import (
     RNN,
     Batch,
     Params,
+    as_state,
     check_batch,
     forward,
     readout_value_and_grad,
@@ -104,6 +105,7 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
     """Make an algorithm of a rule: forward pass, readout's gradient, and the rule for the cells."""
 
     def init(params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None) -> Carry:
+        h = as_state(params, h)
         return Carry(h, rule.init(params.cells, h, key))
 
     def value_and_grad(
@@ -145,3 +147,13 @@ def backward(deltas: Callable[[Cell, Tape, Array], Array]) -> LayerRule:
         return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
 
     return LayerRule(lambda cell, h, key: (), grads)
+
+
+def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:
+    """Make every batch start from the carry that `init` made, for sequences that stand alone."""
+
+    def value_and_grad(params, carry, batch):
+        (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
+        return (loss, carry), grads
+
+    return GradientAlgorithm(algorithm.init, value_and_grad)

@@ -1,0 +1,208 @@
+"""The command `jaxrnn`: train, sample, explain."""
+
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+
+try:
+    import tyro
+
+    from jaxrnn import display
+except ImportError as error:  # the extra is missing: one line, not a stack trace
+    sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
+
+from jaxrnn import checkpoint, gradients, run
+from jaxrnn.network import RNN, Batch
+from jaxrnn.text import Vocabulary
+from jaxrnn.verification import verify
+from jaxrnn.walkthrough import walkthrough
+
+DEFAULT_OUT = Path("jaxrnn-run")
+DEFAULTS = run.Options()
+
+
+def train(
+    file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    /,
+    *,
+    options: Annotated[run.Options, tyro.conf.arg(name="")] = DEFAULTS,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    overwrite: bool = False,
+    encoding: str = "utf-8",
+) -> int:
+    """Train a character model, having first shown that its gradient is right.
+
+    Args:
+        file: A text file. Without one: the documentation topics that ship with Python.
+        options: How to train.
+        out: The folder to save the run in; default jaxrnn-run, or jaxrnn-run-2 and so on.
+        overwrite: Replace the folder if it exists.
+        encoding: The text file's encoding.
+    """
+    out = _folder_for(out, overwrite)
+    if file is None:
+        text, name = run.documentation_topics(), "the documentation topics of Python "
+        name += platform.python_version()
+        display.say("text", f"{name}, since no FILE was given")
+    else:
+        text, name = run.read_text(file, encoding), str(file)
+        display.say("text", name)
+    training = run.prepare(text, options)
+    display.network(text, training)
+    first = jax.tree.map(lambda leaf: leaf[0], training.source(np.arange(1)))
+    report = verify(gradients.bptt(training.rnn), training.rnn, training.state.params, first)
+    display.gradient(report, first)
+    if not report.ok:
+        return 1
+
+    state, losses, diverged, stopped = training.state, [], False, False
+    started = time.perf_counter()
+    try:
+        for block in display.with_progress(training):
+            state, diverged = block.state, block.diverged
+            losses.extend(np.asarray(block.metrics.loss).tolist())
+    except KeyboardInterrupt:  # what was learnt so far is evaluated and saved all the same
+        stopped = True
+    seconds, good = time.perf_counter() - started, int(state.step)
+    display.say("trained", f"{good:,} of {options.steps:,} steps in {seconds:.0f} s")
+    remedy = "try a smaller --learning-rate or --clip, or --activation tanh"
+    if diverged and good == 0:
+        raise ValueError(f"the loss or gradient of step 1 is not finite ({losses[0]=}): {remedy}")
+
+    held_out = run.held_out_loss(training, state.params)
+    display.say("held out", f"{held_out:.4f} nats = {held_out / np.log(2):.4f} bits per character")
+    saved = checkpoint.SavedRun(
+        training.rnn,
+        training.vocabulary,
+        state.params,
+        options=asdict(options) | {"text": name},
+        results={"steps": good, "seconds": seconds, "held_out_nats": held_out} | _versions(),
+    )
+    checkpoint.save(out, saved, losses[:good], overwrite=overwrite)
+    display.plot_losses(out / "loss.png", losses[:good], held_out)
+    if diverged:
+        raise ValueError(
+            f"the loss or gradient of step {good + 1:,} is not finite (loss {losses[-1]}): "
+            f"{out} holds the state after step {good:,}; {remedy}"
+        )
+    display.samples(run.write(saved, length=300, count=2, seed=options.seed))
+    display.say("saved", f"{out}; write more with: jaxrnn sample {out}")
+    return 130 if stopped else 0
+
+
+def sample(
+    folder: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    prime: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    length: int = 500,
+    count: int = 1,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> int:
+    """Write text with a trained model.
+
+    Args:
+        folder: The folder of a run, as jaxrnn train saved it.
+        prime: What the text begins with; default the start of a line.
+        length: Characters to write at most; a model of lines also stops at its line's end.
+        count: How many texts.
+        temperature: 1 is the model's own distribution, less is more cautious, 0 the likeliest.
+        seed: Another seed, another text.
+    """
+    saved = checkpoint.load(folder)
+    display.samples(
+        run.write(
+            saved, prime=prime, length=length, count=count, temperature=temperature, seed=seed
+        )
+    )
+    return 0
+
+
+def explain(
+    word: Annotated[str, tyro.conf.arg(metavar="WORD")],
+    /,
+    *,
+    hidden_size: int = 3,
+    init: run.Init = "small-normal",
+    seed: int = 0,
+) -> int:
+    """Show every number of the forward and backward pass for one word, step by step.
+
+    The network reads the word's characters and is to answer with the next one each time, at last
+    with the line's end. The loss is summed over the word; numbers are in float64.
+
+    Args:
+        word: The word.
+        hidden_size: Hidden units.
+        init: Initial weights, as in jaxrnn train.
+        seed: For the weights.
+    """
+    if not word:
+        raise ValueError("the word is empty: give at least one character")
+    vocabulary = Vocabulary.from_text(word + run.LINE)
+    rnn = RNN(
+        vocabulary.size,
+        hidden_size,
+        vocabulary.size,
+        reduction="sum",
+        **run.INITIALIZERS[init],
+    )
+    ids = vocabulary.encode(word + run.LINE)
+    with jax.enable_x64(True):
+        params = rnn.init(jax.random.key(seed))
+        walk = walkthrough(rnn, params, Batch(ids[None, :-1], ids[None, 1:]))
+        display.walk(word, vocabulary, jax.tree.map(np.asarray, walk))
+    return 0
+
+
+COMMANDS = {"train": train, "sample": sample, "explain": explain}
+
+
+def main() -> None:
+    """Run the command; a mistake in what was typed or given ends with one line and status 2."""
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="jaxrnn",
+            description="The laboratory for the gradient of a vanilla (Elman) RNN.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    except (ValueError, OSError) as error:
+        print(f"jaxrnn: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("jaxrnn: stopped", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _folder_for(out: Path | None, overwrite: bool) -> Path:
+    """Find the folder for a new run before any work is done: it must be free, and writable."""
+    if out is None:
+        number, out = 1, DEFAULT_OUT
+        while out.exists():
+            number += 1
+            out = DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}")
+    elif out.exists() and not overwrite:
+        raise ValueError(f"{out} exists already: choose another --out, or say --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"cannot write in {out.parent.resolve()}: choose another --out")
+    return out
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "optax", "numpy")}
+
+
+if __name__ == "__main__":
+    main()

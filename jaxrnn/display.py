@@ -1,0 +1,137 @@
+"""What the command shows: lines, progress, a plot, and a walk through one word."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxrnn import run
+from jaxrnn.network import Batch
+from jaxrnn.text import Vocabulary
+from jaxrnn.verification import Report
+from jaxrnn.walkthrough import Walkthrough
+
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+def say(label: str, text: str) -> None:
+    """Print one line with its label."""
+    console.print(f"[bold]{label:<9}[/bold] ", end="")
+    console.print(text, markup=False)
+
+
+def network(text: str, training: run.Run) -> None:
+    """Say what is trained on what."""
+    rnn = training.rnn
+    say("", f"{len(text):,} characters, {training.vocabulary.size} different")
+    layers = [f"{rnn.hidden_size} {rnn.activation}"] * rnn.num_layers
+    leak = "" if rnn.leak == 1 else f", leak {rnn.leak}"
+    size = sum(leaf.size for leaf in jax.tree.leaves(training.state.params))
+    sizes = " → ".join([str(rnn.input_size), *layers, str(rnn.output_size)])
+    say("network", f"{sizes}{leak}, {size:,} parameters")
+
+
+def gradient(report: Report, batch: Batch) -> None:
+    """Say how well the gradient agrees; all of the report where it does not."""
+    say("gradient", f"bptt against jax.grad on the first batch {batch.inputs.shape}, in float64:")
+    if report.ok:
+        say("", f"largest error {report.worst.error:.1e}, in {report.worst.name}: right")
+    else:
+        console.print(str(report), markup=False)
+
+
+def samples(texts: list[str]) -> None:
+    """Print generated texts, ruled off where there are several."""
+    for text in texts:
+        if len(texts) > 1:
+            console.rule(style="dim")
+        console.print(text, markup=False)
+    if len(texts) > 1:
+        console.rule(style="dim")
+
+
+def with_progress(training: run.Run) -> Iterator[run.Block]:
+    """Show a bar on a terminal, and ten plain lines elsewhere."""
+    steps = training.options.steps
+    started, characters, told = time.perf_counter(), 0, 0
+
+    def describe(block):
+        loss = float(block.metrics.loss.mean())
+        speed = characters / (time.perf_counter() - started)
+        return f"loss {loss:.4f} ({loss / np.log(2):.4f} bits) {speed / 1000:,.0f}k char/s"
+
+    columns = (
+        TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", total=steps, status="compiling …")
+        for block in run.train(training):
+            characters += block.characters
+            done = int(block.state.step)
+            progress.update(task, completed=done, status=describe(block))
+            if not console.is_terminal and done * 10 // steps > told:
+                told = done * 10 // steps
+                left = (time.perf_counter() - started) * (steps / done - 1)
+                say("training", f"{done:,}/{steps:,} {describe(block)}, {left:.0f} s left")
+            yield block
+
+
+def plot_losses(file: Path, losses: list[float], held_out: float) -> None:
+    """Draw the training loss over the steps, and the held-out loss at the end."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt  # takes its time: only when there is something to draw
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(range(1, len(losses) + 1), losses, linewidth=0.7, label="training, one batch a step")
+    axes.axhline(held_out, color="black", linestyle="--", label=f"held out: {held_out:.3f}")
+    axes.set(xlabel="step", ylabel="loss, nats per character")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
+    """Print a walkthrough with its formulas."""
+
+    def show(name, value, meaning=""):
+        shown = np.array2string(value, precision=8, prefix=" " * 12, max_line_width=console.width)
+        print(f"  {name:<9} {shown}" + (f"   {meaning}" if meaning else ""))
+
+    def weights(params, prefix=""):
+        (cell,), readout = params
+        for name, leaf in (cell._asdict() | readout._asdict()).items():
+            show(prefix + name, leaf)
+
+    symbols = vocabulary.symbols
+    answers = word[1:] + run.LINE
+    print(f"characters  {' '.join(map(repr, symbols))}")
+    print("\nparameters  (rows are what a weight reads, columns what it writes)")
+    weights(walk.params)
+    print("\nforward     h = tanh(x W_xh + h_prev W_hh + b_h)   y = h W_hy + b_y   p = softmax(y)")
+    for t, (read, answer) in enumerate(zip(word, answers, strict=True)):
+        print(f"step {t}: reads {read!r}, should answer {answer!r}")
+        for name in ("x", "h", "y", "p"):
+            show(name, getattr(walk, name)[t])
+        show("loss", walk.loss_t[t], f"-ln p[{answer!r}]")
+    print(f"loss        {walk.loss}   the sum")
+    print(
+        "\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next"
+        "   dh_raw = (1 - h²) dh\n"
+        "            dh_next = dh_raw W_hhᵀ, handed to the step before"
+    )
+    for t in reversed(range(len(word))):
+        print(f"step {t}:")
+        for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):
+            show("1 - h²" if name == "gain" else name, getattr(walk, name)[t])
+    print("\ngradients   dW_xh = Σ xᵀ dh_raw   dW_hh = Σ h_prevᵀ dh_raw   db_h = Σ dh_raw")
+    print("            dW_hy = Σ hᵀ dy       db_y = Σ dy")
+    weights(walk.grads, "d")
+    show("dh_0", walk.dh_0, "what the state before the word would get")

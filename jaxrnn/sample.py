@@ -1,0 +1,84 @@
+"""Generating sequences of ids from a network."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxrnn.network import RNN, Params
+
+
+def sample(
+    rnn: RNN,
+    params: Params,
+    prime: Int[Array, "B P"],
+    length: int,
+    *,
+    key: PRNGKeyArray,
+    temperature: float = 1.0,
+    end: int | None = None,
+) -> Int[Array, "B length"]:
+    """Continue each row of ids by `length` more, each drawn from softmax(y / temperature).
+
+    Args:
+        rnn: the network; its outputs are logits over its own inputs' ids.
+        params: its parameters.
+        prime: what each of B sequences begins with, at least one id, (B, P); read from h = 0.
+        length: the number of ids to draw: always a limit, whatever `end` is.
+        key: the random key.
+        temperature: 1 draws from the network's own distribution, less is more cautious, and 0 takes
+            the likeliest id each time (greedy; the key is not used).
+        end: the id that ends a sequence; a row that drew it goes on with nothing else.
+
+    Returns:
+        The drawn ids, without the prime, (B, length).
+
+    Raises:
+        ValueError: if the prime is empty, an id out of range, or an argument outside its range.
+    """
+    prime = jnp.asarray(prime)
+    if prime.ndim != 2 or prime.size == 0:
+        raise ValueError(
+            f"prime must be ids (B, P) with at least one each, got shape {prime.shape}"
+        )
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
+    if rnn.input_size != rnn.output_size:
+        raise ValueError(
+            f"a network samples its own next input, so input_size={rnn.input_size} must equal "
+            f"output_size={rnn.output_size}"
+        )
+    h = rnn.initial_state(len(prime), params.readout.W_hy.dtype)
+    outputs, h = rnn.apply(params, prime, h)
+    return _generate(rnn, length, params, outputs[:, -1], h, key, temperature, end)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+    rnn: RNN,
+    length: int,
+    params: Params,
+    logits: Float[Array, "B O"],
+    h: Float[Array, "L B H"],
+    key: PRNGKeyArray,
+    temperature: float,
+    end: int | None,
+) -> Int[Array, "B length"]:
+    def forward(carry, key):
+        logits, h, ended = carry
+        # A temperature of 0 divides by nothing; its draw is not used.
+        drawn = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1.0))
+        ids = jnp.where(temperature > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+        if end is not None:
+            ids = jnp.where(ended, end, ids)
+            ended = ids == end
+        outputs, h = rnn.apply(params, ids[:, None], h)
+        return (outputs[:, 0], h, ended), ids
+
+    ended = jnp.zeros(len(logits), bool)
+    _, ids = lax.scan(forward, (logits, h, ended), jax.random.split(key, length))
+    return ids.T
