@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.network import RNN, Params
@@ -90,7 +91,7 @@ def load(folder: Path) -> SavedRun:
         rnn = RNN(**described["network"])
         shapes = jax.eval_shape(rnn.init, jax.random.key(0))
         with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-            leaves = [arrays[name] for name in _by_name(shapes)]
+            leaves = [jnp.asarray(arrays[name]) for name in _by_name(shapes)]
         params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         for name, leaf in _by_name(shapes).items():
             found = _by_name(params)[name].shape

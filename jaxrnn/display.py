@@ -46,24 +46,25 @@ def gradient(report: Report, batch: Batch) -> None:
 
 
 def samples(texts: list[str]) -> None:
-    """Print generated texts, ruled off where there are several."""
+    """Print generated texts, ruled off from each other where they are longer than a line."""
+    ruled = len(texts) > 1 and any("\n" in text for text in texts)
     for text in texts:
-        if len(texts) > 1:
+        if ruled:
             console.rule(style="dim")
         console.print(text, markup=False)
-    if len(texts) > 1:
+    if ruled:
         console.rule(style="dim")
 
 
 def with_progress(training: run.Run) -> Iterator[run.Block]:
     """Show a bar on a terminal, and ten plain lines elsewhere."""
-    steps = training.options.steps
-    started, characters, told = time.perf_counter(), 0, 0
+    steps, told = training.options.steps, 0
+    started = before = time.perf_counter()
 
-    def describe(block):
+    def describe(block, seconds):
         loss = float(block.metrics.loss.mean())
-        speed = characters / (time.perf_counter() - started)
-        return f"loss {loss:.4f} ({loss / np.log(2):.4f} bits) {speed / 1000:,.0f}k char/s"
+        speed = block.characters / seconds / 1000
+        return f"loss {loss:.4f} ({loss / np.log(2):.4f} bits) {speed:,.0f}k char/s"
 
     columns = (
         TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
@@ -74,13 +75,14 @@ def with_progress(training: run.Run) -> Iterator[run.Block]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=steps, status="compiling …")
         for block in run.train(training):
-            characters += block.characters
-            done = int(block.state.step)
-            progress.update(task, completed=done, status=describe(block))
+            now, done = time.perf_counter(), int(block.state.step)
+            status = describe(block, now - before)
+            before = now
+            progress.update(task, completed=done, status=status)
             if not console.is_terminal and done * 10 // steps > told:
                 told = done * 10 // steps
-                left = (time.perf_counter() - started) * (steps / done - 1)
-                say("training", f"{done:,}/{steps:,} {describe(block)}, {left:.0f} s left")
+                left = (now - started) * (steps / done - 1)
+                say("training", f"{done:,}/{steps:,} {status}, {left:.0f} s left")
             yield block
 
 

@@ -12,7 +12,6 @@ gradient of each weight after the backward one.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -66,7 +65,8 @@ def project(cell: Cell, x: Array) -> Float[Array, "*batch H"]:
     An id outside the table gives NaN rather than some other token's row.
     """
     if is_ids(x):
-        rows = cell.W_xh.at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        table = jnp.asarray(cell.W_xh).at
+        rows = table[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     else:
         rows = x @ cell.W_xh
     return rows if cell.b_h is None else rows + cell.b_h
@@ -100,11 +100,10 @@ def forward(
 
     def forward_step(h, drive_t):
         h, z = _advance(cell, drive_t, h, activation, leak)
-        return h, h if leak == 1 else (h, z)
+        return h, (h, None if leak == 1 else z)  # without a leak they are one and the same
 
-    h_last, stacked = lax.scan(forward_step, h, project(cell, x))
-    states, z = (stacked, stacked) if leak == 1 else stacked
-    gain = leak * ACTIVATIONS[activation].slope(z)
+    h_last, (states, z) = lax.scan(forward_step, h, project(cell, x))
+    gain = leak * ACTIVATIONS[activation].slope(states if z is None else z)
     return states, h_last, Tape(x, jnp.concatenate([h[None], states[:-1]]), gain)
 
 
@@ -163,15 +162,7 @@ def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I
     return delta @ cell.W_xh.T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def unroll(
-    cell: Cell,
-    x: Float[Array, "T B I"] | Int[Array, "T B"],
-    h: Float[Array, "B H"],
-    activation: str,
-    leak: float,
-) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-    """Run the layer over T steps: `forward`, with hand-written BPTT as its VJP."""
+def _unroll(cell, x, h, activation, leak):
     states, h_last, _ = forward(cell, x, h, activation, leak)
     return states, h_last
 
@@ -183,9 +174,12 @@ def _unroll_forward(cell, x, h, activation, leak):
 
 def _unroll_backward(activation, leak, residuals, cotangents):
     cell, tape = residuals
-    delta, d_h = back_substitute(cell, tape, *cotangents, leak)
+    error, beyond = cotangents
+    delta, d_h = back_substitute(cell, tape, error, beyond, leak)
     d_x = None if is_ids(tape.x) else input_error(cell, delta)
     return contract(cell, tape, delta), d_x, d_h
 
 
+# The states and the last one, as from `forward`, with hand-written BPTT as the VJP.
+unroll = jax.custom_vjp(_unroll, nondiff_argnums=(3, 4))
 unroll.defvjp(_unroll_forward, _unroll_backward)

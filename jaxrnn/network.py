@@ -8,9 +8,10 @@ Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -47,11 +48,13 @@ class Batch(NamedTuple):
         inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
         targets: ids (B, T) for `softmax_cross_entropy`, (B, T, O) for `squared_error`.
         mask: the weight of each position in the loss, (B, T); None counts every one once.
+
+    JAX or NumPy arrays. N of them, to be worked off one after another, are one with a leading N.
     """
 
-    inputs: Int[Array, "B T"] | Float[Array, "B T I"]
-    targets: Array
-    mask: Bool[Array, "B T"] | Float[Array, "B T"] | None = None
+    inputs: Int[Any, "*N B T"] | Float[Any, "*N B T I"]
+    targets: Any
+    mask: Bool[Any, "*N B T"] | Float[Any, "*N B T"] | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -147,7 +150,7 @@ class RNN:
         if not callable(loss):
             _one_of("loss", loss, LOSSES, " or a function (outputs, targets) -> per-position loss")
 
-    def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike = None) -> Params:
+    def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:
         """Draw parameters; `dtype` is JAX's default float if not given."""
         dtype = jnp.result_type(float) if dtype is None else dtype
         H, O = self.hidden_size, self.output_size  # noqa: E741
@@ -170,7 +173,7 @@ class RNN:
         return Params(tuple(map(cell, cell_keys, fans_in)), readout)
 
     def initial_state(
-        self, batch_size: int, dtype: jax.typing.DTypeLike = None
+        self, batch_size: int, dtype: jax.typing.DTypeLike | None = None
     ) -> Float[Array, "L B H"]:
         """Return the state before any input: zeros (num_layers, B, H)."""
         return jnp.zeros((self.num_layers, batch_size, self.hidden_size), dtype)

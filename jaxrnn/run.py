@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +41,11 @@ _NORMAL = jax.nn.initializers.normal(1.0)
 Init = Literal["default", "uniform", "small-normal", "normal"]
 
 
-def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Initializer]:
+def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
     return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
 
 
-INITIALIZERS: dict[Init, dict[str, Initializer]] = {
+INITIALIZERS: dict[Init, dict[str, Any]] = {
     "default": _weights(LECUN_NORMAL, ORTHOGONAL),
     "uniform": _weights(_UNIFORM, _UNIFORM),
     "small-normal": _weights(_SMALL_NORMAL, _SMALL_NORMAL),

@@ -1,7 +1,7 @@
 """Training: a pure step for any gradient algorithm and any Optax optimiser, and many in one jit."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,8 @@ def init_train_state(
     """Make the state before the first step, for sequences that start from h."""
     state_key, algorithm_key = jax.random.split(key)
     carry = algorithm.init(params, h, key=algorithm_key)
-    state = TrainState(params, optimizer.init(params), carry, jnp.zeros((), jnp.int32), state_key)
+    opt_state = cast(Callable[..., optax.OptState], optimizer.init)(params)
+    state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32), state_key)
     # Copies of its own: the state is donated, and the caller's arrays are not ours to give away.
     return jax.tree.map(jnp.copy, state)
 
@@ -66,11 +67,14 @@ def make_train_step(
     algorithm: GradientAlgorithm, optimizer: optax.GradientTransformation
 ) -> TrainStep:
     """Make a pure function (state, batch) -> (state, metrics), to be jitted by its caller."""
+    # Optax takes any pytree, but its types do not say so.
+    update = cast(Callable[..., Any], optimizer.update)
+    apply_updates = cast(Callable[..., Params], optax.apply_updates)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, carry), grads = algorithm.value_and_grad(state.params, state.carry, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        updates, opt_state = update(grads, state.opt_state, state.params)
+        params = apply_updates(state.params, updates)
         metrics = Metrics(loss, optax.tree.norm(grads))
         return TrainState(params, opt_state, carry, state.step + 1, state.key), metrics
 
@@ -111,12 +115,16 @@ def evaluate(
     return totals.sum() / counts.sum()
 
 
-def sgd(learning_rate: float = 0.1, clip: float | None = 1.0) -> optax.GradientTransformation:
+def sgd(
+    learning_rate: optax.ScalarOrSchedule = 0.1, clip: float | None = 1.0
+) -> optax.GradientTransformation:
     """Clip each element of the gradient to [-clip, clip], then gradient descent."""
     return optax.chain(_clip(clip), optax.sgd(learning_rate))
 
 
-def adagrad(learning_rate: float = 0.1, clip: float | None = 5.0) -> optax.GradientTransformation:
+def adagrad(
+    learning_rate: optax.ScalarOrSchedule = 0.1, clip: float | None = 5.0
+) -> optax.GradientTransformation:
     """Clip each element, then Adagrad (Duchi, Hazan & Singer 2011) as min-char-rnn has it.
 
         s ← s + g²,   θ ← θ - learning_rate g / √(s + 1e-8),   s = 0 at first

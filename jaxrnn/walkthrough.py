@@ -93,7 +93,21 @@ def walkthrough(
     grads = Params((layer.contract(cell, tape, dh_raw),), d_readout)
 
     x = jax.nn.one_hot(tape.x, rnn.input_size, dtype=y.dtype) if is_ids(tape.x) else tape.x
-    steps = (x, tape.h_prev, states, y, jax.nn.softmax(y), loss_t)
-    back = (dy, error, dh_next, dh, tape.gain, dh_raw)
-    steps, back = jax.tree.map(lambda leaf: leaf[:, 0], (steps, back))
-    return Walkthrough(params, *steps, loss, *back, dh_0[0], grads)
+    return Walkthrough(
+        params=params,
+        x=x[:, 0],
+        h_prev=tape.h_prev[:, 0],
+        h=states[:, 0],
+        y=y[:, 0],
+        p=jax.nn.softmax(y[:, 0]),
+        loss_t=loss_t[:, 0],
+        loss=loss,
+        dy=dy[:, 0],
+        error=error[:, 0],
+        dh_next=dh_next[:, 0],
+        dh=dh[:, 0],
+        gain=tape.gain[:, 0],
+        dh_raw=dh_raw[:, 0],
+        dh_0=dh_0[0],
+        grads=grads,
+    )
