@@ -7,8 +7,8 @@
     delta  δ_t = dL/da_t = g_t ⊙ λ_t                     g_t = leak φ'(a_t)
 
 Everything here is time-major, (T, B, ·). What does not depend on the step before is done for all
-T at once, outside the scans: x_t W_xh ahead of the forward one, and one matmul over T·B for the
-gradient of each weight after the backward one.
+T at once, outside the scans: x_t W_xh ahead of the forward one, and the gradient of each weight
+after the backward one.
 """
 
 from collections.abc import Callable
@@ -47,11 +47,14 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS = {
-    "tanh": Activation(jnp.tanh, lambda z: (1 - z) * (1 + z)),
+    "tanh": Activation(jnp.tanh, lambda z: 1 - z * z),
     "relu": Activation(jax.nn.relu, lambda z: (z > 0).astype(z.dtype)),
     "sigmoid": Activation(jax.nn.sigmoid, lambda z: z * (1 - z)),
     "identity": Activation(lambda a: a, jnp.ones_like),
 }
+
+
+ROWS = 128
 
 
 def is_ids(x: Array) -> bool:
@@ -147,14 +150,33 @@ def back_substitute(
 def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
     """Contract δ with what each weight saw: the gradient of the cell.
 
-    dW_xh = Σ x_tᵀ δ_t, dW_hh = Σ h_{t-1}ᵀ δ_t, db_h = Σ δ_t; each is one matmul over T·B.
+    dW_xh = Σ x_tᵀ δ_t, dW_hh = Σ h_{t-1}ᵀ δ_t, db_h = Σ δ_t.
     """
     if is_ids(tape.x):
         dW_xh = jnp.zeros_like(cell.W_xh).at[tape.x].add(delta)
     else:
-        dW_xh = jnp.einsum("tbi,tbh->ih", tape.x, delta)
-    dW_hh = jnp.einsum("tbg,tbh->gh", tape.h_prev, delta)
+        dW_xh = sum_outer(tape.x, delta)
+    dW_hh = sum_outer(tape.h_prev, delta)
     return Cell(dW_xh, dW_hh, None if cell.b_h is None else delta.sum((0, 1)))
+
+
+def sum_outer(saw: Float[Array, "T B G"], delta: Float[Array, "T B H"]) -> Float[Array, "G H"]:
+    """Sum x_tᵀ δ_t over all steps, by matmuls over blocks of about ROWS rows of T·B.
+
+    One matmul over all T·B rows adds them one by one, and in float32 its rounding error came out
+    at up to four times that of autodiff, which sums a step at a time. Blocks keep it below.
+    """
+    steps, batch_size, _ = saw.shape
+    block = max(1, ROWS // batch_size)
+    whole = steps - steps % block
+
+    def add(total, rows):
+        saw, delta = rows
+        return total + saw.T @ delta, None
+
+    rest = jnp.einsum("tbg,tbh->gh", saw[whole:], delta[whole:])
+    rows = [a[:whole].reshape(-1, block * batch_size, a.shape[-1]) for a in (saw, delta)]
+    return lax.scan(add, rest, rows)[0]
 
 
 def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I"]:

@@ -153,7 +153,7 @@ class RNN:
     def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:
         """Draw parameters; `dtype` is JAX's default float if not given."""
         dtype = jnp.result_type(float) if dtype is None else dtype
-        H, O = self.hidden_size, self.output_size  # noqa: E741
+        H, O = self.hidden_size, self.output_size
         *cell_keys, readout_key = jax.random.split(key, self.num_layers + 1)
 
         def cell(key, fan_in):
@@ -260,7 +260,7 @@ def readout_value_and_grad(
     """
     _, losses, d_outputs = outputs_and_grad(rnn, readout, states, batch)
     grads = Readout(
-        jnp.einsum("tbh,tbo->ho", states, d_outputs),
+        layer.sum_outer(states, d_outputs),
         None if readout.b_y is None else d_outputs.sum((0, 1)),
     )
     return losses.sum(), grads, d_outputs @ readout.W_hy.T
@@ -410,7 +410,8 @@ def _check_ids(name: str, ids: Array, size: int, size_name: str, otherwise: str 
         )
     if isinstance(ids, jax.core.Tracer):  # no values to look at; an id outside then gives NaN
         return
-    smallest, largest = int(ids.min()), int(ids.max())
+    values = np.asarray(ids)
+    smallest, largest = int(values.min()), int(values.max())
     if smallest < 0 or largest >= size:
         outside = smallest if smallest < 0 else largest
         raise ValueError(

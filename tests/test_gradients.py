@@ -1,0 +1,354 @@
+"""The laws that gradient rules obey. A new rule needs one more row in RULES."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import Case, assert_equal, chunks, gradient, make_case, relative_error
+from jax import lax
+
+import jaxrnn
+from jaxrnn import gradients
+
+T = 6
+
+
+class Rule(NamedTuple):
+    """A rule and what it claims.
+
+    Attributes:
+        build: makes the algorithm for a network.
+        exact: a chunk's gradient, from a fresh carry, is that of autodiff.
+        chunking: the sum over chunks is the same wherever they are cut.
+        window: recurrent steps that an error reaches back; None for all.
+    """
+
+    build: Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
+    exact: bool
+    chunking: bool
+    window: int | None = None
+
+
+def truncated(window: int) -> Rule:
+    build = lambda rnn: gradients.truncated_bptt(rnn, window)  # noqa: E731
+    return Rule(build, exact=window >= T - 1, chunking=True, window=window)
+
+
+RULES = {
+    "autodiff": Rule(gradients.autodiff, exact=True, chunking=False),
+    "bptt": Rule(gradients.bptt, exact=True, chunking=False),
+    "truncated_bptt(0)": truncated(0),
+    "truncated_bptt(2)": truncated(2),
+    "truncated_bptt(T - 1)": truncated(T - 1),
+    "truncated_bptt(T + 2)": truncated(T + 2),
+}
+
+
+def rules(**claims) -> pytest.MarkDecorator:
+    """Parametrise over the rules that make these claims."""
+    rows = [n for n, r in RULES.items() if all(getattr(r, k) == v for k, v in claims.items())]
+    return pytest.mark.parametrize("rule", rows)
+
+
+every_rule = rules()
+
+
+# Every rule
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_gradient_is_a_finite_pytree_like_params(rule, dtype):
+    case = make_case(num_layers=2, dtype=dtype)
+    (loss, carry), grads = gradient(RULES[rule].build(case.rnn), case)
+    assert jax.tree.structure(grads) == jax.tree.structure(case.params)
+    like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), case.params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == like
+    assert (loss.shape, loss.dtype) == ((), dtype)
+    assert (carry.h.shape, carry.h.dtype) == (case.h.shape, dtype)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+@every_rule
+def test_loss_last_state_and_readout_gradient_are_exact(rule):
+    case = make_case(num_layers=2, mask=True, reduction="mean")
+    (loss, carry), grads = gradient(RULES[rule].build(case.rnn), case)
+    (expected, expected_carry), expected_grads = gradient(gradients.autodiff(case.rnn), case)
+    assert_equal(
+        (loss, carry.h, grads.readout), (expected, expected_carry.h, expected_grads.readout)
+    )
+
+
+@every_rule
+@pytest.mark.parametrize("ids", [False, True])
+def test_one_step_from_a_fresh_carry_equals_autodiff(rule, ids):
+    case = make_case(T=1, num_layers=2, ids=ids)
+    _, grads = gradient(RULES[rule].build(case.rnn), case)
+    assert_equal(grads, gradient(gradients.autodiff(case.rnn), case)[1])
+
+
+@every_rule
+@pytest.mark.parametrize("ids", [False, True])
+def test_second_call_does_not_retrace(rule, ids):
+    case = make_case(ids=ids, num_layers=2)
+    algorithm, traces = RULES[rule].build(case.rnn), []
+
+    @jax.jit
+    def value_and_grad(params, carry, batch):
+        traces.append(1)
+        return algorithm.value_and_grad(params, carry, batch)
+
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
+    for _ in range(3):
+        (_, carry), _ = value_and_grad(case.params, carry, case.batch)
+    assert len(traces) == 1
+
+
+@every_rule
+def test_vmap_over_parameter_seeds_equals_a_loop(rule):
+    case = make_case(num_layers=2)
+    algorithm = RULES[rule].build(case.rnn)
+
+    def grads(key):
+        params = case.rnn.init(key, jnp.float64)
+        carry = algorithm.init(params, case.h, key=jax.random.key(0))
+        return algorithm.value_and_grad(params, carry, case.batch)[1]
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    together = jax.jit(jax.vmap(grads))(keys)
+    one_by_one = [jax.jit(grads)(key) for key in keys]
+    assert_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
+
+
+@every_rule
+def test_carry_can_be_scanned(rule):
+    case = make_case(ids=True, reduction="sum")
+    algorithm = RULES[rule].build(case.rnn)
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
+
+    def chunk(carry, batch):
+        (_, carry), grads = algorithm.value_and_grad(case.params, carry, batch)
+        return carry, grads
+
+    parts = chunks(case.batch, 3, 3)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    scanned = jax.jit(lambda c: lax.scan(chunk, c, stacked))(carry)
+    for i, part in enumerate(parts):
+        carry, grads = jax.jit(chunk)(carry, part)
+        assert_equal(grads, jax.tree.map(lambda leaf, i=i: leaf[i], scanned[1]))
+    assert_equal(scanned[0], carry)
+
+
+@every_rule
+def test_masked_positions_count_for_nothing(rule):
+    """What stands at a masked position does not matter, and a mean is over the others."""
+    case = make_case(mask=True, reduction="mean")
+    algorithm = RULES[rule].build(case.rnn)
+    (loss, _), grads = gradient(algorithm, case)
+    mask = case.batch.mask
+    other = case.batch._replace(targets=jnp.where(mask, case.batch.targets, 0))
+    assert not jnp.array_equal(other.targets, case.batch.targets)
+    assert_equal(
+        (loss, grads), ((r := gradient(algorithm, case._replace(batch=other)))[0][0], r[1])
+    )
+    total = make_case(mask=True, reduction="sum")
+    (total_loss, _), total_grads = gradient(RULES[rule].build(total.rnn), total)
+    mean = jax.tree.map(lambda leaf: leaf / mask.sum(), (total_loss, total_grads))
+    assert_equal((loss, grads), mean)
+
+
+@every_rule
+def test_nothing_counted_gives_zero_not_nan(rule):
+    case = make_case(reduction="mean")
+    case = case._replace(batch=case.batch._replace(mask=jnp.zeros((3, T))))
+    (loss, _), grads = gradient(RULES[rule].build(case.rnn), case)
+    assert all(not jnp.any(leaf) for leaf in jax.tree.leaves((loss, grads)))
+
+
+@every_rule
+def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
+    case = make_case()
+    algorithm = gradients.stateless(RULES[rule].build(case.rnn))
+    carry = algorithm.init(case.params, case.h)
+    (_, after), grads = algorithm.value_and_grad(case.params, carry, case.batch)
+    assert_equal(after, carry)
+    assert_equal(algorithm.value_and_grad(case.params, after, case.batch)[1], grads)
+
+
+# Exact rules
+
+NETWORKS = [
+    {"num_layers": layers, "activation": activation, "leak": leak, "mask": mask, "ids": ids}
+    for layers, activation, leak, mask, ids in product(
+        (1, 2), ("tanh", "relu", "sigmoid", "identity"), (1.0, 0.3), (False, True), (False, True)
+    )
+]
+EDGES = [
+    {"num_layers": 3},
+    {"num_layers": 3, "leak": 0.6, "ids": True},
+    {"use_bias": False},
+    {"use_bias": False, "num_layers": 2, "ids": True},
+    {"reduction": "mean"},
+    {"reduction": "mean", "mask": True, "num_layers": 2},
+    {"loss": "squared_error"},
+    {"loss": "squared_error", "mask": True, "reduction": "mean", "leak": 0.2},
+    {"loss": lambda y, target: jnp.abs(y - target).sum(-1)},
+    {"loss": lambda y, target: jnp.log(jnp.cosh(y - target)).mean(-1), "reduction": "mean"},
+    {"B": 1},
+    {"H": 1},
+    {"H": 1, "B": 1, "I": 1, "O": 1, "loss": "squared_error"},
+    {"T": 2, "B": 2, "H": 2, "num_layers": 2},
+    {"T": 2, "H": 1, "ids": True},
+    {"T": 1, "leak": 0.5},
+    {"I": 1, "loss": "squared_error"},
+]
+
+
+def describe(network: dict) -> str:
+    return ",".join(f"{k}={v if not callable(v) else 'custom'}" for k, v in network.items())
+
+
+@pytest.mark.parametrize("network", NETWORKS + EDGES, ids=describe)
+def test_exact_rules_equal_autodiff(network):
+    case = make_case(**network)
+    expected = gradient(gradients.autodiff(case.rnn), case)
+    for name in ("bptt", "truncated_bptt(T - 1)"):
+        (loss, carry), grads = gradient(RULES[name].build(case.rnn), case)
+        assert_equal((loss, carry.h, grads), (expected[0][0], expected[0][1].h, expected[1]))
+
+
+@rules(exact=True)
+def test_exact_rule_equals_autodiff_on_a_long_sequence(rule):
+    case = make_case(T=T, B=2, H=16, num_layers=2)
+    assert_equal(
+        gradient(RULES[rule].build(case.rnn), case)[1],
+        gradient(gradients.autodiff(case.rnn), case)[1],
+    )
+
+
+@rules(exact=False)
+def test_what_does_not_claim_to_be_exact_is_not(rule):
+    case = make_case()
+    grads = gradient(RULES[rule].build(case.rnn), case)[1]
+    assert relative_error(grads, gradient(gradients.autodiff(case.rnn), case)[1]) > 1e-3
+
+
+def test_autodiff_is_value_and_grad_of_the_loss():
+    case = make_case(num_layers=2)
+    (loss, h), grads = jax.value_and_grad(case.rnn.loss, has_aux=True)(
+        case.params, case.h, case.batch
+    )
+    (found, carry), found_grads = gradient(gradients.autodiff(case.rnn), case)
+    assert_equal((found, carry.h, found_grads), (loss, h, grads))
+
+
+def test_float32_gradient_is_as_accurate_as_autodiff(full_optimisation):
+    """Over sizes, the geometric mean of the errors against float64 is no larger."""
+    ratios = []
+    for seed, (H, length, B) in enumerate([(8, 40, 4), (64, 100, 1), (32, 200, 16), (64, 50, 32)]):
+        sizes = {"B": B, "T": length, "H": H, "I": 20, "O": 20, "ids": True, "seed": seed}
+        low = make_case(**sizes, reduction="mean", dtype=jnp.float32)
+        high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (low.params, low.h))
+        reference = gradient(gradients.autodiff(low.rnn), Case(low.rnn, *high, low.batch))[1]
+        by_hand = relative_error(*flat(gradient(gradients.bptt(low.rnn), low)[1], reference))
+        by_autodiff = relative_error(
+            *flat(gradient(gradients.autodiff(low.rnn), low)[1], reference)
+        )
+        ratios.append(by_hand / by_autodiff)
+    assert np.exp(np.mean(np.log(ratios))) <= 1.0, ratios
+
+
+def flat(*trees):
+    """Make one vector of each pytree."""
+    return [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in trees]
+
+
+@pytest.fixture
+def full_optimisation():
+    """Compile as a user's process does; elsewhere the tests save the time."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Truncation
+
+
+def gradient_of_the_defining_graph(case: Case, window: int) -> jaxrnn.Params:
+    """Σ_t ∇ℓ_t, with `stop_gradient` on every layer's h_{t-window-1}: written out, loop by loop."""
+    rnn, params, h, batch = case
+
+    def advance(params, states, x):
+        new = []
+        for cell, state in zip(params.cells, states, strict=True):
+            x = rnn.step(cell, x, state)
+            new.append(x)
+        return new
+
+    states = [list(h)]  # h_0, h_1, …, each a list of layers
+    for t in range(batch.inputs.shape[1]):
+        states.append(advance(params, states[-1], batch.inputs[:, t]))
+
+    def loss_at(params, t):
+        first = max(0, t - window)
+        now = [lax.stop_gradient(state) for state in states[first]]
+        for s in range(first, t + 1):
+            now = advance(params, now, batch.inputs[:, s])
+        log_p = jax.nn.log_softmax(now[-1] @ params.readout.W_hy + params.readout.b_y)
+        losses = -jnp.take_along_axis(log_p, batch.targets[:, t, None], axis=1)[:, 0]
+        return losses.sum() if batch.mask is None else (losses * batch.mask[:, t]).sum()
+
+    def total(params):
+        return sum(loss_at(params, t) for t in range(batch.inputs.shape[1]))
+
+    return jax.jit(jax.grad(total))(params)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 4, T - 1, T + 3])
+@pytest.mark.parametrize(
+    "network",
+    [{"ids": True}, {"num_layers": 2, "mask": True}, {"num_layers": 3, "leak": 0.3}],
+    ids=describe,
+)
+def test_truncated_bptt_is_the_gradient_of_its_defining_graph(window, network):
+    case = make_case(**network)
+    grads = gradient(gradients.truncated_bptt(case.rnn, window), case)[1]
+    assert_equal(grads, gradient_of_the_defining_graph(case, window))
+
+
+@rules(chunking=True)
+@pytest.mark.parametrize(
+    "network",
+    [{"ids": True}, {"leak": 0.4}, {"num_layers": 2, "mask": True}, {"num_layers": 2, "ids": True}],
+    ids=describe,
+)
+def test_sum_over_chunks_does_not_depend_on_where_they_are_cut(rule, network):
+    case = make_case(**network)
+    algorithm = RULES[rule].build(case.rnn)
+    whole = gradient(algorithm, case)[1]
+    for lengths in ((1, 5), (3, 3), (2, 1, 3)):
+        carry, total = algorithm.init(case.params, case.h), None
+        for chunk in chunks(case.batch, *lengths):
+            (_, carry), grads = algorithm.value_and_grad(case.params, carry, chunk)
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        assert_equal(total, whole)
+
+
+def test_bptt_in_chunks_forgets_what_lies_before_the_chunk():
+    """Only h passes: each chunk's gradient is autodiff's from the state it began with."""
+    case = make_case()
+    algorithm = gradients.bptt(case.rnn)
+    carry = algorithm.init(case.params, case.h)
+    for chunk in chunks(case.batch, 2, 4):
+        expected = gradient(gradients.autodiff(case.rnn), case._replace(h=carry.h, batch=chunk))
+        (_, carry), grads = algorithm.value_and_grad(case.params, carry, chunk)
+        assert_equal(grads, expected[1])
+
+
+def test_a_negative_window_is_refused():
+    with pytest.raises(ValueError, match="window must be a whole number of at least 0, got -1"):
+        gradients.truncated_bptt(make_case().rnn, -1)
