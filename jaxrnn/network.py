@@ -14,12 +14,13 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from jaxrnn import layer
 from jaxrnn.layer import ACTIVATIONS, Cell, Tape, is_ids
 from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
 
+AnyArray = Array | np.ndarray  # what a caller may hand over
 Initializer = Callable[..., Array]
 
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
@@ -52,7 +53,7 @@ class Batch(NamedTuple):
     JAX or NumPy arrays. N of them, to be worked off one after another, are one with a leading N.
     """
 
-    inputs: Int[Any, "*N B T"] | Float[Any, "*N B T I"]
+    inputs: Integer[Any, "*N B T"] | Float[Any, "*N B T I"]
     targets: Any
     mask: Bool[Any, "*N B T"] | Float[Any, "*N B T"] | None = None
 
@@ -82,6 +83,9 @@ class RNN:
         recurrent_init: initialiser of W_hh.
         readout_init: initialiser of W_hy.
         bias_init: initialiser of b_h and b_y.
+
+    Two descriptions are equal if their arguments are; an initialiser or a loss that is made anew is
+    another function, so keep it in a name, or what is jitted with it compiles again.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -179,14 +183,20 @@ class RNN:
         return jnp.zeros((self.num_layers, batch_size, self.hidden_size), dtype)
 
     def step(
-        self, cell: Cell, x: Float[Array, "B I"] | Int[Array, " B"], h: Float[Array, "B H"]
+        self,
+        cell: Cell,
+        x: Float[AnyArray, "B I"] | Integer[AnyArray, " B"],
+        h: Float[AnyArray, "B H"],
     ) -> Float[Array, "B H"]:
         """Take one step of one layer: x_t (B, I) or ids (B,), and h_{t-1} (B, H), to h_t."""
         x = _as_inputs(cell, x, 1)
         return layer.step(cell, x, _check_state(cell, h, x), self.activation, self.leak)
 
     def unroll(
-        self, cell: Cell, inputs: Float[Array, "B T I"] | Int[Array, "B T"], h: Float[Array, "B H"]
+        self,
+        cell: Cell,
+        inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
+        h: Float[AnyArray, "B H"],
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
         """Run one layer over a sequence, differentiated by hand-written BPTT.
 
@@ -210,8 +220,8 @@ class RNN:
     def apply(
         self,
         params: Params,
-        inputs: Float[Array, "B T I"] | Int[Array, "B T"],
-        h: Float[Array, "L B H"],
+        inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
+        h: Float[AnyArray, "L B H"],
     ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
         """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h."""
         inputs, h = check_inputs(self, params, inputs, h)
@@ -219,7 +229,7 @@ class RNN:
         return _outputs(params.readout, states).swapaxes(0, 1), h_last
 
     def loss(
-        self, params: Params, h: Float[Array, "L B H"], batch: Batch
+        self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch
     ) -> tuple[Float[Array, ""], Float[Array, "L B H"]]:
         """Compute the loss of a batch from the state h, and the last state; plain JAX."""
         batch, h = check_batch(self, params, batch, h)
@@ -283,15 +293,16 @@ def _loss(rnn: RNN) -> Loss:
     loss = rnn.loss_function
 
     def batch_first(outputs, targets):
-        return loss(outputs.swapaxes(0, 1), targets.swapaxes(0, 1)).swapaxes(0, 1)
+        outputs, targets = outputs.swapaxes(0, 1), targets.swapaxes(0, 1)
+        losses = loss(outputs, targets)
+        _check_shape("the loss", losses, outputs.shape[:2], "one number a position, (B, T)")
+        return losses.swapaxes(0, 1)
 
     return through_autodiff(batch_first)
 
 
 def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float[Array, "T B"]:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
-    if losses.ndim != 2:
-        raise ValueError(f"the loss must give one number a position (B, T), got {losses.shape}")
     weights = jnp.ones_like(losses) if mask is None else mask
     if rnn.reduction == "sum":
         return weights
@@ -302,13 +313,13 @@ def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float
 # What a caller hands over is checked here, once, with its own names and both shapes.
 
 
-def as_state(params: Params, h: Array) -> Float[Array, "L B H"]:
+def as_state(params: Params, h: AnyArray) -> Float[Array, "L B H"]:
     """Return h in the parameters' dtype."""
     return jnp.asarray(h, params.readout.W_hy.dtype)
 
 
 def check_inputs(
-    rnn: RNN, params: Params, inputs: Array, h: Array
+    rnn: RNN, params: Params, inputs: AnyArray, h: AnyArray
 ) -> tuple[Array, Float[Array, "L B H"]]:
     """Return inputs and h in the parameters' dtype.
 
@@ -328,7 +339,7 @@ def check_inputs(
 
 
 def check_batch(
-    rnn: RNN, params: Params, batch: Batch, h: Array
+    rnn: RNN, params: Params, batch: Batch, h: AnyArray
 ) -> tuple[Batch, Float[Array, "L B H"]]:
     """Return the batch and h in the parameters' dtype; raise as `check_inputs` does."""
     inputs, h = check_inputs(rnn, params, batch.inputs, h)
@@ -337,6 +348,7 @@ def check_batch(
     if rnn.loss_function == "softmax_cross_entropy":
         _check_shape("targets", targets, positions, "one id a position, as in inputs")
         _check_ids("targets", targets, rnn.output_size, "output_size")
+        targets = targets.astype(jnp.int32)
     elif rnn.loss_function == "squared_error":
         expected = (*positions, rnn.output_size)
         _check_shape("targets", targets, expected, "(B, T, O), as the outputs")
@@ -373,7 +385,7 @@ def _check_params(rnn: RNN, params: Params) -> None:
     jax.tree_util.tree_map_with_path(check, params, expected)
 
 
-def _as_inputs(cell: Cell, inputs: Array, leading: int) -> Array:
+def _as_inputs(cell: Cell, inputs: AnyArray, leading: int) -> Array:
     """Return ids as they are and features in the cell's dtype."""
     inputs = jnp.asarray(inputs)
     size, dtype = cell.W_xh.shape[0], cell.W_xh.dtype
@@ -391,7 +403,7 @@ def _as_inputs(cell: Cell, inputs: Array, leading: int) -> Array:
     return inputs.astype(dtype)
 
 
-def _check_state(cell: Cell, h: Array, inputs: Array) -> Array:
+def _check_state(cell: Cell, h: AnyArray, inputs: Array) -> Array:
     h = jnp.asarray(h, cell.W_hh.dtype)
     _check_shape("h", h, (inputs.shape[0], cell.W_hh.shape[0]), "(B, H)")
     return h

@@ -272,7 +272,7 @@ def write(
     drawn = sample(
         saved.rnn,
         saved.params,
-        jnp.asarray(np.tile(vocabulary.encode(start), (count, 1))),
+        np.tile(vocabulary.encode(start), (count, 1)),
         length,
         key=jax.random.key(seed),
         temperature=temperature,

@@ -5,15 +5,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from jaxrnn.network import RNN, Params
+from jaxrnn.network import RNN, AnyArray, Params
 
 
 def sample(
     rnn: RNN,
     params: Params,
-    prime: Int[Array, "B P"],
+    prime: Integer[AnyArray, "B P"],
     length: int,
     *,
     key: PRNGKeyArray,
@@ -65,8 +65,8 @@ def _generate(
     logits: Float[Array, "B O"],
     h: Float[Array, "L B H"],
     key: PRNGKeyArray,
-    temperature: float,
-    end: int | None,
+    temperature: Float[Array, ""],
+    end: Int[Array, ""] | None,
 ) -> Int[Array, "B length"]:
     def forward(carry, key):
         logits, h, ended = carry

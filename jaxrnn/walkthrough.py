@@ -76,6 +76,8 @@ def walkthrough(
     """
     if rnn.num_layers != 1:
         raise ValueError(f"a walkthrough is of one layer, this network has {rnn.num_layers}")
+    if len(batch.inputs) != 1:
+        raise ValueError(f"a walkthrough is of one sequence, this batch has {len(batch.inputs)}")
     batch, h = check_batch(rnn, params, batch, rnn.initial_state(1) if h is None else h)
     batch = time_major(batch)
     (cell,), readout = params

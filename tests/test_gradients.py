@@ -44,7 +44,6 @@ RULES = {
     "truncated_bptt(0)": truncated(0),
     "truncated_bptt(2)": truncated(2),
     "truncated_bptt(T - 1)": truncated(T - 1),
-    "truncated_bptt(T + 2)": truncated(T + 2),
 }
 
 
@@ -149,7 +148,7 @@ def test_masked_positions_count_for_nothing(rule):
     case = make_case(mask=True, reduction="mean")
     algorithm = RULES[rule].build(case.rnn)
     (loss, _), grads = gradient(algorithm, case)
-    mask = case.batch.mask
+    mask = jnp.asarray(case.batch.mask)
     other = case.batch._replace(targets=jnp.where(mask, case.batch.targets, 0))
     assert not jnp.array_equal(other.targets, case.batch.targets)
     assert_equal(
@@ -174,17 +173,21 @@ def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     case = make_case()
     algorithm = gradients.stateless(RULES[rule].build(case.rnn))
     carry = algorithm.init(case.params, case.h)
-    (_, after), grads = algorithm.value_and_grad(case.params, carry, case.batch)
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+    (_, after), grads = value_and_grad(case.params, carry, case.batch)
     assert_equal(after, carry)
-    assert_equal(algorithm.value_and_grad(case.params, after, case.batch)[1], grads)
+    assert_equal(value_and_grad(case.params, after, case.batch)[1], grads)
 
 
 # Exact rules
 
 NETWORKS = [
-    {"num_layers": layers, "activation": activation, "leak": leak, "mask": mask, "ids": ids}
-    for layers, activation, leak, mask, ids in product(
-        (1, 2), ("tanh", "relu", "sigmoid", "identity"), (1.0, 0.3), (False, True), (False, True)
+    {"activation": activation, "leak": leak, "ids": ids, "num_layers": layers, "mask": mask}
+    for activation, leak, ids, (layers, mask) in product(
+        ("tanh", "relu", "sigmoid", "identity"),
+        (1.0, 0.3),
+        (False, True),
+        ((1, False), (2, True)),
     )
 ]
 EDGES = [
@@ -253,7 +256,9 @@ def test_float32_gradient_is_as_accurate_as_autodiff(full_optimisation):
         sizes = {"B": B, "T": length, "H": H, "I": 20, "O": 20, "ids": True, "seed": seed}
         low = make_case(**sizes, reduction="mean", dtype=jnp.float32)
         high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (low.params, low.h))
-        reference = gradient(gradients.autodiff(low.rnn), Case(low.rnn, *high, low.batch))[1]
+        reference = gradient(gradients.autodiff(low.rnn), low._replace(params=high[0], h=high[1]))[
+            1
+        ]
         by_hand = relative_error(*flat(gradient(gradients.bptt(low.rnn), low)[1], reference))
         by_autodiff = relative_error(
             *flat(gradient(gradients.autodiff(low.rnn), low)[1], reference)
@@ -308,7 +313,7 @@ def gradient_of_the_defining_graph(case: Case, window: int) -> jaxrnn.Params:
     return jax.jit(jax.grad(total))(params)
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, 4, T - 1, T + 3])
+@pytest.mark.parametrize("window", [0, 1, 3, T + 3])
 @pytest.mark.parametrize(
     "network",
     [{"ids": True}, {"num_layers": 2, "mask": True}, {"num_layers": 3, "leak": 0.3}],
@@ -323,17 +328,18 @@ def test_truncated_bptt_is_the_gradient_of_its_defining_graph(window, network):
 @rules(chunking=True)
 @pytest.mark.parametrize(
     "network",
-    [{"ids": True}, {"leak": 0.4}, {"num_layers": 2, "mask": True}, {"num_layers": 2, "ids": True}],
+    [{"leak": 0.4, "mask": True}, {"num_layers": 2, "ids": True}],
     ids=describe,
 )
 def test_sum_over_chunks_does_not_depend_on_where_they_are_cut(rule, network):
     case = make_case(**network)
     algorithm = RULES[rule].build(case.rnn)
     whole = gradient(algorithm, case)[1]
-    for lengths in ((1, 5), (3, 3), (2, 1, 3)):
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+    for lengths in ((1, 5), (2, 2, 1, 1)):
         carry, total = algorithm.init(case.params, case.h), None
         for chunk in chunks(case.batch, *lengths):
-            (_, carry), grads = algorithm.value_and_grad(case.params, carry, chunk)
+            (_, carry), grads = value_and_grad(case.params, carry, chunk)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         assert_equal(total, whole)
 

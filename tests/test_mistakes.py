@@ -1,0 +1,74 @@
+"""Mistakes as users make them, without the tests' type checker: one clear line each."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MISTAKES = {
+    "jaxrnn.RNN(5, 0, 2)": "hidden_size must be a whole number of at least 1, got 0",
+    "jaxrnn.RNN(5, 2.5, 2)": "hidden_size must be a whole number of at least 1, got 2.5",
+    "jaxrnn.RNN(5, 4, 2, activation='gelu')": "activation must be one of tanh, relu, sigmoid",
+    "jaxrnn.RNN(5, 4, 2, reduction='max')": "reduction must be one of mean, sum, got 'max'",
+    "jaxrnn.RNN(5, 4, 2, loss='hinge')": "loss must be one of softmax_cross_entropy, squared",
+    "jaxrnn.gradients.truncated_bptt(rnn, -1)": "window must be a whole number of at least 0, got",
+    "jaxrnn.gradients.truncated_bptt(rnn, 2.0)": "window must be a whole number of at least 0, got",
+    "rnn.unroll(cell, x, h[0, :2])": "h has shape (2, 4), but needs (3, 4)",
+    "rnn.unroll(cell, x[0, 0], h[0])": "inputs have shape (5,) and dtype float32, but must be ids",
+    "rnn.step(cell, x[:, 0], h[0, :2])": "h has shape (2, 4), but needs (3, 4)",
+    "rnn.step(cell, x[:, 0, :2], h[0])": "features (B, I=5) as floats",
+    "rnn.apply(params, x, h[:, :1])": "start with rnn.initial_state(3)",
+    "rnn.apply(params, x.sum(-1), h)": "must be ids, whole numbers of an integer dtype",
+    "rnn.apply(params, x[..., None], h)": "inputs have shape (3, 6, 5, 1)",
+    "rnn.loss(params, h, jaxrnn.Batch(x, ids[:, :5]))": "targets has shape (3, 5), but needs",
+    "rnn.loss(params, h, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2, but must lie in 0 … 1",
+    "custom.loss(params, h, jaxrnn.Batch(x, ids))": "the loss has shape (), but needs (3, 6)",
+    "jaxrnn.sample(rnn, params, ids, 5, key=key)": "input_size=5 must equal output_size=2",
+    "jaxrnn.sample(square, other, ids, 0, key=key)": "length must be at least 1, got 0",
+    "jaxrnn.sample(square, other, ids[:, :0], 5, key=key)": "prime must be ids (B, P)",
+    "jaxrnn.sample(square, other, ids + 9, 5, key=key)": "inputs hold the id 9, but must lie in",
+    "jaxrnn.sample(square, other, ids, 5, key=key, temperature=-1)": "temperature must be at least",
+    "jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(x, ids))": "one sequence",
+    "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough is of one layer",
+    "jaxrnn.verify(lambda p, b: (0.0, p.cells), rnn, params, jaxrnn.Batch(x, ids))": "structure",
+}
+
+SCRIPT = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np, jaxrnn
+key = jax.random.key(0)
+rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
+square, custom = jaxrnn.RNN(2, 4, 2), jaxrnn.RNN(5, 4, 2, loss=lambda y, target: (y**2).sum())
+params, other = rnn.init(key), square.init(key)
+cell, h = params.cells[0], rnn.initial_state(3)
+x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)
+said = {}
+for mistake in json.load(sys.stdin):
+    try:
+        said[mistake] = f"nothing, but gave {eval(mistake)!r}"
+    except ValueError as error:
+        said[mistake] = str(error)
+    except Exception as error:
+        said[mistake] = repr(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, str]:
+    """Make every mistake in one process; return what was said to each."""
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(list(MISTAKES)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_one_clear_line(mistake, said):
+    assert MISTAKES[mistake] in said[mistake]
+    assert "\n" not in said[mistake]

@@ -1,0 +1,206 @@
+"""Training: optimisers as published, one compilation, the last good state, any platform."""
+
+import math
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import assert_equal, make_case
+
+import jaxrnn
+from jaxrnn import data, gradients, run
+
+LOW, HIGH = -0.02, 0.02  # a clip that bites
+
+
+def state_of(case, algorithm, optimizer):
+    return jaxrnn.init_train_state(algorithm, optimizer, case.params, case.h, key=jax.random.key(0))
+
+
+def repeated(batch: jaxrnn.Batch, times: int) -> jaxrnn.Batch:
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], times, 0), batch)
+
+
+def numpy_gradient(case, params, h):
+    """Return the gradient and the next state, through autodiff: the rules have their own tests."""
+    (_, h), grads = jax.value_and_grad(case.rnn.loss, has_aux=True)(params, h, case.batch)
+    return jax.tree.map(np.asarray, grads), h
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad"])
+def test_the_documents_optimisers_are_what_they_say(rule):
+    """Three steps of each, written out in NumPy: clip each element, then the update."""
+    case = make_case(reduction="mean")
+    optimizer = {"sgd": jaxrnn.sgd, "adagrad": jaxrnn.adagrad}[rule](0.1, clip=HIGH)
+    algorithm = gradients.bptt(case.rnn)
+    state = state_of(case, algorithm, optimizer)
+    step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
+
+    params, h = jax.tree.map(np.asarray, case.params), case.h
+    squares = jax.tree.map(np.zeros_like, params)
+    for _ in range(3):
+        state, _ = step(state, case.batch)
+        grads, h = numpy_gradient(case, params, h)
+        clipped = jax.tree.map(lambda g: np.clip(g, LOW, HIGH), grads)
+        assert any(np.any(np.abs(g) > HIGH) for g in jax.tree.leaves(grads))
+        squares = jax.tree.map(lambda s, g: s + g**2, squares, clipped)
+        if rule == "adagrad":
+            clipped = jax.tree.map(lambda g, s: g / np.sqrt(s + 1e-8), clipped, squares)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, clipped)
+    assert_equal(state.params, params)
+    assert int(state.step) == 3
+
+
+def test_without_a_clip_nothing_is_clipped():
+    grads = {"w": jnp.array([1e6, -1e6])}
+    optimizer = jaxrnn.sgd(1.0, clip=None)
+    updates, _ = optimizer.update(grads, optimizer.init(grads))
+    assert_equal(updates, {"w": np.array([-1e6, 1e6])})
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), optax.lion(1e-3), optax.sgd(0.1, 0.9)])
+def test_any_optax_optimiser_lowers_the_loss(optimizer):
+    case = make_case(ids=True, reduction="mean")
+    algorithm = gradients.stateless(gradients.bptt(case.rnn))
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    _, metrics = loop(state_of(case, algorithm, optimizer), repeated(case.batch, 100))
+    assert metrics.loss[-1] < 0.8 * metrics.loss[0]
+
+
+def test_the_loop_is_the_step_again_and_again():
+    case = make_case(reduction="mean")
+    algorithm, optimizer = gradients.truncated_bptt(case.rnn, 3), optax.adam(1e-2)
+    step = jaxrnn.make_train_step(algorithm, optimizer)
+    state, losses = state_of(case, algorithm, optimizer), []
+    for _ in range(4):
+        state, metrics = jax.jit(step)(state, case.batch)
+        losses.append(metrics.loss)
+    looped, all_metrics = jaxrnn.make_train_loop(step)(
+        state_of(case, algorithm, optimizer), repeated(case.batch, 4)
+    )
+    assert_equal(
+        (looped.params, looped.carry, all_metrics.loss),
+        (state.params, state.carry, jnp.stack(losses)),
+    )
+
+
+def test_metrics_are_of_the_batch_before_the_update():
+    case = make_case(reduction="mean")
+    algorithm = gradients.bptt(case.rnn)
+    _, metrics = jaxrnn.make_train_step(algorithm, jaxrnn.sgd())(
+        state_of(case, algorithm, jaxrnn.sgd()), case.batch
+    )
+    (loss, _), grads = algorithm.value_and_grad(
+        case.params, algorithm.init(case.params, case.h), case.batch
+    )
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
+    assert_equal((metrics.loss, metrics.grad_norm), (loss, norm))
+    assert_equal(metrics.bits, loss / math.log(2))
+
+
+def test_the_state_is_donated_and_the_callers_arrays_are_not():
+    case = make_case(reduction="mean")
+    algorithm, optimizer = gradients.truncated_bptt(case.rnn, 2), jaxrnn.adagrad()
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    state = state_of(case, algorithm, optimizer)
+    loop(state, repeated(case.batch, 2))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((case.params, case.h)))
+
+
+@pytest.mark.parametrize("algorithm", ["bptt", "truncated_bptt"])
+def test_a_train_step_compiles_once_for_a_whole_run(algorithm):
+    text = "in the beginning was the word " * 40
+    options = run.Options(
+        hidden_size=8, batch_size=4, length=5, steps=70, algorithm=algorithm, window=3
+    )
+    prepared = run.prepare(text, options)
+    traces = []
+
+    def counted(state, batch):
+        traces.append(1)
+        return prepared.step(state, batch)
+
+    blocks = list(run.train(prepared._replace(step=counted)))
+    assert [int(block.state.step) for block in blocks] == [35, 70]
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("algorithm", [gradients.bptt, lambda r: gradients.truncated_bptt(r, 3)])
+def test_a_train_step_lowers_for_every_platform(algorithm):
+    case = make_case(ids=True, dtype=jnp.float32)
+    algorithm, optimizer = algorithm(case.rnn), jaxrnn.adagrad()
+    step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
+    state = state_of(case, algorithm, optimizer)
+    state = state._replace(key=jax.random.key_data(state.key))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, case.batch)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+# Evaluation
+
+
+def test_evaluation_is_the_mean_over_the_whole_text():
+    """Chunked and padded, it is the loss of each row read through in one piece."""
+    rnn = jaxrnn.RNN(6, 4, 6)
+    params = rnn.init(jax.random.key(0))
+    ids = np.random.default_rng(0).integers(0, 6, 46)
+    found = jaxrnn.evaluate(rnn, params, data.whole_text(ids, batch_size=3, length=4))
+    rows = np.stack([ids[15 * b : 15 * b + 16] for b in range(3)])
+    expected, _ = rnn.loss(params, rnn.initial_state(3), jaxrnn.Batch(rows[:, :-1], rows[:, 1:]))
+    assert_equal(found, expected)
+
+
+def test_evaluation_of_lines_reads_each_from_zero():
+    vocabulary = jaxrnn.Vocabulary.from_text("abc\n")
+    rnn = jaxrnn.RNN(4, 5, 4)
+    params = rnn.init(jax.random.key(1))
+    lines = ["abc", "a", "bb", "cab", "ccc"]
+    rows = data.pad_lines(vocabulary, lines)
+    found = jaxrnn.evaluate(rnn, params, data.grouped(rows, 2), stateful=False)
+    expected, _ = rnn.loss(params, rnn.initial_state(5), rows)
+    assert_equal(found, expected)
+
+
+# Trouble
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite_with_the_last_good_state():
+    text = "to be or not to be, that is the question; " * 20
+    options = run.Options(hidden_size=8, batch_size=4, length=5, steps=40)
+    prepared = run.prepare(text, options)
+
+    def poisoned(state, batch):
+        new, metrics = prepared.step(state, batch)
+        bad = jnp.where(state.step == 23, jnp.nan, 1.0)
+        params = jax.tree.map(lambda leaf: leaf * bad, new.params)
+        return new._replace(params=params), metrics._replace(loss=metrics.loss * bad)
+
+    blocks = list(run.train(prepared._replace(step=poisoned)))
+    assert [block.diverged for block in blocks] == [True]
+    assert int(blocks[-1].state.step) == 23
+    assert len(blocks[-1].metrics.loss) == 24
+    assert np.isnan(blocks[-1].metrics.loss[-1])
+    good = list(run.train(prepared._replace(options=run.Options(steps=23))))[-1]
+    assert_equal(blocks[-1].state.params, good.state.params, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
+        ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite, got -0.1"),
+        ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
+        ({"batch_size": 1000}, "the text has 450 characters to train on, fewer than the 64,001"),
+        ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run.prepare("a" * 499 + "b", run.Options(**options))
