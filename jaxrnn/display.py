@@ -103,9 +103,9 @@ def plot_losses(file: Path, losses: list[float], held_out: float) -> None:
 def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
     """Print a walkthrough with its formulas."""
 
-    def show(name, value, meaning=""):
+    def show(name, value):
         shown = np.array2string(value, precision=8, prefix=" " * 12, max_line_width=console.width)
-        print(f"  {name:<9} {shown}" + (f"   {meaning}" if meaning else ""))
+        print(f"  {name:<9} {shown}")
 
     def weights(params, prefix=""):
         (cell,), readout = params
@@ -117,18 +117,16 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
     print(f"characters  {' '.join(map(repr, symbols))}")
     print("\nparameters  (rows are what a weight reads, columns what it writes)")
     weights(walk.params)
-    print("\nforward     h = tanh(x W_xh + h_prev W_hh + b_h)   y = h W_hy + b_y   p = softmax(y)")
+    print("\nforward     h = tanh(x W_xh + h_prev W_hh + b_h)")
+    print("            y = h W_hy + b_y   p = softmax(y)   loss = -ln p[answer]")
     for t, (read, answer) in enumerate(zip(word, answers, strict=True)):
         print(f"step {t}: reads {read!r}, should answer {answer!r}")
         for name in ("x", "h", "y", "p"):
             show(name, getattr(walk, name)[t])
-        show("loss", walk.loss_t[t], f"-ln p[{answer!r}]")
+        show("loss", walk.loss_t[t])
     print(f"loss        {walk.loss}   the sum")
-    print(
-        "\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next"
-        "   dh_raw = (1 - h²) dh\n"
-        "            dh_next = dh_raw W_hhᵀ, handed to the step before"
-    )
+    print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next   dh_raw = (1 - h²) dh")
+    print("            dh_next = dh_raw W_hhᵀ, handed to the step before; dh_0 to h before all")
     for t in reversed(range(len(word))):
         print(f"step {t}:")
         for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):
@@ -136,4 +134,4 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
     print("\ngradients   dW_xh = Σ xᵀ dh_raw   dW_hh = Σ h_prevᵀ dh_raw   db_h = Σ dh_raw")
     print("            dW_hy = Σ hᵀ dy       db_y = Σ dy")
     weights(walk.grads, "d")
-    show("dh_0", walk.dh_0, "what the state before the word would get")
+    show("dh_0", walk.dh_0)

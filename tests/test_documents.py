@@ -9,7 +9,7 @@ them, as the least of the largest misfits, each in half units of its figure's la
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ class Printed(NamedTuple):
         unit: of the last digit, where it is not NumPy's way with arrays.
     """
 
-    figures: list
-    computed: Callable[[jaxrnn.Walkthrough], jax.Array]
+    figures: list | float
+    computed: Callable[[jaxrnn.Walkthrough], Any]
     unit: float | None = None
 
 
@@ -57,7 +57,7 @@ def units(row: Printed) -> np.ndarray:
 def walk_from(weights: Weights, batch: jaxrnn.Batch) -> jaxrnn.Walkthrough:
     """Walk through a batch with these weights and zero biases."""
     W_xh, W_hh, W_hy = weights
-    rnn = jaxrnn.RNN(*W_xh.shape, W_hy.shape[1], reduction="sum")
+    rnn = jaxrnn.RNN(len(W_xh), len(W_hh), W_hy.shape[1], reduction="sum")
     cell = jaxrnn.Cell(W_xh, W_hh, jnp.zeros(len(W_hh)))
     readout = jaxrnn.Readout(W_hy, jnp.zeros(W_hy.shape[1]))
     return jaxrnn.walkthrough(rnn, jaxrnn.Params((cell,), readout), batch)
@@ -376,7 +376,7 @@ def test_003_every_figure_to_its_last_digit():
     assert misfit <= 1
     cell = walk_from(weights, STEP_BATCH).grads.cells[0]
     dhraw = np.asarray(STEP["dhraw"])
-    np.testing.assert_allclose(cell.b_h, dhraw, rtol=0, atol=0.5e-8)
+    np.testing.assert_allclose(np.asarray(cell.b_h), dhraw, rtol=0, atol=0.5e-8)
     np.testing.assert_allclose(cell.W_xh, np.outer(np.eye(4)[2], dhraw), rtol=0, atol=0.5e-8)
 
 

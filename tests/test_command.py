@@ -1,0 +1,186 @@
+"""The command as a person uses it: in its own process, what it prints and what lies on disk."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import checkpoint, run
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
+SMALL = ("--hidden-size", "16", "--batch-size", "4", "--length", "8", "--steps", "60")
+
+
+def jaxrnn_command(*arguments, cwd, columns="80", **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxrnn.cli", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": columns, "JAX_PLATFORMS": "cpu"} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "fox.txt").write_text(TEXT)
+    result = jaxrnn_command("train", "fox.txt", *SMALL, "--out", "fox", cwd=folder)
+    return folder, result
+
+
+def test_train_shows_its_gradient_trains_evaluates_samples_and_saves(trained):
+    folder, result = trained
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    told = "\n".join(lines)
+    error = re.search(r"largest error (\S+), in \S+: right", told)
+    assert error
+    assert float(error[1]) < 1e-12
+    assert re.search(r"training  60/60 loss \d\.\d+ \(\d\.\d+ bits\) .* char/s, 0 s left", told)
+    held_out = re.search(r"held out  (\S+) nats = (\S+) bits per character", told)
+    assert held_out
+    assert float(held_out[1]) / np.log(2) == pytest.approx(float(held_out[2]), abs=1e-3)
+    assert "write more with: jaxrnn sample fox" in told
+    before_samples = lines[: next(i for i, line in enumerate(lines) if line.startswith("─"))]
+    assert max(map(len, before_samples)) <= 80
+    names = {"run.json", "vocabulary.json", "params.npz", "losses.jsonl", "loss.png"}
+    assert {path.name for path in (folder / "fox").iterdir()} == names
+    records = [json.loads(line) for line in (folder / "fox/losses.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_a_saved_run_gives_back_its_held_out_loss(trained):
+    folder, _ = trained
+    saved = checkpoint.load(folder / "fox")
+    prepared = run.prepare(TEXT, run.Options(batch_size=4, length=8))
+    assert prepared.vocabulary == saved.vocabulary
+    loss = jaxrnn.evaluate(saved.rnn, saved.params, prepared.held_out)
+    assert float(loss) == pytest.approx(saved.results["held_out_nats"], rel=1e-5)
+
+
+def test_sample_writes_what_was_asked_for(trained):
+    folder, _ = trained
+    result = jaxrnn_command("sample", "fox", "--prime", "the ", "--length", "30", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("the ")
+    assert len(result.stdout.rstrip("\n")) <= 34
+    again = jaxrnn_command("sample", "fox", "--prime", "the ", "--length", "30", cwd=folder)
+    assert again.stdout == result.stdout
+
+
+def test_training_without_out_finds_a_free_folder_and_never_overwrites(trained, tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    (tmp_path / "jaxrnn-run").mkdir()
+    result = jaxrnn_command(
+        "train", "fox.txt", *SMALL, "--algorithm", "truncated_bptt", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "jaxrnn-run-2" / "run.json").exists()
+    assert not list((tmp_path / "jaxrnn-run").iterdir())
+
+
+def test_training_on_lines_ends_them(tmp_path):
+    (tmp_path / "names.txt").write_bytes(
+        "\r\n".join(["anna", "bob", "hannah", "otto"] * 20).encode()
+    )
+    arguments = ("--lines", "--hidden-size", "16", "--batch-size", "8", "--steps", "300")
+    result = jaxrnn_command("train", "names.txt", *arguments, "--out", "n", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = jaxrnn_command("sample", "n", "--count", "20", "--temperature", "0.2", cwd=tmp_path)
+    assert set(result.stdout.split()) <= {"anna", "bob", "hannah", "otto"}
+    assert len(result.stdout.split()) == 20
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "1e30")
+    result = jaxrnn_command(
+        "train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad", cwd=tmp_path
+    )
+    assert result.returncode == 2
+    message = re.search(r"the loss or gradient of step (\d+) is not finite", result.stderr)
+    assert message, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    saved = checkpoint.load(tmp_path / "bad")
+    assert saved.results["steps"] == int(message[1]) - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
+
+
+def test_explain_prints_the_numbers_of_the_walkthrough(tmp_path):
+    result = jaxrnn_command("explain", "vector", "--hidden-size", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    told = result.stdout
+    assert told.count("should answer") == 6
+    for name in ("x", "h", "y", "p", "loss", "dy", "dh_next", "dh", "1 - h²", "dh_raw", "dh_0"):
+        assert re.search(rf"^  {re.escape(name)} ", told, re.MULTILINE), name
+    for name in ("dW_xh", "dW_hh", "db_h", "dW_hy", "db_y"):
+        assert re.search(rf"^  {name} ", told, re.MULTILINE), name
+    # db_y is the sum of dy: read back from what was printed.
+    numbers = r"\[([^]]*)\]"
+    dy = [np.fromstring(m, sep=" ") for m in re.findall(rf"^  dy +{numbers}", told, re.MULTILINE)]
+    db_y = np.fromstring(re.findall(rf"^  db_y +{numbers}", told, re.MULTILINE)[0], sep=" ")
+    np.testing.assert_allclose(sum(dy), db_y, atol=1e-7)
+    assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("explain",)])
+def test_help_helps(command, tmp_path):
+    result = jaxrnn_command(*command, "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "usage: jaxrnn" in result.stdout
+    if not command:
+        assert all(name in result.stdout for name in ("train", "sample", "explain"))
+
+
+MISTAKES = {
+    ("train", "missing.txt"): "cannot read missing.txt: No such file or directory",
+    ("train", "."): "cannot read .: Is a directory",
+    ("train", "empty.txt"): "empty.txt is empty: give a file with text in it",
+    ("train", "short.txt"): "the text has 7 characters to train on, fewer than the 2,049",
+    ("train", "latin.txt"): "latin.txt is not utf-8: byte 0xe9 at position 3; name its encoding",
+    ("train", "short.txt", "--encoding", "klingon"): "unknown encoding: klingon; try utf-8",
+    ("train", "fox.txt", "--hidden-size", "0"): "hidden_size must be a whole number of at least 1",
+    ("train", "fox.txt", "--algorithm", "truncated_bptt", "--window", "-1"): "window must be a",
+    ("train", "fox.txt", "--out", "fox"): "fox exists already: choose another --out, or say --over",
+    ("sample", "nowhere"): "nowhere is no run: it holds no run.json",
+    ("sample", "broken"): "the run broken is damaged:",
+    ("sample", "fox", "--prime", "é"): "character 'é' (U+00E9) at position 0 is not in the vocab",
+    ("sample", "fox", "--prime", ""): "prime must be ids (B, P) with at least one each",
+    ("sample", "fox", "--temperature", "-1"): "temperature must be at least 0 (0 is greedy), got",
+    ("sample", "fox", "--length", "0"): "length must be at least 1, got 0",
+    ("sample", "fox", "--count", "0"): "count must be at least 1, got 0",
+    ("explain", ""): "the word is empty: give at least one character",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, trained):
+    folder, _ = trained
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("too short")
+    (folder / "latin.txt").write_bytes("café au lait".encode("latin-1"))
+    (folder / "broken").mkdir(exist_ok=True)
+    (folder / "broken" / "run.json").write_text('{"network": ')
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = jaxrnn_command(*arguments, cwd=folder)
+    assert result.returncode == 2
+    assert MISTAKES[arguments] in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_an_unknown_option_is_named(tmp_path):
+    result = jaxrnn_command("train", "--hiden-size", "3", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--hiden-size" in result.stderr
+    assert "Traceback" not in result.stderr

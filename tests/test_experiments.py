@@ -1,0 +1,34 @@
+"""Each experiment is one command that writes its results and its plot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_runs_quickly_and_leaves_its_results(script, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", script, "--quick", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "seed" in result.stdout
+    assert json.loads((tmp_path / f"{script.stem}.json").read_text())["versions"]
+    assert (tmp_path / f"{script.stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_committed_results_are_of_the_full_run(script):
+    committed = json.loads(script.with_suffix(".json").read_text())
+    assert committed["versions"]
+    assert script.with_suffix(".png").exists()
+    assert "quick" not in committed or not committed["quick"]
