@@ -125,8 +125,8 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
             show(name, getattr(walk, name)[t])
         show("loss", walk.loss_t[t])
     print(f"loss        {walk.loss}   the sum")
-    print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next   dh_raw = (1 - h²) dh")
-    print("            dh_next = dh_raw W_hhᵀ, handed to the step before; dh_0 to h before all")
+    print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next")
+    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, to the step before")
     for t in reversed(range(len(word))):
         print(f"step {t}:")
         for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):
