@@ -21,7 +21,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom():
         for block in blocks:
             exec(block, names)
     assert "right: every error is at most 1e-12" in told.getvalue()
-    first, last = names["metrics"].loss[np.array([0, -1])]
+    first, last = names["metrics"].loss[::299]
     assert 2.8 < first < 3.6
     assert last < 0.1
     assert "we hold these truths to be self-evident" in told.getvalue()
