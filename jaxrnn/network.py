@@ -11,16 +11,15 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from jaxrnn import layer
-from jaxrnn.layer import ACTIVATIONS, Cell, Tape, is_ids
+from jaxrnn import checks, layer
+from jaxrnn.checks import AnyArray
+from jaxrnn.layer import ACTIVATIONS, Cell, Tape
 from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
 
-AnyArray = Array | np.ndarray  # what a caller may hand over
 Initializer = Callable[..., Array]
 
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
@@ -149,10 +148,12 @@ class RNN:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not 0 < leak <= 1:
             raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {leak}")
-        _one_of("activation", activation, ACTIVATIONS)
-        _one_of("reduction", reduction, ("mean", "sum"))
+        checks.one_of("activation", activation, ACTIVATIONS)
+        checks.one_of("reduction", reduction, ("mean", "sum"))
         if not callable(loss):
-            _one_of("loss", loss, LOSSES, " or a function (outputs, targets) -> per-position loss")
+            checks.one_of(
+                "loss", loss, LOSSES, " or a function (outputs, targets) -> per-position loss"
+            )
 
     def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:
         """Draw parameters; `dtype` is JAX's default float if not given."""
@@ -189,8 +190,8 @@ class RNN:
         h: Float[AnyArray, "B H"],
     ) -> Float[Array, "B H"]:
         """Take one step of one layer: x_t (B, I) or ids (B,), and h_{t-1} (B, H), to h_t."""
-        x = _as_inputs(cell, x, 1)
-        return layer.step(cell, x, _check_state(cell, h, x), self.activation, self.leak)
+        x = checks.as_inputs(cell, x, 1)
+        return layer.step(cell, x, checks.as_state(cell, h, x), self.activation, self.leak)
 
     def unroll(
         self,
@@ -212,8 +213,8 @@ class RNN:
         Returns:
             The states h_1 … h_T as (B, T, H), and h_T (B, H), to pass on to the next chunk.
         """
-        inputs = _as_inputs(cell, inputs, 2)
-        h = _check_state(cell, h, inputs)
+        inputs = checks.as_inputs(cell, inputs, 2)
+        h = checks.as_state(cell, h, inputs)
         states, h_last = layer.unroll(cell, inputs.swapaxes(0, 1), h, self.activation, self.leak)
         return states.swapaxes(0, 1), h_last
 
@@ -295,7 +296,7 @@ def _loss(rnn: RNN) -> Loss:
     def batch_first(outputs, targets):
         outputs, targets = outputs.swapaxes(0, 1), targets.swapaxes(0, 1)
         losses = loss(outputs, targets)
-        _check_shape("the loss", losses, outputs.shape[:2], "one number a position, (B, T)")
+        checks.shape("the loss", losses, outputs.shape[:2], "one number a position, (B, T)")
         return losses.swapaxes(0, 1)
 
     return through_autodiff(batch_first)
@@ -327,7 +328,7 @@ def check_inputs(
         ValueError: if shapes or dtypes do not fit the network, or an id is out of range.
     """
     _check_params(rnn, params)
-    inputs = _as_inputs(params.cells[0], inputs, 2)
+    inputs = checks.as_inputs(params.cells[0], inputs, 2)
     h = as_state(params, h)
     expected = (rnn.num_layers, inputs.shape[0], rnn.hidden_size)
     if h.shape != expected:
@@ -346,19 +347,19 @@ def check_batch(
     targets = jnp.asarray(batch.targets)
     positions, dtype = inputs.shape[:2], h.dtype
     if rnn.loss_function == "softmax_cross_entropy":
-        _check_shape("targets", targets, positions, "one id a position, as in inputs")
-        _check_ids("targets", targets, rnn.output_size, "output_size")
+        checks.shape("targets", targets, positions, "one id a position, as in inputs")
+        checks.ids("targets", targets, rnn.output_size, "output_size")
         targets = targets.astype(jnp.int32)
     elif rnn.loss_function == "squared_error":
         expected = (*positions, rnn.output_size)
-        _check_shape("targets", targets, expected, "(B, T, O), as the outputs")
+        checks.shape("targets", targets, expected, "(B, T, O), as the outputs")
         targets = targets.astype(dtype)
     elif targets.shape[:2] != positions:
         raise ValueError(f"targets have shape {targets.shape}, but must begin with {positions}")
     mask = batch.mask
     if mask is not None:
         mask = jnp.asarray(mask, dtype)
-        _check_shape("mask", mask, positions, "one weight a position")
+        checks.shape("mask", mask, positions, "one weight a position")
     return Batch(inputs, targets, mask), h
 
 
@@ -383,54 +384,3 @@ def _check_params(rnn: RNN, params: Params) -> None:
             )
 
     jax.tree_util.tree_map_with_path(check, params, expected)
-
-
-def _as_inputs(cell: Cell, inputs: AnyArray, leading: int) -> Array:
-    """Return ids as they are and features in the cell's dtype."""
-    inputs = jnp.asarray(inputs)
-    size, dtype = cell.W_xh.shape[0], cell.W_xh.dtype
-    axes = ("B", "T")[:leading]
-    if inputs.size == 0 and size:
-        raise ValueError(f"inputs are empty, with shape {inputs.shape}")
-    if inputs.ndim == leading:
-        _check_ids("inputs", inputs, size, "input_size", f", or features ({', '.join(axes)}, I)")
-        return inputs.astype(jnp.int32)
-    if inputs.ndim != leading + 1 or inputs.shape[-1] != size or is_ids(inputs):
-        raise ValueError(
-            f"inputs have shape {inputs.shape} and dtype {inputs.dtype}, but must be ids "
-            f"({', '.join(axes)}) as integers or features ({', '.join(axes)}, I={size}) as floats"
-        )
-    return inputs.astype(dtype)
-
-
-def _check_state(cell: Cell, h: AnyArray, inputs: Array) -> Array:
-    h = jnp.asarray(h, cell.W_hh.dtype)
-    _check_shape("h", h, (inputs.shape[0], cell.W_hh.shape[0]), "(B, H)")
-    return h
-
-
-def _check_shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
-    if array.shape != expected:
-        raise ValueError(f"{name} has shape {array.shape}, but needs {expected}: {meaning}")
-
-
-def _check_ids(name: str, ids: Array, size: int, size_name: str, otherwise: str = "") -> None:
-    if not is_ids(ids):
-        raise ValueError(
-            f"{name} of shape {ids.shape} must be ids, whole numbers of an integer dtype, but have "
-            f"dtype {ids.dtype}: convert with .astype(int){otherwise}"
-        )
-    if isinstance(ids, jax.core.Tracer):  # no values to look at; an id outside then gives NaN
-        return
-    values = np.asarray(ids)
-    smallest, largest = int(values.min()), int(values.max())
-    if smallest < 0 or largest >= size:
-        outside = smallest if smallest < 0 else largest
-        raise ValueError(
-            f"{name} hold the id {outside}, but must lie in 0 … {size - 1} ({size_name}={size})"
-        )
-
-
-def _one_of(name: str, value: object, options, otherwise: str = "") -> None:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from jaxrnn.network import RNN, AnyArray, Params
+from jaxrnn.checks import AnyArray
+from jaxrnn.network import RNN, Params
 
 
 def sample(

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "jaxrnn"
 
 FLOORS = [
     {"layer", "losses", "text"},
+    {"checks"},
     {"network"},
     {"gradients.base", "data", "sample"},
     {"gradients.*", "train", "walkthrough"},
