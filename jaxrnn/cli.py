@@ -75,7 +75,7 @@ def train(
     display.say("trained", f"{good:,} of {options.steps:,} steps in {seconds:.0f} s")
     remedy = "try a smaller --learning-rate or --clip, or --activation tanh"
     if diverged and good == 0:
-        raise ValueError(f"the loss or gradient of step 1 is not finite ({losses[0]=}): {remedy}")
+        raise ValueError(f"step 1 is not finite (loss {losses[0]}): nothing to save; {remedy}")
 
     held_out = run.held_out_loss(training, state.params)
     display.say("held out", f"{held_out:.4f} nats = {held_out / np.log(2):.4f} bits per character")
@@ -90,7 +90,7 @@ def train(
     display.plot_losses(out / "loss.png", losses[:good], held_out)
     if diverged:
         raise ValueError(
-            f"the loss or gradient of step {good + 1:,} is not finite (loss {losses[-1]}): "
+            f"step {good + 1:,} is not finite (loss {losses[-1]:.4g}): training stopped, "
             f"{out} holds the state after step {good:,}; {remedy}"
         )
     display.samples(run.write(saved, length=300, count=2, seed=options.seed))

@@ -127,7 +127,7 @@ class Block(NamedTuple):
         state: after the last good one of them.
         metrics: of each; if it diverged, the last is the step that went wrong.
         characters: how many were read.
-        diverged: whether a loss or gradient was not finite; then no block follows.
+        diverged: whether a loss, gradient or update was not finite; then no block follows.
     """
 
     state: TrainState
@@ -221,9 +221,8 @@ def train(run: Run) -> Iterator[Block]:
         batches = run.source(np.arange(first, first + block))
         # A copy is donated: the last good state outlives a step that fails or is interrupted.
         new_state, metrics = loop(jax.tree.map(jnp.copy, state), batches)
-        finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-        if not finite.all():
-            good = int(np.argmin(finite))
+        if not metrics.finite.all():
+            good = int(metrics.finite.argmin())
             batches = jax.tree.map(lambda leaf, n=good: leaf[:n], batches)
             state, _ = loop(jax.tree.map(jnp.copy, state), batches)
             metrics = jax.tree.map(lambda leaf, n=good: leaf[: n + 1], metrics)

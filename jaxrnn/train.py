@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
 from jaxrnn.network import RNN, Batch, Params
@@ -32,15 +32,27 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells: the loss of its batch before the update, and its gradient's norm."""
+    """What a step tells.
+
+    Attributes:
+        loss: of its batch, before the update.
+        grad_norm: of the gradient, before any clip.
+        param_norm: of the parameters after the update.
+    """
 
     loss: Float[Array, "*steps"]
     grad_norm: Float[Array, "*steps"]
+    param_norm: Float[Array, "*steps"]
 
     @property
     def bits(self) -> Float[Array, "*steps"]:
         """A cross-entropy in bits per character: nats / ln 2."""
         return self.loss / jnp.log(2)
+
+    @property
+    def finite(self) -> Bool[Array, "*steps"]:
+        """Whether all went well."""
+        return jnp.all(jnp.isfinite(jnp.stack(self)), axis=0)
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -75,7 +87,7 @@ def make_train_step(
         (loss, carry), grads = algorithm.value_and_grad(state.params, state.carry, batch)
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        metrics = Metrics(loss, optax.tree.norm(grads))
+        metrics = Metrics(loss, optax.tree.norm(grads), optax.tree.norm(params))
         return TrainState(params, opt_state, carry, state.step + 1, state.key), metrics
 
     return step

@@ -103,17 +103,27 @@ def test_training_on_lines_ends_them(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
-    trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "1e30")
+    trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "3")
     result = jaxrnn_command(
         "train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad", cwd=tmp_path
     )
     assert result.returncode == 2
-    message = re.search(r"the loss or gradient of step (\d+) is not finite", result.stderr)
+    message = re.search(r"step (\d+) is not finite", result.stderr)
     assert message, result.stderr
     assert len(result.stderr.splitlines()) == 1
     saved = checkpoint.load(tmp_path / "bad")
     assert saved.results["steps"] == int(message[1]) - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
+
+
+def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    trouble = ("--optimizer", "sgd", "--learning-rate", "1e38", "--clip", "1e38")
+    result = jaxrnn_command("train", "fox.txt", *SMALL, *trouble, "--out", "bad", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "step 1 is not finite" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "bad").exists()
 
 
 def test_explain_prints_the_numbers_of_the_walkthrough(tmp_path):

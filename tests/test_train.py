@@ -98,6 +98,8 @@ def test_metrics_are_of_the_batch_before_the_update():
     )
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
     assert_equal((metrics.loss, metrics.grad_norm), (loss, norm))
+    assert metrics.finite
+    assert not metrics._replace(param_norm=jnp.inf).finite
     assert_equal(metrics.bits, loss / math.log(2))
 
 
