@@ -8,8 +8,9 @@ losses.jsonl      {"step", "loss"}, one record a line
 
 import json
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -42,18 +43,50 @@ NETWORK = (
 )
 
 
-def save(folder: Path, run: SavedRun, losses: list[float], *, overwrite: bool = False) -> None:
-    """Write a run beside its place and then move it there: it stands whole or not at all.
+def reserve(folder: Path, *, overwrite: bool = False) -> None:
+    """Make the empty folder of a run to come, or accept the run that it will replace.
 
     Raises:
-        FileExistsError: if the folder exists and `overwrite` is not set.
+        ValueError: if the folder exists and is not to be, or must not be, overwritten.
     """
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists already: choose another folder, or overwrite it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    new.mkdir()
     try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not overwrite:
+            raise ValueError(
+                f"{folder} exists already: choose another --out, or say --overwrite"
+            ) from None
+        is_run = (folder / "run.json").is_file()
+        if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not is_run):
+            raise ValueError(
+                f"{folder} is no run, and only runs are overwritten: choose another --out"
+            ) from None
+
+
+def release(folder: Path) -> None:
+    """Remove a reserved folder in which nothing was saved."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def save(
+    folder: Path,
+    run: SavedRun,
+    losses: list[float],
+    also: Callable[[Path], None] = lambda new: None,
+) -> None:
+    """Write a run beside its reserved place, and then put it there: whole or not at all.
+
+    Args:
+        folder: where; what is there is replaced.
+        run: the run.
+        losses: of each step.
+        also: writes what else belongs in the folder that it is given.
+    """
+    folder = folder.resolve()
+    with TemporaryDirectory(dir=folder.parent, prefix=".jaxrnn-") as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
         network = {name: getattr(run.rnn, name) for name in NETWORK}
         described = {"network": network, "options": run.options, "results": run.results}
         (new / "run.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -62,19 +95,16 @@ def save(folder: Path, run: SavedRun, losses: list[float], *, overwrite: bool = 
         with (new / "losses.jsonl").open("w") as records:
             for step, loss in enumerate(losses, 1):
                 records.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        also(new)
         for path in [*new.iterdir(), new]:
             _sync(path)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-            folder.rename(old)
+        folder.rename(old)
+        try:
             new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
         _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def load(folder: Path) -> SavedRun:
@@ -87,19 +117,37 @@ def load(folder: Path) -> SavedRun:
         raise ValueError(f"{folder} is no run: it holds no run.json (jaxrnn train makes one)")
     try:
         described = json.loads((folder / "run.json").read_text())
-        vocabulary = Vocabulary(tuple(json.loads((folder / "vocabulary.json").read_text())))
+        if set(described["network"]) != set(NETWORK):
+            raise ValueError(f"run.json must describe the network by {', '.join(NETWORK)}")
         rnn = RNN(**described["network"])
-        shapes = jax.eval_shape(rnn.init, jax.random.key(0))
-        with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-            leaves = [jnp.asarray(arrays[name]) for name in _by_name(shapes)]
-        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        for name, leaf in _by_name(shapes).items():
-            found = _by_name(params)[name].shape
-            if found != leaf.shape:
-                raise ValueError(f"{name} has shape {found}, the network needs {leaf.shape}")
-        return SavedRun(rnn, vocabulary, params, described["options"], described["results"])
+        vocabulary = Vocabulary(tuple(json.loads((folder / "vocabulary.json").read_text())))
+        if vocabulary.size != rnn.input_size:
+            raise ValueError(f"{vocabulary.size} symbols for {rnn.input_size} inputs")
+        params = _load_params(folder / "params.npz", rnn)
+        options, results = dict(described["options"]), dict(described["results"])
+        return SavedRun(
+            rnn, vocabulary, params, options | {"lines": bool(options["lines"])}, results
+        )
     except Exception as error:
-        raise ValueError(f"the run {folder} is damaged: {error}") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the run {folder} is damaged: {what}") from error
+
+
+def _load_params(file: Path, rnn: RNN) -> Params:
+    shapes = jax.eval_shape(rnn.init, jax.random.key(0))
+    leaves = []
+    with np.load(file, allow_pickle=False) as arrays:
+        for name, expected in _by_name(shapes).items():
+            leaf = arrays[name]
+            if leaf.shape != expected.shape or not np.issubdtype(leaf.dtype, np.floating):
+                raise ValueError(
+                    f"{name} is {leaf.dtype} of shape {leaf.shape}, the network needs floats of "
+                    f"{expected.shape}"
+                )
+            if not np.isfinite(leaf).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+            leaves.append(jnp.asarray(leaf))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _by_name(params: Params) -> dict[str, Any]:

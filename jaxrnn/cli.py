@@ -1,10 +1,12 @@
 """The command `jaxrnn`: train, sample, explain."""
 
-import os
+import io
 import platform
+import signal
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +49,6 @@ def train(
         overwrite: Replace the folder if it exists.
         encoding: The text file's encoding.
     """
-    out = _folder_for(out, overwrite)
     if file is None:
         text, name = run.documentation_topics(), "the documentation topics of Python "
         name += platform.python_version()
@@ -57,11 +58,19 @@ def train(
         display.say("text", name)
     training = run.prepare(text, options)
     display.network(text, training)
+    out = _reserve(out, overwrite)
+    try:
+        return _train(training, out, name)
+    finally:
+        checkpoint.release(out)
+
+
+def _train(training: run.Run, out: Path, name: str) -> int:
     first = jax.tree.map(lambda leaf: leaf[0], training.source(np.arange(1)))
     report = verify(gradients.bptt(training.rnn), training.rnn, training.state.params, first)
     display.gradient(report, first)
     if not report.ok:
-        return 1
+        raise ValueError(f"{report.diagnosis}; nothing was trained, try other initial weights")
 
     state, losses, diverged, stopped = training.state, [], False, False
     started = time.perf_counter()
@@ -69,13 +78,16 @@ def train(
         for block in display.with_progress(training):
             state, diverged = block.state, block.diverged
             losses.extend(np.asarray(block.metrics.loss).tolist())
-    except KeyboardInterrupt:  # what was learnt so far is evaluated and saved all the same
+    except KeyboardInterrupt:
         stopped = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was learnt will be saved, come what may
     seconds, good = time.perf_counter() - started, int(state.step)
-    display.say("trained", f"{good:,} of {options.steps:,} steps in {seconds:.0f} s")
+    display.say("trained", f"{good:,} of {training.options.steps:,} steps in {seconds:.0f} s")
     remedy = "try a smaller --learning-rate or --clip, or --activation tanh"
-    if diverged and good == 0:
-        raise ValueError(f"step 1 is not finite (loss {losses[0]}): nothing to save; {remedy}")
+    if good == 0:
+        if diverged:
+            raise ValueError(f"step 1 is not finite (loss {losses[0]:.4g}): {remedy}")
+        raise KeyboardInterrupt
 
     held_out = run.held_out_loss(training, state.params)
     display.say("held out", f"{held_out:.4f} nats = {held_out / np.log(2):.4f} bits per character")
@@ -83,17 +95,17 @@ def train(
         training.rnn,
         training.vocabulary,
         state.params,
-        options=asdict(options) | {"text": name},
+        options=asdict(training.options) | {"text": name},
         results={"steps": good, "seconds": seconds, "held_out_nats": held_out} | _versions(),
     )
-    checkpoint.save(out, saved, losses[:good], overwrite=overwrite)
-    display.plot_losses(out / "loss.png", losses[:good], held_out)
+    losses, last = losses[:good], losses[-1]
+    checkpoint.save(out, saved, losses, also=partial(display.plot_losses, losses, held_out))
     if diverged:
         raise ValueError(
-            f"step {good + 1:,} is not finite (loss {losses[-1]:.4g}): training stopped, "
+            f"step {good + 1:,} is not finite (loss {last:.4g}): training stopped, "
             f"{out} holds the state after step {good:,}; {remedy}"
         )
-    display.samples(run.write(saved, length=300, count=2, seed=options.seed))
+    display.samples(run.write(saved, length=300, count=2, seed=training.options.seed))
     display.say("saved", f"{out}; write more with: jaxrnn sample {out}")
     return 130 if stopped else 0
 
@@ -157,8 +169,9 @@ def explain(
         **run.INITIALIZERS[init],
     )
     ids = vocabulary.encode(word + run.LINE)
+    key = run.seed_key(seed)
     with jax.enable_x64(True):
-        params = rnn.init(jax.random.key(seed))
+        params = rnn.init(key)
         walk = walkthrough(rnn, params, Batch(ids[None, :-1], ids[None, 1:]))
         display.walk(word, vocabulary, jax.tree.map(np.asarray, walk))
     return 0
@@ -169,6 +182,9 @@ COMMANDS = {"train": train, "sample": sample, "explain": explain}
 
 def main() -> None:
     """Run the command; a mistake in what was typed or given ends with one line and status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -179,24 +195,26 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         status = 2
+    except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"jaxrnn: too large for this machine ({said}): use smaller sizes", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         print("jaxrnn: stopped", file=sys.stderr)
         status = 130
     sys.exit(status)
 
 
-def _folder_for(out: Path | None, overwrite: bool) -> Path:
-    """Find the folder for a new run before any work is done: it must be free, and writable."""
-    if out is None:
-        number, out = 1, DEFAULT_OUT
-        while out.exists():
-            number += 1
-            out = DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}")
-    elif out.exists() and not overwrite:
-        raise ValueError(f"{out} exists already: choose another --out, or say --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"cannot write in {out.parent.resolve()}: choose another --out")
+def _reserve(out: Path | None, overwrite: bool) -> Path:
+    """Reserve the folder of a new run before any work is done: the default's first free name."""
+    if out is not None:
+        checkpoint.reserve(out, overwrite=overwrite)
+        return out
+    number, out = 1, DEFAULT_OUT
+    while out.exists():
+        number += 1
+        out = DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}")
+    checkpoint.reserve(out)
     return out
 
 

@@ -27,12 +27,13 @@ def stream(ids: Int[np.ndarray, " N"], batch_size: int, length: int) -> Source:
     Raises:
         ValueError: if the text is shorter than one batch.
     """
+    _check_sizes(batch_size, length)
     need = batch_size * length + 1
     if len(ids) < need:
         raise ValueError(
             f"the text has {len(ids):,} characters to train on, fewer than the {need:,} of one "
             f"batch ({batch_size} rows of {length}, and one more): use a smaller batch size "
-            f"or length, or a longer text"
+            f"or length, or more text"
         )
     ids = np.asarray(ids)
     transitions = len(ids) - 1
@@ -52,6 +53,7 @@ def whole_text(ids: Int[np.ndarray, " M"], batch_size: int, length: int) -> Batc
     The text is cut into `batch_size` contiguous rows, each to be read from h = 0. Leaves are
     (N, B, T), chunk after chunk.
     """
+    _check_sizes(batch_size, length)
     if len(ids) < 2:
         raise ValueError(f"a text to evaluate needs at least 2 characters, got {len(ids)}")
     transitions = len(ids) - 1
@@ -96,6 +98,7 @@ def pad_lines(
 
 def grouped(rows: Batch, batch_size: int) -> Batch:
     """Group rows for evaluation, every one once: (N, B, T), the last filled up with masked rows."""
+    _check_sizes(batch_size)
     missing = -len(rows.inputs) % batch_size
     mask = np.ones(np.shape(rows.inputs)[:2], np.float32) if rows.mask is None else rows.mask
 
@@ -124,3 +127,9 @@ def shuffled(rows: Batch, batch_size: int, seed: int) -> Source:
         return jax.tree.map(lambda leaf: leaf[picked], rows)
 
     return batches
+
+
+def _check_sizes(batch_size: int, length: int = 1) -> None:
+    for name, size in {"batch_size": batch_size, "length": length}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")

@@ -1,5 +1,6 @@
 """What the command shows: lines, progress, a plot, and a walk through one word."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def samples(texts: list[str]) -> None:
     for text in texts:
         if ruled:
             console.rule(style="dim")
-        console.print(text, markup=False)
+        print(text)  # as it is: a console would expand its tabs
     if ruled:
         console.rule(style="dim")
 
@@ -86,7 +87,7 @@ def with_progress(training: run.Run) -> Iterator[run.Block]:
             yield block
 
 
-def plot_losses(file: Path, losses: list[float], held_out: float) -> None:
+def plot_losses(losses: list[float], held_out: float, folder: Path) -> None:
     """Draw the training loss over the steps, and the held-out loss at the end."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # takes its time: only when there is something to draw
@@ -96,7 +97,7 @@ def plot_losses(file: Path, losses: list[float], held_out: float) -> None:
     axes.axhline(held_out, color="black", linestyle="--", label=f"held out: {held_out:.3f}")
     axes.set(xlabel="step", ylabel="loss, nats per character")
     axes.legend()
-    figure.savefig(file, dpi=120)
+    figure.savefig(folder / "loss.png", dpi=120)
     plt.close(figure)
 
 
@@ -104,7 +105,13 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
     """Print a walkthrough with its formulas."""
 
     def show(name, value):
-        shown = np.array2string(value, precision=8, prefix=" " * 12, max_line_width=console.width)
+        shown = np.array2string(
+            value,
+            precision=8,
+            prefix=" " * 12,
+            max_line_width=console.width,
+            threshold=sys.maxsize,
+        )
         print(f"  {name:<9} {shown}")
 
     def weights(params, prefix=""):

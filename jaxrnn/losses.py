@@ -25,8 +25,7 @@ def _softmax_cross_entropy(
     outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Compute -log softmax(y)[target], in nats."""
-    picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1, mode="fill")[..., 0]
-    return jax.nn.logsumexp(outputs, axis=-1) - picked
+    return jax.nn.logsumexp(outputs, axis=-1) - _pick(outputs, targets)[..., 0]
 
 
 def _softmax_cross_entropy_and_grad(
@@ -36,10 +35,18 @@ def _softmax_cross_entropy_and_grad(
     largest = outputs.max(-1, keepdims=True)
     exponentials = jnp.exp(outputs - largest)
     total = exponentials.sum(-1, keepdims=True)
-    picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1, mode="fill")
-    value = (jnp.log(total) + largest - picked)[..., 0]
+    value = (jnp.log(total) + largest - _pick(outputs, targets))[..., 0]
     one_hot = targets[..., None] == jnp.arange(outputs.shape[-1])
     return value, exponentials / total - one_hot
+
+
+def _pick(
+    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
+) -> Float[Array, "*batch 1"]:
+    """Take each position's output for its target; NaN for a target outside 0 … O - 1."""
+    outside = outputs.shape[-1]
+    places = jnp.where(targets < 0, outside, targets)[..., None]  # a negative one would wrap around
+    return jnp.take_along_axis(outputs, places, axis=-1, mode="fill")
 
 
 def _squared_error(

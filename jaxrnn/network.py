@@ -47,7 +47,8 @@ class Batch(NamedTuple):
     Attributes:
         inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
         targets: ids (B, T) for `softmax_cross_entropy`, (B, T, O) for `squared_error`.
-        mask: the weight of each position in the loss, (B, T); None counts every one once.
+        mask: the weight of each position in the loss, (B, T); None counts every one once. Where it
+            is 0 the target does not matter; the input does, to the state after it.
 
     JAX or NumPy arrays. N of them, to be worked off one after another, are one with a leading N.
     """
@@ -133,7 +134,7 @@ class RNN:
             output_size=output_size,
             num_layers=num_layers,
             activation=activation,
-            leak=leak,
+            leak=float(leak),
             use_bias=use_bias,
             loss_function=loss,
             reduction=reduction,
@@ -295,7 +296,7 @@ def _loss(rnn: RNN) -> Loss:
 
     def batch_first(outputs, targets):
         outputs, targets = outputs.swapaxes(0, 1), targets.swapaxes(0, 1)
-        losses = loss(outputs, targets)
+        losses = jnp.asarray(loss(outputs, targets), outputs.dtype)
         checks.shape("the loss", losses, outputs.shape[:2], "one number a position, (B, T)")
         return losses.swapaxes(0, 1)
 
@@ -346,6 +347,13 @@ def check_batch(
     inputs, h = check_inputs(rnn, params, batch.inputs, h)
     targets = jnp.asarray(batch.targets)
     positions, dtype = inputs.shape[:2], h.dtype
+    mask = batch.mask
+    if mask is not None:
+        mask = jnp.asarray(mask, dtype)
+        checks.shape("mask", mask, positions, "one weight a position")
+        if targets.shape[:2] == positions:  # what stands at a masked position does not matter
+            counted = jnp.expand_dims(mask != 0, range(2, targets.ndim))
+            targets = jnp.where(counted, targets, jnp.zeros_like(targets))
     if rnn.loss_function == "softmax_cross_entropy":
         checks.shape("targets", targets, positions, "one id a position, as in inputs")
         checks.ids("targets", targets, rnn.output_size, "output_size")
@@ -356,10 +364,8 @@ def check_batch(
         targets = targets.astype(dtype)
     elif targets.shape[:2] != positions:
         raise ValueError(f"targets have shape {targets.shape}, but must begin with {positions}")
-    mask = batch.mask
-    if mask is not None:
-        mask = jnp.asarray(mask, dtype)
-        checks.shape("mask", mask, positions, "one weight a position")
+    elif jnp.issubdtype(targets.dtype, jnp.floating):
+        targets = targets.astype(dtype)
     return Batch(inputs, targets, mask), h
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray
 
 from jaxrnn import data, gradients
 from jaxrnn.checkpoint import SavedRun
@@ -146,10 +147,8 @@ def read_text(file: Path, encoding: str) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    if not content:
-        raise ValueError(f"{file} is empty: give a file with text in it")
     try:
-        return content.decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not {encoding}: byte 0x{content[error.start]:02x} at position "
@@ -157,6 +156,9 @@ def read_text(file: Path, encoding: str) -> str:
         ) from error
     except LookupError as error:
         raise ValueError(f"{error}; try utf-8, utf-16, latin-1 or cp1252") from error
+    if not text:
+        raise ValueError(f"{file} is empty: give a file with text in it")
+    return text
 
 
 def documentation_topics() -> str:
@@ -186,6 +188,7 @@ def prepare(text: str, options: Options) -> Run:
     if not 0 < options.held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {options.held_out}")
 
+    params_key, state_key = jax.random.split(seed_key(options.seed))
     vocabulary = Vocabulary.from_text(text + LINE if options.lines else text)
     rnn = RNN(
         vocabulary.size,
@@ -198,8 +201,6 @@ def prepare(text: str, options: Options) -> Run:
     )
     source, held_out = (_lines if options.lines else _stream)(text, vocabulary, options)
     algorithm = _algorithm(rnn, options)
-    key = jax.random.key(options.seed)
-    params_key, state_key = jax.random.split(key)
     optimizer = _optimizer(options)
     state = init_train_state(
         algorithm,
@@ -212,13 +213,21 @@ def prepare(text: str, options: Options) -> Run:
     return Run(options, rnn, vocabulary, algorithm, step, state, source, held_out)
 
 
+def seed_key(seed: int) -> PRNGKeyArray:
+    """Make a key of a seed; ValueError if it is negative or above 2⁶³ - 1."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie in 0 … 2⁶³ - 1, got {seed}")
+    return jax.random.key(seed)
+
+
 def train(run: Run) -> Iterator[Block]:
     """Train to the last step, or to the first that is not finite; the state is given back good."""
     loop = make_train_loop(run.step)
     steps, state = run.options.steps, run.state
-    block = max(size for size in range(1, BLOCK + 1) if steps % size == 0)  # one shape, one compile
+    # Blocks of one size are one compilation; where no good size divides, the last one is another.
+    block = max((size for size in range(10, BLOCK + 1) if steps % size == 0), default=BLOCK)
     for first in range(0, steps, block):
-        batches = run.source(np.arange(first, first + block))
+        batches = run.source(np.arange(first, min(first + block, steps)))
         # A copy is donated: the last good state outlives a step that fails or is interrupted.
         new_state, metrics = loop(jax.tree.map(jnp.copy, state), batches)
         if not metrics.finite.all():
@@ -267,13 +276,15 @@ def write(
     vocabulary, of_lines = saved.vocabulary, saved.options["lines"]
     start = LINE if LINE in vocabulary.symbols else vocabulary.symbols[0]
     if prime is not None:
+        if not prime or (of_lines and LINE in prime):
+            raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
         start = LINE + prime if of_lines else prime
     drawn = sample(
         saved.rnn,
         saved.params,
         np.tile(vocabulary.encode(start), (count, 1)),
         length,
-        key=jax.random.key(seed),
+        key=seed_key(seed),
         temperature=temperature,
         end=int(vocabulary.encode(LINE)[0]) if of_lines else None,
     )
@@ -297,6 +308,11 @@ def _lines(text: str, vocabulary: Vocabulary, options: Options) -> tuple[data.So
     rows = data.pad_lines(vocabulary, [lines[i] for i in order], start=LINE, end=LINE)
     held_out = jax.tree.map(lambda leaf: leaf[:kept], rows)
     rows = jax.tree.map(lambda leaf: leaf[kept:], rows)
+    if len(rows.inputs) < options.batch_size:
+        raise ValueError(
+            f"{len(rows.inputs)} lines to train on, beside {kept} held out, are fewer than a batch "
+            f"of {options.batch_size}: use a smaller batch size, or hold out less"
+        )
     source = data.shuffled(rows, options.batch_size, options.seed)
     return source, data.grouped(held_out, options.batch_size)
 

@@ -3,10 +3,12 @@
 from functools import partial
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
+from jaxrnn import checks
 from jaxrnn.checks import AnyArray
 from jaxrnn.network import RNN, Params
 
@@ -46,16 +48,17 @@ def sample(
         )
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    if temperature < 0:
+    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
         raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
     if rnn.input_size != rnn.output_size:
         raise ValueError(
             f"a network samples its own next input, so input_size={rnn.input_size} must equal "
             f"output_size={rnn.output_size}"
         )
-    h = rnn.initial_state(len(prime), params.readout.W_hy.dtype)
-    outputs, h = rnn.apply(params, prime, h)
-    return _generate(rnn, length, params, outputs[:, -1], h, key, temperature, end)
+    if end is not None and not 0 <= end < rnn.output_size:
+        raise ValueError(f"end must be an id in 0 … {rnn.output_size - 1}, got {end}")
+    prime = checks.as_inputs(params.cells[0], prime, 2)
+    return _generate(rnn, length, params, prime, key, temperature, end)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -63,8 +66,7 @@ def _generate(
     rnn: RNN,
     length: int,
     params: Params,
-    logits: Float[Array, "B O"],
-    h: Float[Array, "L B H"],
+    prime: Int[Array, "B P"],
     key: PRNGKeyArray,
     temperature: Float[Array, ""],
     end: Int[Array, ""] | None,
@@ -80,6 +82,7 @@ def _generate(
         outputs, h = rnn.apply(params, ids[:, None], h)
         return (outputs[:, 0], h, ended), ids
 
-    ended = jnp.zeros(len(logits), bool)
-    _, ids = lax.scan(forward, (logits, h, ended), jax.random.split(key, length))
+    outputs, h = rnn.apply(params, prime, rnn.initial_state(len(prime)))
+    start = (outputs[:, -1], h, jnp.zeros(len(prime), bool))
+    _, ids = lax.scan(forward, start, jax.random.split(key, length))
     return ids.T

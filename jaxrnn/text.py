@@ -27,6 +27,8 @@ class Vocabulary:
     def __post_init__(self):
         if not self.symbols:
             raise ValueError("a vocabulary needs at least one symbol, but the text is empty")
+        if not all(isinstance(symbol, str) and len(symbol) == 1 for symbol in self.symbols):
+            raise ValueError("a vocabulary's symbols must be single characters")
         if list(self.symbols) != sorted(set(self.symbols)):
             raise ValueError("a vocabulary's symbols must be sorted, each there once")
 
@@ -55,16 +57,23 @@ class Vocabulary:
         known = self._code_points[np.minimum(ids, self.size - 1)] == code_points
         if not known.all():
             position = int(np.argmin(known))
-            unknown = text[position]
+            unknown, known_ones = text[position], "".join(self.symbols[:150])
             raise ValueError(
                 f"character {unknown!r} (U+{ord(unknown):04X}) at position {position} is not in "
-                f"the vocabulary; its {self.size} characters are {''.join(self.symbols)!r}"
+                f"the vocabulary; its {self.size} characters are {known_ones!r}"
+                + (" and more" if self.size > 150 else "")
             )
         return ids
 
     def decode(self, ids: Iterable[int] | Int[np.ndarray, " N"] | Int[Array, " N"]) -> str:
         """Turn ids into the text."""
-        return "".join(self.symbols[int(i)] for i in ids)
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.size:
+            raise ValueError(
+                f"ids must lie in 0 … {self.size - 1}, got {min(ids)} … {max(ids)}: "
+                f"they are of another vocabulary"
+            )
+        return "".join(self.symbols[i] for i in ids)
 
     def one_hot(
         self, ids: Int[np.ndarray, "*batch"] | Int[Array, "*batch"]

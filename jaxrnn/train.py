@@ -37,22 +37,17 @@ class Metrics(NamedTuple):
     Attributes:
         loss: of its batch, before the update.
         grad_norm: of the gradient, before any clip.
-        param_norm: of the parameters after the update.
+        finite: whether the loss, the gradient and the new parameters are, every element of them.
     """
 
     loss: Float[Array, "*steps"]
     grad_norm: Float[Array, "*steps"]
-    param_norm: Float[Array, "*steps"]
+    finite: Bool[Array, "*steps"]
 
     @property
     def bits(self) -> Float[Array, "*steps"]:
         """A cross-entropy in bits per character: nats / ln 2."""
         return self.loss / jnp.log(2)
-
-    @property
-    def finite(self) -> Bool[Array, "*steps"]:
-        """Whether all went well."""
-        return jnp.all(jnp.isfinite(jnp.stack(self)), axis=0)
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -87,7 +82,8 @@ def make_train_step(
         (loss, carry), grads = algorithm.value_and_grad(state.params, state.carry, batch)
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        metrics = Metrics(loss, optax.tree.norm(grads), optax.tree.norm(params))
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads, params))]
+        metrics = Metrics(loss, optax.tree.norm(grads), jnp.stack(finite).all())
         return TrainState(params, opt_state, carry, state.step + 1, state.key), metrics
 
     return step

@@ -37,7 +37,9 @@ def make_case(
         targets = jax.random.randint(targets_key, (B, T), 0, O)
     else:
         targets = jax.random.normal(targets_key, (B, T, O), dtype)
-    weights = jax.random.bernoulli(mask_key, 0.6, (B, T)).at[0, 0].set(True) if mask else None
+    weights = None
+    if mask:  # zeros, and fractions
+        weights = jnp.maximum(0, jax.random.uniform(mask_key, (B, T), dtype, -0.6)).at[0, 0].set(1)
     return Case(rnn, params, h, jaxrnn.Batch(inputs, targets, weights))
 
 

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -118,8 +121,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
 
 def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
-    trouble = ("--optimizer", "sgd", "--learning-rate", "1e38", "--clip", "1e38")
-    result = jaxrnn_command("train", "fox.txt", *SMALL, *trouble, "--out", "bad", cwd=tmp_path)
+    trouble = ("--init", "normal", "--activation", "identity", "--hidden-size", "64")
+    sizes = ("--batch-size", "2", "--length", "60")  # overflows in float32, not in float64
+    result = jaxrnn_command("train", "fox.txt", *trouble, *sizes, "--out", "bad", cwd=tmp_path)
     assert result.returncode == 2
     assert "step 1 is not finite" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -165,7 +169,13 @@ MISTAKES = {
     ("sample", "nowhere"): "nowhere is no run: it holds no run.json",
     ("sample", "broken"): "the run broken is damaged:",
     ("sample", "fox", "--prime", "é"): "character 'é' (U+00E9) at position 0 is not in the vocab",
-    ("sample", "fox", "--prime", ""): "prime must be ids (B, P) with at least one each",
+    ("sample", "fox", "--prime", ""): "prime must be the beginning of a text, of one line, got",
+    ("sample", "fox", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
+    ("train", "fox.txt", "--seed", "99999999999999999999"): "seed must lie in 0 … 2⁶³ - 1, got",
+    ("explain", "vector", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
+    ("train", "fox.txt", "--lines", "--held-out", "0.999"): "are fewer than a batch of 32: use a",
+    ("train", "fox.txt", "--out", "mine", "--overwrite"): "mine is no run, and only runs are over",
+    ("train", "fox.txt", "--out", "fox.txt", "--overwrite"): "fox.txt is no run, and only runs are",
     ("sample", "fox", "--temperature", "-1"): "temperature must be at least 0 (0 is greedy), got",
     ("sample", "fox", "--length", "0"): "length must be at least 1, got 0",
     ("sample", "fox", "--count", "0"): "count must be at least 1, got 0",
@@ -179,7 +189,9 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, traine
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("too short")
     (folder / "latin.txt").write_bytes("café au lait".encode("latin-1"))
-    (folder / "broken").mkdir(exist_ok=True)
+    for name in ("broken", "mine"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "mine" / "thesis.txt").write_text("irreplaceable")
     (folder / "broken" / "run.json").write_text('{"network": ')
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = jaxrnn_command(*arguments, cwd=folder)
@@ -187,6 +199,97 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, traine
     assert MISTAKES[arguments] in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def damaged(folder, file, change):
+    saved = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(change(saved)))
+
+
+DAMAGES = {
+    "another vocabulary": ("vocabulary.json", lambda symbols: symbols[:-1], "symbols for"),
+    "symbols that are words": ("vocabulary.json", lambda symbols: ["be"], "single characters"),
+    "no options": ("run.json", lambda run: run | {"options": {}}, "'lines' is missing"),
+    "options that are none": ("run.json", lambda run: run | {"options": 3}, "is damaged"),
+    "a network without its leak": (
+        "run.json",
+        lambda run: run | {"network": {k: v for k, v in run["network"].items() if k != "leak"}},
+        "must describe the network by",
+    ),
+    "a network of another size": (
+        "run.json",
+        lambda run: run | {"network": run["network"] | {"hidden_size": 15}},
+        "the network needs floats of",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_refused(damage, trained, tmp_path):
+    file, change, message = DAMAGES[damage]
+    shutil.copytree(trained[0] / "fox", tmp_path / "run")
+    damaged(tmp_path / "run", file, change)
+    with pytest.raises(ValueError, match=r"the run .* is damaged: ") as raised:
+        checkpoint.load(tmp_path / "run")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.array(1), np.full((16, 16), np.nan)])
+def test_damaged_parameters_are_refused(value, trained, tmp_path):
+    shutil.copytree(trained[0] / "fox", tmp_path / "run")
+    with np.load(tmp_path / "run" / "params.npz") as arrays:
+        leaves = dict(arrays) | {"cells[0].W_hh": value}
+    np.savez(tmp_path / "run" / "params.npz", allow_pickle=False, **leaves)
+    with pytest.raises(ValueError, match=r"damaged: cells\[0\].W_hh"):
+        checkpoint.load(tmp_path / "run")
+
+
+def test_a_run_that_cannot_take_its_place_leaves_the_old_one(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0] / "fox", tmp_path / "run")
+    saved, rename = checkpoint.load(tmp_path / "run"), Path.rename
+
+    def failing(self, target):
+        if self.name == "new":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(tmp_path / "run", saved, [1.0])
+    assert checkpoint.load(tmp_path / "run").results == saved.results
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_is_overwritten_when_asked(trained, tmp_path):
+    shutil.copytree(trained[0] / "fox", tmp_path / "run")
+    saved = checkpoint.load(tmp_path / "run")
+    checkpoint.reserve(tmp_path / "run", overwrite=True)
+    checkpoint.save(tmp_path / "run", saved._replace(results={"steps": 7}), [1.0])
+    assert checkpoint.load(tmp_path / "run").results == {"steps": 7}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("seconds", [0, 6])
+def test_interrupting_saves_what_was_learnt_and_leaves_no_empty_folder(seconds, tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    endless = ("--steps", "10000000", "--out", "run")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "jaxrnn.cli", "train", "fox.txt", *SMALL, *endless],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    next(line for line in process.stdout if line.startswith("gradient"))
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    told, error = process.communicate(timeout=60)
+    assert process.returncode == 130, told + error
+    assert "Traceback" not in error
+    assert (tmp_path / "run").exists() == (seconds > 0)
+    if seconds:
+        assert checkpoint.load(tmp_path / "run").results["steps"] > 0
 
 
 def test_an_unknown_option_is_named(tmp_path):

@@ -29,6 +29,8 @@ MISTAKES = {
     "jaxrnn.sample(square, other, ids[:, :0], 5, key=key)": "prime must be ids (B, P)",
     "jaxrnn.sample(square, other, ids + 9, 5, key=key)": "inputs hold the id 9, but must lie in",
     "jaxrnn.sample(square, other, ids, 5, key=key, temperature=-1)": "temperature must be at least",
+    "jaxrnn.sample(square, other, ids, 5, key=key, temperature=float('nan'))": "temperature must",
+    "jaxrnn.sample(square, other, ids, 5, key=key, end=2)": "end must be an id in 0 … 1, got 2",
     "jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(x, ids))": "one sequence",
     "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough is of one layer",
     "jaxrnn.verify(lambda p, b: (0.0, p.cells), rnn, params, jaxrnn.Batch(x, ids))": "structure",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_equal, make_case
+from cases import assert_equal, gradient, make_case
 
 import jaxrnn
 
@@ -85,6 +85,24 @@ def test_a_custom_loss_sees_batch_first_arrays():
     assert set(seen) == {((3, 6, 2), (3, 6, 2))}
 
 
+@pytest.mark.parametrize("rule", ["autodiff", "bptt"])
+def test_a_custom_loss_in_another_dtype_does_not_change_that_of_the_gradient(rule):
+    loss = lambda y, target: jnp.square(y - target).sum(-1).astype(jnp.float64)  # noqa: E731
+    case = make_case(loss=loss, dtype=jnp.float32)
+    wide = case.batch._replace(targets=np.asarray(case.batch.targets, np.float64))
+    algorithm = getattr(jaxrnn.gradients, rule)(case.rnn)
+    (value, _), grads = gradient(algorithm, case._replace(batch=wide))
+    assert {leaf.dtype for leaf in jax.tree.leaves((value, grads))} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_masked_target_may_be_anything():
+    rnn, params, h, batch = make_case(loss="squared_error", mask=True)
+    mask = np.asarray(batch.mask)
+    holes = batch._replace(targets=jnp.where(mask[..., None] == 0, jnp.nan, batch.targets))
+    assert (mask == 0).any()
+    assert_equal(rnn.loss(params, h, holes), rnn.loss(params, h, batch))
+
+
 def test_state_passed_on_continues_the_sequence():
     rnn, params, h, batch = make_case(num_layers=2)
     whole, h_last = rnn.apply(params, batch.inputs, h)
@@ -134,12 +152,24 @@ def test_a_network_is_a_frozen_hashable_description():
 # One layer
 
 
-@pytest.mark.parametrize("ids", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("leak", [1.0, 0.4])
-def test_unroll_is_bptt_for_any_loss_on_top(ids, dtype, leak):
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [
+        ({}, jnp.float64),
+        ({}, jnp.float32),
+        ({"ids": True}, jnp.float64),
+        ({"ids": True, "leak": 0.4}, jnp.float32),
+        ({"leak": 0.4, "use_bias": False}, jnp.float64),
+        ({"activation": "relu"}, jnp.float64),
+        ({"activation": "sigmoid", "leak": 0.7}, jnp.float64),
+        ({"activation": "identity", "use_bias": False}, jnp.float64),
+    ],
+    ids=str,
+)
+def test_unroll_is_bptt_for_any_loss_on_top(network, dtype):
     """Gradients of cell, inputs (dx) and h_0 (dh), from all states and from the last one."""
-    rnn, params, h, batch = make_case(ids=ids, dtype=dtype, leak=leak)
+    ids = network.get("ids", False)
+    rnn, params, h, batch = make_case(dtype=dtype, **network)
 
     def loss(unroll, cell, inputs, h):
         states, h_last = unroll(cell, inputs, h)
@@ -242,7 +272,11 @@ def test_under_jit_an_id_out_of_range_gives_nan_and_not_another_token(changes):
     assert jnp.isnan(loss)
 
 
-def test_under_jit_a_target_out_of_range_gives_nan():
-    rnn, params, h, batch = make_case(ids=True)
-    loss, _ = jax.jit(rnn.loss)(params, h, batch._replace(targets=np.full((3, 6), 2)))
+@pytest.mark.parametrize("target", [2, -1, -2])
+def test_under_jit_a_target_out_of_range_gives_nan(target):
+    """So does the hand-written loss; a negative one does not stand for the last class."""
+    case = make_case(ids=True)
+    outside = case.batch._replace(targets=jnp.full((3, 6), target))
+    assert jnp.isnan(jax.jit(case.rnn.loss)(case.params, case.h, outside)[0])
+    (loss, _), _ = gradient(jaxrnn.gradients.bptt(case.rnn), case._replace(batch=outside))
     assert jnp.isnan(loss)

@@ -37,10 +37,17 @@ def test_an_unknown_character_is_named_with_its_place():
             vocabulary.encode("ve" + unknown + "o")
 
 
-@pytest.mark.parametrize("symbols", [(), ("b", "a"), ("a", "a")])
+@pytest.mark.parametrize("symbols", [(), ("b", "a"), ("a", "a"), ("ab",)])
 def test_a_vocabulary_is_sorted_and_not_empty(symbols):
     with pytest.raises(ValueError, match="a vocabulary"):
         jaxrnn.Vocabulary(symbols)
+
+
+def test_ids_of_another_vocabulary_are_refused():
+    vocabulary = jaxrnn.Vocabulary.from_text("vector")
+    for ids in ([6], [-1], [0, 9]):
+        with pytest.raises(ValueError, match=r"ids must lie in 0 … 5"):
+            vocabulary.decode(ids)
 
 
 # Streams
@@ -136,6 +143,18 @@ def test_more_rows_than_lines_are_refused(batch_size):
     rows = data.pad_lines(jaxrnn.Vocabulary.from_text("ab\n"), ["a", "b"])
     with pytest.raises(ValueError, match=rf"batch_size must lie in 1 … 2, .*{batch_size}"):
         data.shuffled(rows, batch_size, seed=0)
+
+
+def test_sizes_below_one_are_refused():
+    ids, rows = np.zeros(50, np.int32), jaxrnn.Batch(np.zeros((3, 2), int), np.zeros((3, 2), int))
+    for make in (
+        lambda: data.stream(ids, 0, 5),
+        lambda: data.stream(ids, 2, -1),
+        lambda: data.whole_text(ids, 0, 5),
+        lambda: data.grouped(rows, 0),
+    ):
+        with pytest.raises(ValueError, match=r"(batch_size|length) must be at least 1, got"):
+            make()
 
 
 def test_grouped_lines_hold_each_once():

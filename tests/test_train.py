@@ -99,7 +99,6 @@ def test_metrics_are_of_the_batch_before_the_update():
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
     assert_equal((metrics.loss, metrics.grad_norm), (loss, norm))
     assert metrics.finite
-    assert not metrics._replace(param_norm=jnp.inf).finite
     assert_equal(metrics.bits, loss / math.log(2))
 
 
@@ -179,7 +178,8 @@ def test_training_stops_at_the_first_loss_that_is_not_finite_with_the_last_good_
         new, metrics = prepared.step(state, batch)
         bad = jnp.where(state.step == 23, jnp.nan, 1.0)
         params = jax.tree.map(lambda leaf: leaf * bad, new.params)
-        return new._replace(params=params), metrics._replace(loss=metrics.loss * bad)
+        loss = metrics.loss * bad
+        return new._replace(params=params), metrics._replace(loss=loss, finite=jnp.isfinite(loss))
 
     blocks = list(run.train(prepared._replace(step=poisoned)))
     assert [block.diverged for block in blocks] == [True]
@@ -188,6 +188,48 @@ def test_training_stops_at_the_first_loss_that_is_not_finite_with_the_last_good_
     assert np.isnan(blocks[-1].metrics.loss[-1])
     good = list(run.train(prepared._replace(options=run.Options(steps=23))))[-1]
     assert_equal(blocks[-1].state.params, good.state.params, 1e-6)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "update"])
+def test_a_step_is_finite_only_if_loss_gradient_and_parameters_are(where):
+    case = make_case(reduction="mean", dtype=jnp.float32)
+    algorithm = gradients.bptt(case.rnn)
+    if where == "loss":
+        case = case._replace(h=jnp.full_like(case.h, jnp.nan))
+    if where == "gradient":
+        algorithm = algorithm._replace(value_and_grad=with_one_infinite_element(algorithm))
+    optimizer = optax.sgd(1e38 if where == "update" else 0.1)
+    optimizer = optax.chain(optax.scale(1e30 if where == "update" else 1.0), optimizer)
+    step = jaxrnn.make_train_step(algorithm, optimizer)
+    assert not step(state_of(case, algorithm, optimizer), case.batch)[1].finite
+
+
+def with_one_infinite_element(algorithm):
+    def value_and_grad(params, carry, batch):
+        aux, grads = algorithm.value_and_grad(params, carry, batch)
+        W_hy = grads.readout.W_hy.at[0, 0].set(jnp.inf)
+        return aux, grads._replace(readout=grads.readout._replace(W_hy=W_hy))
+
+    return value_and_grad
+
+
+def test_a_gradient_whose_square_overflows_is_finite_all_the_same():
+    case = make_case(reduction="mean", dtype=jnp.float32, loss=lambda y, target: 1e25 * y.sum(-1))
+    algorithm, optimizer = gradients.bptt(case.rnn), jaxrnn.sgd(clip=1.0)
+    _, metrics = jaxrnn.make_train_step(algorithm, optimizer)(
+        state_of(case, algorithm, optimizer), case.batch
+    )
+    assert jnp.isinf(metrics.grad_norm)
+    assert metrics.finite
+
+
+@pytest.mark.parametrize("steps", [53, 120])
+def test_any_number_of_steps_is_trained(steps):
+    prepared = run.prepare(
+        "to be or not to be " * 20, run.Options(hidden_size=4, batch_size=2, length=3, steps=steps)
+    )
+    blocks = list(run.train(prepared))
+    assert int(blocks[-1].state.step) == steps == sum(len(b.metrics.loss) for b in blocks)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +241,8 @@ def test_training_stops_at_the_first_loss_that_is_not_finite_with_the_last_good_
         ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
         ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite, got -0.1"),
         ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
+        ({"seed": -1}, "seed must lie in 0 … .*, got -1"),
+        ({"seed": 10**20}, "seed must lie in 0 … .*, got 1"),
         ({"batch_size": 1000}, "the text has 450 characters to train on, fewer than the 64,001"),
         ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
     ],

@@ -111,6 +111,22 @@ def test_what_is_not_finite_is_counted_and_never_right():
     assert (report.worst.not_finite, report.worst.worst) == (1, (0, 0))
 
 
+def test_a_right_gradient_of_great_size_is_right():
+    """1e200 squared is no float64, and no reason to accuse anybody."""
+    case = make_case(loss=lambda y, target: 1e200 * jnp.square(y - target).sum(-1))
+    report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
+    assert report.ok
+    assert report.worst.error <= 1e-12
+
+
+def test_nobody_is_accused_where_the_reference_is_not_finite():
+    case = make_case()
+    params = jax.tree.map(lambda leaf: leaf * jnp.inf, case.params)
+    report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, params, case.batch)
+    assert not report.ok
+    assert report.diagnosis.startswith("cannot tell: the loss or gradient of the reference")
+
+
 def test_a_truncated_gradient_is_not_accused_where_it_is_exact():
     case = make_case()
     verdicts = [

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -50,7 +51,7 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
     Raises:
         ValueError: if window is negative or not a whole number.
     """
-    if not isinstance(window, int) or window < 0:
+    if not isinstance(window, int | np.integer) or window < 0:
         raise ValueError(f"window must be a whole number of at least 0, got {window!r}")
 
     def init(cells, h, key):

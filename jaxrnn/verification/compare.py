@@ -132,7 +132,9 @@ def _compare(loss: float, grads: Params, reference_loss: float, reference: Param
         for g, (path, r) in zip(jax.tree.leaves(grads), with_paths, strict=True)
     )
     wrong = [leaf.name for leaf in leaves if not leaf.error <= EXACT]
-    if not abs(loss - reference_loss) <= EXACT * abs(reference_loss):
+    if not np.isfinite([reference_loss, *map(_largest, jax.tree.leaves(reference))]).all():
+        diagnosis = "cannot tell: the loss or gradient of the reference is itself not finite"
+    elif not abs(loss - reference_loss) <= EXACT * abs(reference_loss):
         diagnosis = "wrong: the losses differ, and so the gradients cannot agree"
     elif wrong:
         diagnosis = f"wrong: {', '.join(wrong)}"
@@ -141,13 +143,20 @@ def _compare(loss: float, grads: Params, reference_loss: float, reference: Param
     return Report(loss, reference_loss, leaves, EXACT, diagnosis)
 
 
+def _largest(leaf: Any) -> float:
+    return float(np.abs(leaf).max())
+
+
 def _compare_leaf(name: str, g: np.ndarray, r: np.ndarray) -> Leaf:
     if g.shape != r.shape:
         raise ValueError(f"the gradient of {name} has shape {g.shape}, but {name} has {r.shape}")
-    g_norm, r_norm, inner = np.linalg.norm(g), np.linalg.norm(r), np.vdot(r, g)
-    difference = np.abs(g - r)
-    worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), g.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):  # what is not finite shows in the figures
+        unit = np.abs(r).max() or 1.0  # so that no square overflows
+        scaled_g, scaled_r = g / unit, r / unit
+        g_norm, r_norm = np.linalg.norm(scaled_g), np.linalg.norm(scaled_r)
+        inner = np.vdot(scaled_r, scaled_g)
+        difference = np.abs(scaled_g - scaled_r)
+        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), g.shape)
         return Leaf(
             name=name,
             error=float(np.linalg.norm(difference) / (r_norm if r_norm > 0 else 1.0)),
