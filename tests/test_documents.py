@@ -380,6 +380,61 @@ def test_003_every_figure_to_its_last_digit():
     np.testing.assert_allclose(cell.W_xh, np.outer(np.eye(4)[2], dhraw), rtol=0, atol=0.5e-8)
 
 
+TRAINING = FIGURES["vector_training"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "printed"),
+    [
+        ("one word, one-hop", TRAINING["one_word"]["loss_at"]),
+        ("one-hop", TRAINING["corpus"]["one_hop"]["loss_at"]),
+        ("BPTT, clipped at 1", TRAINING["corpus"]["bptt"]["loss_at"]),
+    ],
+)
+def test_002_its_training_losses_lie_among_those_of_64_seeds(setting, printed):
+    """They were drawn without a seed; experiments/vector_word.py trained the same 64 times."""
+    path = Path(__file__).parent.parent / "experiments" / "vector_word.json"
+    result = json.loads(path.read_text())["settings"][setting]
+    assert result["words"] == (2 if setting.startswith("one word") else 16)
+    for iteration, loss in printed.items():
+        losses = result["loss_at"][iteration]
+        assert len(losses) == 64
+        assert min(losses) <= loss <= max(losses)
+
+
+def test_002_a_run_of_the_corpus_comes_to_such_a_loss():
+    """One seed of it here, 101 passes of BPTT: the band that 64 seeds gave at that iteration."""
+    corpus, bptt = TRAINING["corpus"], TRAINING["corpus"]["bptt"]
+    words = [*corpus["words"], "\n"]
+    vocabulary = jaxrnn.Vocabulary.from_text("".join(words))
+    small = jax.nn.initializers.normal(0.01)
+    rnn = jaxrnn.RNN(
+        vocabulary.size,
+        corpus["hidden"],
+        vocabulary.size,
+        reduction="sum",
+        input_init=small,
+        recurrent_init=small,
+        readout_init=small,
+    )
+    algorithm = gradients.stateless(gradients.bptt(rnn))
+    optimizer = jaxrnn.sgd(0.1, clip=float(bptt["clip"][1]))
+    state = jaxrnn.init_train_state(
+        algorithm,
+        optimizer,
+        rnn.init(jax.random.key(0)),
+        rnn.initial_state(1),
+        key=jax.random.key(0),
+    )
+    rows = jaxrnn.data.grouped(jaxrnn.data.pad_lines(vocabulary, words), batch_size=1)
+    passes = jax.tree.map(lambda leaf: np.tile(leaf, (101, *[1] * (leaf.ndim - 1))), rows)
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    _, metrics = loop(state, passes)
+    mean_loss = np.asarray(metrics.loss).reshape(101, len(words)).mean(1)
+    assert mean_loss[100 - len(words)] == pytest.approx(bptt["loss_at"]["100"], rel=0.2)
+    assert mean_loss[0] > 10
+
+
 def test_all_431_printed_figures_are_asserted():
     assert 60 + count(PRINTED_002) + count(PRINTED_003) == 431
 
