@@ -1,6 +1,7 @@
 """Generating sequences of ids from a network."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.core
@@ -20,8 +21,8 @@ def sample(
     length: int,
     *,
     key: PRNGKeyArray,
-    temperature: float = 1.0,
-    end: int | None = None,
+    temperature: float | Float[Array, ""] = 1.0,
+    end: int | Int[Array, ""] | None = None,
 ) -> Int[Array, "B length"]:
     """Continue each row of ids by `length` more, each drawn from softmax(y / temperature).
 
@@ -48,17 +49,22 @@ def sample(
         )
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
+    if _known(temperature) and not temperature >= 0:
         raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
     if rnn.input_size != rnn.output_size:
         raise ValueError(
             f"a network samples its own next input, so input_size={rnn.input_size} must equal "
             f"output_size={rnn.output_size}"
         )
-    if end is not None and not 0 <= end < rnn.output_size:
+    if end is not None and _known(end) and not 0 <= end < rnn.output_size:
         raise ValueError(f"end must be an id in 0 … {rnn.output_size - 1}, got {end}")
     prime = checks.as_inputs(params.cells[0], prime, 2)
     return _generate(rnn, length, params, prime, key, temperature, end)
+
+
+def _known(value: Any) -> bool:
+    """Say whether a value can be looked at, and is not that of a jitted caller's argument."""
+    return not isinstance(value, jax.core.Tracer)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

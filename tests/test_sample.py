@@ -71,6 +71,21 @@ def test_a_key_gives_the_same_rows_and_another_key_others():
     assert not jnp.array_equal(one[0], one[1])
 
 
+def test_a_jitted_caller_may_pass_temperature_and_end():
+    prime = np.tile([[1]], (50, 1))
+
+    @jax.jit
+    def draw(temperature, end):
+        key = jax.random.key(4)
+        return jaxrnn.sample(RNN, PARAMS, prime, 9, key=key, temperature=temperature, end=end)
+
+    for temperature in (0.0, 0.7):
+        plain = jaxrnn.sample(
+            RNN, PARAMS, prime, 9, key=jax.random.key(4), temperature=temperature, end=2
+        )
+        assert jnp.array_equal(draw(temperature, 2), plain)
+
+
 def test_samples_are_those_of_a_stack_with_its_own_states():
     rnn = jaxrnn.RNN(5, 7, 5, num_layers=2)
     params = rnn.init(jax.random.key(0))
