@@ -18,8 +18,6 @@ import jaxrnn
 from jaxrnn import checkpoint, run
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
-pytestmark = pytest.mark.xdist_group("command")  # one trained run serves them all
-
 SMALL = ("--hidden-size", "16", "--batch-size", "4", "--length", "8", "--steps", "60")
 
 

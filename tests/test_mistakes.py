@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("mistakes")  # one process makes them all
-
 MISTAKES = {
     "jaxrnn.RNN(5, 0, 2)": "hidden_size must be a whole number of at least 1, got 0",
     "jaxrnn.RNN(5, 2.5, 2)": "hidden_size must be a whole number of at least 1, got 2.5",
