@@ -54,7 +54,7 @@ ACTIVATIONS = {
 }
 
 
-ROWS = 128
+ROWS = 128  # of T·B that one matmul adds up, for the sake of float32: see `sum_outer`
 
 
 def is_ids(x: Array) -> bool:
