@@ -147,6 +147,12 @@ def test_explain_prints_the_numbers_of_the_walkthrough(tmp_path):
     assert max(map(len, told.splitlines())) <= 80
 
 
+def test_explain_leaves_nothing_out(tmp_path):
+    result = jaxrnn_command("explain", "hi", "--hidden-size", "40", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "..." not in result.stdout
+
+
 @pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("explain",)])
 def test_help_helps(command, tmp_path):
     result = jaxrnn_command(*command, "--help", cwd=tmp_path)
