@@ -4,6 +4,7 @@ run.json          the network, the options of the run and its results
 vocabulary.json   the symbols in the order of their ids
 params.npz        one array a leaf, by its name: "cells[0].W_xh", …
 losses.jsonl      {"step", "loss"}, one record a line
+loss.png          the same as a picture, drawn by the command
 """
 
 import json
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.network import RNN, Params
+from jaxrnn.network import RNN, Params, by_name, param_shapes
 from jaxrnn.text import Vocabulary
 
 
@@ -91,7 +92,7 @@ def save(
         described = {"network": network, "options": run.options, "results": run.results}
         (new / "run.json").write_text(json.dumps(described, indent=1) + "\n")
         (new / "vocabulary.json").write_text(json.dumps(run.vocabulary.symbols) + "\n")
-        np.savez(new / "params.npz", allow_pickle=False, **_by_name(run.params))
+        np.savez(new / "params.npz", allow_pickle=False, **by_name(run.params))
         with (new / "losses.jsonl").open("w") as records:
             for step, loss in enumerate(losses, 1):
                 records.write(json.dumps({"step": step, "loss": loss}) + "\n")
@@ -134,10 +135,10 @@ def load(folder: Path) -> SavedRun:
 
 
 def _load_params(file: Path, rnn: RNN) -> Params:
-    shapes = jax.eval_shape(rnn.init, jax.random.key(0))
+    shapes = param_shapes(rnn)
     leaves = []
     with np.load(file, allow_pickle=False) as arrays:
-        for name, expected in _by_name(shapes).items():
+        for name, expected in by_name(shapes).items():
             leaf = arrays[name]
             if leaf.shape != expected.shape or not np.issubdtype(leaf.dtype, np.floating):
                 raise ValueError(
@@ -148,11 +149,6 @@ def _load_params(file: Path, rnn: RNN) -> Params:
                 raise ValueError(f"{name} holds numbers that are not finite")
             leaves.append(jnp.asarray(leaf))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
-def _by_name(params: Params) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
 
 
 def _sync(path: Path) -> None:

@@ -63,9 +63,9 @@ def with_progress(training: run.Run) -> Iterator[run.Block]:
     started = before = time.perf_counter()
 
     def describe(block, seconds):
-        loss = float(block.metrics.loss.mean())
+        loss, bits = float(block.metrics.loss.mean()), float(block.metrics.bits.mean())
         speed = block.characters / seconds / 1000
-        return f"loss {loss:.4f} ({loss / np.log(2):.4f} bits) {speed:,.0f}k char/s"
+        return f"loss {loss:.4f} ({bits:.4f} bits) {speed:,.0f}k char/s"
 
     columns = (
         TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),

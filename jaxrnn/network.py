@@ -263,19 +263,24 @@ def outputs_and_grad(
     return outputs, weights * losses, weights[..., None] * d_outputs
 
 
-def readout_value_and_grad(
-    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
-) -> tuple[Float[Array, ""], Readout, Float[Array, "T B H"]]:
-    """Compute the loss from the top layer's states, the readout's gradient and the error.
+def readout_pull_back(
+    readout: Readout, states: Float[Array, "T B H"], d_outputs: Float[Array, "T B O"]
+) -> tuple[Readout, Float[Array, "T B H"]]:
+    """Carry dL/dy_t back through the readout: its gradient, and the error; time-major.
 
-    Time-major. The error is e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t.
+    The error is e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t.
     """
-    _, losses, d_outputs = outputs_and_grad(rnn, readout, states, batch)
     grads = Readout(
         layer.sum_outer(states, d_outputs),
         None if readout.b_y is None else d_outputs.sum((0, 1)),
     )
-    return losses.sum(), grads, d_outputs @ readout.W_hy.T
+    return grads, d_outputs @ readout.W_hy.T
+
+
+def by_name(params: Params) -> dict[str, Any]:
+    """Return the leaves of Params by their names, such as "cells[0].W_xh"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
 
 
 def time_major(batch: Batch) -> Batch:
@@ -370,12 +375,13 @@ def check_batch(
 
 
 @cache
-def _param_shapes(rnn: RNN) -> Params:
+def param_shapes(rnn: RNN) -> Params:
+    """Return the shapes of a network's parameters, in their structure."""
     return jax.eval_shape(rnn.init, jax.random.key(0))
 
 
 def _check_params(rnn: RNN, params: Params) -> None:
-    expected = _param_shapes(rnn)
+    expected = param_shapes(rnn)
     if jax.tree.structure(params) != jax.tree.structure(expected):
         raise ValueError(
             f"params do not have the structure of this RNN's ({rnn.num_layers} layers, "

@@ -104,7 +104,6 @@ class Run(NamedTuple):
         options: how to train.
         rnn: the network.
         vocabulary: the characters of the whole text.
-        algorithm: the gradient algorithm.
         step: the train step.
         state: the train state.
         source: step numbers to batches.
@@ -114,7 +113,6 @@ class Run(NamedTuple):
     options: Options
     rnn: RNN
     vocabulary: Vocabulary
-    algorithm: GradientAlgorithm
     step: TrainStep
     state: TrainState
     source: data.Source
@@ -210,7 +208,7 @@ def prepare(text: str, options: Options) -> Run:
         key=state_key,
     )
     step = make_train_step(algorithm, optimizer)
-    return Run(options, rnn, vocabulary, algorithm, step, state, source, held_out)
+    return Run(options, rnn, vocabulary, step, state, source, held_out)
 
 
 def seed_key(seed: int) -> PRNGKeyArray:

@@ -15,7 +15,7 @@ from jaxrnn.network import (
     check_batch,
     forward,
     outputs_and_grad,
-    readout_value_and_grad,
+    readout_pull_back,
     time_major,
 )
 
@@ -83,7 +83,7 @@ def walkthrough(
     (cell,), readout = params
     states, _, (tape,) = forward(rnn, params.cells, batch.inputs, h)
     y, loss_t, dy = outputs_and_grad(rnn, readout, states, batch)
-    loss, d_readout, error = readout_value_and_grad(rnn, readout, states, batch)
+    d_readout, error = readout_pull_back(readout, states, dy)
 
     dh_next, dh = [jnp.zeros_like(h[0])], []
     for gain_t, error_t in zip(tape.gain[::-1], error[::-1], strict=True):
@@ -103,7 +103,7 @@ def walkthrough(
         y=y[:, 0],
         p=jax.nn.softmax(y[:, 0]),
         loss_t=loss_t[:, 0],
-        loss=loss,
+        loss=loss_t.sum(),
         dy=dy[:, 0],
         error=error[:, 0],
         dh_next=dh_next[:, 0],

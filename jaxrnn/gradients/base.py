@@ -29,7 +29,8 @@ from jaxrnn.network import (
     as_state,
     check_batch,
     forward,
-    readout_value_and_grad,
+    outputs_and_grad,
+    readout_pull_back,
     time_major,
 )
 
@@ -114,9 +115,10 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
         batch, h = check_batch(rnn, params, batch, carry.h)
         batch = time_major(batch)
         states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-        loss, readout, error = readout_value_and_grad(rnn, params.readout, states, batch)
+        _, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+        readout, error = readout_pull_back(params.readout, states, d_outputs)
         cells, memory = rule.grads(params.cells, carry.memory, tapes, error)
-        return (loss, Carry(h_last, memory)), Params(cells, readout)
+        return (losses.sum(), Carry(h_last, memory)), Params(cells, readout)
 
     return GradientAlgorithm(init, value_and_grad)
 
