@@ -14,7 +14,7 @@ FLOORS = [
     {"layer", "losses", "text"},
     {"checks"},
     {"network"},
-    {"gradients.base", "data", "sample"},
+    {"gradients.base", "gradients.series", "data", "sample"},
     {"gradients.*", "train", "walkthrough"},
     {"gradients"},
     {"verification.compare"},

@@ -5,10 +5,9 @@ terms of the Neumann series
 
     λ = Σ_k 𝒥ᵏ e,        k = 0 … window
 
-Each term is one batched matmul over all T, without a loop over time. In a stack the window counts
-the steps of an error's whole way down, through whichever layers it goes: the gradient is that of
-the graph with `stop_gradient` on every layer's h_{t-window-1}. So the terms are taken one by one
-through all layers, not layer by layer.
+of `jaxrnn.gradients.series`. In a stack the window counts the steps of an error's whole way down,
+through whichever layers it goes: the gradient is that of the graph with `stop_gradient` on every
+layer's h_{t-window-1}. So the terms are taken one by one through all layers, not layer by layer.
 
 The rule remembers the last `window` steps, and an error goes on into them from the next chunk: the
 sum over the chunks does not depend on where they are cut.
@@ -20,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxrnn import layer
 from jaxrnn.gradients.base import GradientAlgorithm, StackRule, lift
+from jaxrnn.gradients.series import first_term, next_term
 from jaxrnn.layer import Tape, is_ids
 from jaxrnn.network import RNN
 
@@ -66,32 +66,16 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
         tapes = _remember(memory, tapes)
         error = jnp.concatenate([jnp.zeros((window, *error.shape[1:]), error.dtype), error])
 
-        def term(error, pulled):
-            credits, deltas = [], []
-            for cell, tape, pulled_here in reversed(list(zip(cells, tapes, pulled, strict=True))):
-                credits.append(error + pulled_here)
-                deltas.append(tape.gain * credits[-1])
-                error = layer.input_error(cell, deltas[-1])
-            return tuple(reversed(credits)), tuple(reversed(deltas))
-
-        def next_term(carry, _):
+        def one_step_further(carry, _):
             credits, total = carry
-            pulled = [
-                _one_step_earlier(layer.pull_back(cell, tape.gain, credit, rnn.leak))
-                for cell, tape, credit in zip(cells, tapes, credits, strict=True)
-            ]
-            credits, deltas = term(0.0, pulled)
+            credits, deltas = next_term(cells, tapes, credits, rnn.leak)
             return (credits, jax.tree.map(jnp.add, total, deltas)), None
 
-        (_, deltas), _ = lax.scan(next_term, term(error, [0.0] * len(cells)), length=window)
+        first = first_term(cells, tapes, error)
+        (_, deltas), _ = lax.scan(one_step_further, first, length=window)
         return tuple(map(layer.contract, cells, tapes, deltas)), _keep(memory, tapes, window)
 
     return lift(rnn, StackRule(init, grads))
-
-
-def _one_step_earlier(pulled: Float[Array, "S B H"]) -> Float[Array, "S B H"]:
-    """Move what step t sends back to where step t-1 receives it; nothing comes after the last."""
-    return jnp.concatenate([pulled[1:], jnp.zeros_like(pulled[:1])])
 
 
 def _remember(memory: Window, tapes: tuple[Tape, ...]) -> tuple[Tape, ...]:
