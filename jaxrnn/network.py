@@ -253,6 +253,40 @@ def forward(
     return x, jnp.stack(h_last), tuple(tapes)
 
 
+class Errors(NamedTuple):
+    """All that a backward pass starts from: one forward pass up to the errors; time-major.
+
+    Attributes:
+        tapes: what each layer leaves for its backward pass.
+        states: h_t of the top layer.
+        h_last: every layer's last state.
+        outputs: y_t.
+        losses: each position's share of the loss.
+        d_outputs: dL/dy_t.
+        readout: the readout's gradient.
+        error: e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t at the top layer.
+    """
+
+    tapes: tuple[Tape, ...]
+    states: Float[Array, "T B H"]
+    h_last: Float[Array, "L B H"]
+    outputs: Float[Array, "T B O"]
+    losses: Float[Array, "T B"]
+    d_outputs: Float[Array, "T B O"]
+    readout: Readout
+    error: Float[Array, "T B H"]
+
+
+def errors(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> Errors:
+    """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
+    batch, h = check_batch(rnn, params, batch, h)
+    batch = time_major(batch)
+    states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
+    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+    readout, error = _pull_back(params.readout, states, d_outputs)
+    return Errors(tapes, states, h_last, outputs, losses, d_outputs, readout, error)
+
+
 def outputs_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
@@ -263,13 +297,10 @@ def outputs_and_grad(
     return outputs, weights * losses, weights[..., None] * d_outputs
 
 
-def readout_pull_back(
+def _pull_back(
     readout: Readout, states: Float[Array, "T B H"], d_outputs: Float[Array, "T B O"]
 ) -> tuple[Readout, Float[Array, "T B H"]]:
-    """Carry dL/dy_t back through the readout: its gradient, and the error; time-major.
-
-    The error is e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t.
-    """
+    """Carry dL/dy_t back through the readout: its gradient, and the error."""
     grads = Readout(
         layer.sum_outer(states, d_outputs),
         None if readout.b_y is None else d_outputs.sum((0, 1)),

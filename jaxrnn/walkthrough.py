@@ -8,16 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import layer
 from jaxrnn.layer import is_ids
-from jaxrnn.network import (
-    RNN,
-    Batch,
-    Params,
-    check_batch,
-    forward,
-    outputs_and_grad,
-    readout_pull_back,
-    time_major,
-)
+from jaxrnn.network import RNN, Batch, Params, errors
 
 
 class Walkthrough(NamedTuple):
@@ -78,34 +69,31 @@ def walkthrough(
         raise ValueError(f"a walkthrough is of one layer, this network has {rnn.num_layers}")
     if len(batch.inputs) != 1:
         raise ValueError(f"a walkthrough is of one sequence, this batch has {len(batch.inputs)}")
-    batch, h = check_batch(rnn, params, batch, rnn.initial_state(1) if h is None else h)
-    batch = time_major(batch)
-    (cell,), readout = params
-    states, _, (tape,) = forward(rnn, params.cells, batch.inputs, h)
-    y, loss_t, dy = outputs_and_grad(rnn, readout, states, batch)
-    d_readout, error = readout_pull_back(readout, states, dy)
+    h = rnn.initial_state(1) if h is None else h
+    found = errors(rnn, params, h, batch)
+    (cell,), (tape,) = params.cells, found.tapes
 
-    dh_next, dh = [jnp.zeros_like(h[0])], []
-    for gain_t, error_t in zip(tape.gain[::-1], error[::-1], strict=True):
+    dh_next, dh = [jnp.zeros_like(tape.gain[0])], []
+    for gain_t, error_t in zip(tape.gain[::-1], found.error[::-1], strict=True):
         dh.append(error_t + dh_next[-1])
         dh_next.append(layer.pull_back(cell, gain_t, dh[-1], rnn.leak))
     *dh_next, dh_0 = dh_next
     dh_next, dh = jnp.stack(dh_next[::-1]), jnp.stack(dh[::-1])
     dh_raw = tape.gain * dh
-    grads = Params((layer.contract(cell, tape, dh_raw),), d_readout)
+    grads = Params((layer.contract(cell, tape, dh_raw),), found.readout)
 
-    x = jax.nn.one_hot(tape.x, rnn.input_size, dtype=y.dtype) if is_ids(tape.x) else tape.x
+    x = jax.nn.one_hot(tape.x, rnn.input_size, dtype=dh.dtype) if is_ids(tape.x) else tape.x
     return Walkthrough(
         params=params,
         x=x[:, 0],
         h_prev=tape.h_prev[:, 0],
-        h=states[:, 0],
-        y=y[:, 0],
-        p=jax.nn.softmax(y[:, 0]),
-        loss_t=loss_t[:, 0],
-        loss=loss_t.sum(),
-        dy=dy[:, 0],
-        error=error[:, 0],
+        h=found.states[:, 0],
+        y=found.outputs[:, 0],
+        p=jax.nn.softmax(found.outputs[:, 0]),
+        loss_t=found.losses[:, 0],
+        loss=found.losses.sum(),
+        dy=found.d_outputs[:, 0],
+        error=found.error[:, 0],
         dh_next=dh_next[:, 0],
         dh=dh[:, 0],
         gain=tape.gain[:, 0],

@@ -22,17 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrnn import layer
 from jaxrnn.layer import Cell, Tape
-from jaxrnn.network import (
-    RNN,
-    Batch,
-    Params,
-    as_state,
-    check_batch,
-    forward,
-    outputs_and_grad,
-    readout_pull_back,
-    time_major,
-)
+from jaxrnn.network import RNN, Batch, Params, as_state, errors
 
 Memory = Any
 
@@ -112,13 +102,10 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
     def value_and_grad(
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
-        batch, h = check_batch(rnn, params, batch, carry.h)
-        batch = time_major(batch)
-        states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-        _, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
-        readout, error = readout_pull_back(params.readout, states, d_outputs)
-        cells, memory = rule.grads(params.cells, carry.memory, tapes, error)
-        return (losses.sum(), Carry(h_last, memory)), Params(cells, readout)
+        found = errors(rnn, params, carry.h, batch)
+        cells, memory = rule.grads(params.cells, carry.memory, found.tapes, found.error)
+        loss, carry = found.losses.sum(), Carry(found.h_last, memory)
+        return (loss, carry), Params(cells, found.readout)
 
     return GradientAlgorithm(init, value_and_grad)
 
