@@ -19,6 +19,9 @@ from jaxrnn.train import init_train_state as init_train_state
 from jaxrnn.train import make_train_loop as make_train_loop
 from jaxrnn.train import make_train_step as make_train_step
 from jaxrnn.train import sgd as sgd
+from jaxrnn.verification import check_grad as check_grad
+from jaxrnn.verification import complex_step as complex_step
+from jaxrnn.verification import finite_difference as finite_difference
 from jaxrnn.verification import verify as verify
 from jaxrnn.walkthrough import Walkthrough as Walkthrough
 from jaxrnn.walkthrough import walkthrough as walkthrough

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 
 class Cell(NamedTuple):
@@ -62,7 +62,7 @@ def is_ids(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.integer)
 
 
-def project(cell: Cell, x: Array) -> Float[Array, "*batch H"]:
+def project(cell: Cell, x: Array) -> Inexact[Array, "*batch H"]:
     """Compute x W_xh + b_h, for features (..., I), or as rows of W_xh for ids (...).
 
     An id outside the table gives NaN rather than some other token's row.
@@ -94,12 +94,15 @@ def step(
 
 def forward(
     cell: Cell,
-    x: Float[Array, "T B I"] | Int[Array, "T B"],
-    h: Float[Array, "B H"],
+    x: Inexact[Array, "T B I"] | Int[Array, "T B"],
+    h: Inexact[Array, "B H"],
     activation: str,
     leak: float,
-) -> tuple[Float[Array, "T B H"], Float[Array, "B H"], Tape]:
-    """Run the layer over T steps; return the states h_1 … h_T, h_T, and the tape."""
+) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "B H"], Tape]:
+    """Run the layer over T steps; return the states h_1 … h_T, h_T, and the tape.
+
+    Complex numbers will do as well, for derivatives by a complex step.
+    """
 
     def forward_step(h, drive_t):
         h, z = _advance(cell, drive_t, h, activation, leak)

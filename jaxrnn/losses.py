@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 LossFunction = Callable[[Array, Array], Array]
 
@@ -22,8 +22,8 @@ class Loss(NamedTuple):
 
 
 def _softmax_cross_entropy(
-    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+    outputs: Inexact[Array, "*batch O"], targets: Int[Array, "*batch"]
+) -> Inexact[Array, "*batch"]:
     """Compute -log softmax(y)[target], in nats."""
     return jax.nn.logsumexp(outputs, axis=-1) - _pick(outputs, targets)[..., 0]
 
@@ -41,8 +41,8 @@ def _softmax_cross_entropy_and_grad(
 
 
 def _pick(
-    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
-) -> Float[Array, "*batch 1"]:
+    outputs: Inexact[Array, "*batch O"], targets: Int[Array, "*batch"]
+) -> Inexact[Array, "*batch 1"]:
     """Take each position's output for its target; NaN for a target outside 0 … O - 1."""
     outside = outputs.shape[-1]
     places = jnp.where(targets < 0, outside, targets)[..., None]  # a negative one would wrap around
@@ -50,8 +50,8 @@ def _pick(
 
 
 def _squared_error(
-    outputs: Float[Array, "*batch O"], targets: Float[Array, "*batch O"]
-) -> Float[Array, "*batch"]:
+    outputs: Inexact[Array, "*batch O"], targets: Inexact[Array, "*batch O"]
+) -> Inexact[Array, "*batch"]:
     """Compute Σ_o (y_o - target_o)²."""
     return jnp.square(outputs - targets).sum(-1)
 

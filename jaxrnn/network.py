@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, Integer, PRNGKeyArray
 
 from jaxrnn import checks, layer
 from jaxrnn.checks import AnyArray
@@ -232,7 +232,7 @@ class RNN:
 
     def loss(
         self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch
-    ) -> tuple[Float[Array, ""], Float[Array, "L B H"]]:
+    ) -> tuple[Inexact[Array, ""], Inexact[Array, "L B H"]]:
         """Compute the loss of a batch from the state h, and the last state; plain JAX."""
         batch, h = check_batch(self, params, batch, h)
         batch = time_major(batch)
@@ -242,8 +242,8 @@ class RNN:
 
 
 def forward(
-    rnn: RNN, cells: tuple[Cell, ...], x: Array, h: Float[Array, "L B H"]
-) -> tuple[Float[Array, "T B H"], Float[Array, "L B H"], tuple[Tape, ...]]:
+    rnn: RNN, cells: tuple[Cell, ...], x: Array, h: Inexact[Array, "L B H"]
+) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "L B H"], tuple[Tape, ...]]:
     """Run the stack, time-major: the top layer's states, every layer's last state and tape."""
     h_last, tapes = [], []
     for cell, h_0 in zip(cells, h, strict=True):
@@ -308,10 +308,10 @@ def _pull_back(
     return grads, d_outputs @ readout.W_hy.T
 
 
-def by_name(params: Params) -> dict[str, Any]:
-    """Return the leaves of Params by their names, such as "cells[0].W_xh"."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
+def by_name(tree: Any) -> dict[str, Any]:
+    """Return a pytree's leaves by their names, such as "cells[0].W_xh" for those of Params."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path).lstrip(".") or "array": leaf for path, leaf in leaves}
 
 
 def time_major(batch: Batch) -> Batch:
@@ -339,7 +339,7 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float[Array, "T B"]:
+def _weights(rnn: RNN, losses: Inexact[Array, "T B"], mask: Array | None) -> Inexact[Array, "T B"]:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
     weights = jnp.ones_like(losses) if mask is None else mask
     if rnn.reduction == "sum":
@@ -351,14 +351,14 @@ def _weights(rnn: RNN, losses: Float[Array, "T B"], mask: Array | None) -> Float
 # What a caller hands over is checked here, once, with its own names and both shapes.
 
 
-def as_state(params: Params, h: AnyArray) -> Float[Array, "L B H"]:
+def as_state(params: Params, h: AnyArray) -> Inexact[Array, "L B H"]:
     """Return h in the parameters' dtype."""
     return jnp.asarray(h, params.readout.W_hy.dtype)
 
 
 def check_inputs(
     rnn: RNN, params: Params, inputs: AnyArray, h: AnyArray
-) -> tuple[Array, Float[Array, "L B H"]]:
+) -> tuple[Array, Inexact[Array, "L B H"]]:
     """Return inputs and h in the parameters' dtype.
 
     Raises:
@@ -378,7 +378,7 @@ def check_inputs(
 
 def check_batch(
     rnn: RNN, params: Params, batch: Batch, h: AnyArray
-) -> tuple[Batch, Float[Array, "L B H"]]:
+) -> tuple[Batch, Inexact[Array, "L B H"]]:
     """Return the batch and h in the parameters' dtype; raise as `check_inputs` does."""
     inputs, h = check_inputs(rnn, params, batch.inputs, h)
     targets = jnp.asarray(batch.targets)

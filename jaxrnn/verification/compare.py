@@ -1,41 +1,110 @@
-"""Comparing a gradient with a reference, leaf by leaf, in float64."""
+"""Comparing a gradient with a reference leaf by leaf, and the report of it."""
 
-from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from jaxrnn.gradients import GradientAlgorithm, autodiff
-from jaxrnn.network import RNN, Batch, Params, by_name
 
 # Rounding, and no more: the largest relative error of an exact gradient in float64.
 EXACT = 1e-12
+
+
+class Known(NamedTuple):
+    """What a reference knows of one leaf's gradient r.
+
+    Attributes:
+        values: r itself, or what r says along each of `directions`, ⟨r, v⟩.
+        directions: (k, *shape of r); None where values are r.
+        kept: which values count, in the shape of values; the others lie at a kink of the loss.
+        error: how far off the values may be, ‖·‖ of it.
+    """
+
+    values: np.ndarray
+    directions: np.ndarray | None = None
+    kept: np.ndarray | None = None
+    error: float = 0.0
 
 
 class Leaf(NamedTuple):
     """How one leaf of the candidate's gradient g compares with the reference's r.
 
     Attributes:
-        name: where it lies in `Params`.
+        name: where it lies in the parameters.
         error: ‖g - r‖ / ‖r‖, or ‖g‖ where r is zero.
+        tolerance: the largest error that passes.
         cosine: of the angle between g and r; 1 is the same direction, nan if either is zero.
         scale: the s that brings s r nearest to g.
-        worst: the index of the element that is furthest off.
+        worst: the index of the element that is furthest off, or of the direction.
         candidate: g there.
         reference: r there.
         not_finite: how many elements of g are infinite or not a number.
+        directions: along how many random directions r is known; 0 if each element is.
+        left_out: how many elements or directions were left out, for the loss has a kink there.
     """
 
     name: str
     error: float
+    tolerance: float
     cosine: float
     scale: float
     worst: tuple[int, ...]
     candidate: float
     reference: float
     not_finite: int
+    directions: int
+    left_out: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error passes; one that is not a number does not."""
+        return self.error <= self.tolerance
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        bug: its name, as in the catalogue; or "loss", "structure", "dtype" and the like.
+        leaves: the leaves that it explains.
+        text: what it is and what to look at, in one line.
+        certain: False if nothing can be told here, rather than something be wrong.
+    """
+
+    bug: str
+    leaves: tuple[str, ...]
+    text: str
+    certain: bool = True
+
+    def __str__(self) -> str:
+        """Name the bug and its leaves, and say what it is."""
+        return f"{self.bug}{' in ' * bool(self.leaves)}{', '.join(self.leaves)}: {self.text}"
+
+
+class LagProfile(NamedTuple):
+    """Which time lags a leaf's gradient holds: the least-squares fit Σ_k c_k G_k.
+
+    G_k is the part of the exact gradient in which an output's error acts k recurrent steps back.
+
+    Attributes:
+        leaf: its name.
+        coefficients: c_0, c_1, …; all 1 is the exact gradient. nan where G_k is too small, or too
+            much like the others, for this leaf to tell.
+        residual: ‖g - Σ_k c_k G_k‖ / ‖g‖: near 0, the gradient is a weighting of lags; else not.
+    """
+
+    leaf: str
+    coefficients: tuple[float, ...]
+    residual: float
+
+    def __str__(self) -> str:
+        """Write the profile out, equal ends in short."""
+        shown = ["?" if np.isnan(c) else f"{round(c, 3) + 0.0:g}" for c in self.coefficients]
+        runs = [(value, len(list(run))) for value, run in itertools.groupby(shown)]
+        written = [
+            ", ".join([value] * count) if count < 4 else f"{value}, {value}, … {count} times"
+            for value, count in runs
+        ]
+        return f"({', '.join(written)}), residual {self.residual:.1e}"
 
 
 class Report(NamedTuple):
@@ -43,122 +112,149 @@ class Report(NamedTuple):
 
     Attributes:
         candidate_loss: the candidate's loss.
-        reference_loss: the loss of `rnn.loss`.
+        reference_loss: the reference's.
         leaves: one comparison for each leaf.
-        tolerance: the largest relative error that passes.
-        diagnosis: what is wrong, in words; empty when nothing is.
+        findings: what is wrong; nothing if the gradient is right.
+        profiles: the lag profile of each leaf that is wrong.
+        reference: what the reference is.
+        notes: what the tolerances come from, and what the comparison cannot see.
     """
 
     candidate_loss: float
     reference_loss: float
     leaves: tuple[Leaf, ...]
-    tolerance: float
-    diagnosis: str
+    findings: tuple[Finding, ...]
+    profiles: tuple[LagProfile, ...]
+    reference: str
+    notes: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
         """Whether the gradient is right."""
-        return not self.diagnosis
+        return not self.findings
+
+    @property
+    def diagnosis(self) -> str:
+        """What is wrong, one line each; empty when nothing is."""
+        return "\n".join(
+            f"{'wrong' if finding.certain else 'cannot tell'}: {finding}"
+            for finding in self.findings
+        )
 
     @property
     def worst(self) -> Leaf:
         """The leaf with the largest error."""
         return max(self.leaves, key=lambda leaf: np.nan_to_num(leaf.error, nan=np.inf))
 
+    @property
+    def verdict(self) -> str:
+        """The diagnosis, or that the gradient is right and how nearly."""
+        largest = max((leaf.tolerance for leaf in self.leaves), default=EXACT)
+        return self.diagnosis or f"right: every error is at most {largest:.1g}"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, ready for JSON."""
-        return self._asdict() | {"ok": self.ok, "leaves": [leaf._asdict() for leaf in self.leaves]}
+        """Return everything as plain values, ready for JSON; None for what is no number."""
+        return _plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
 
     def __str__(self) -> str:
-        """Draw the table."""
-        header = f"{'leaf':<18} {'error':>9} {'cosine':>10} {'scale':>10}  worst element"
-        rows = [
-            f"{leaf.name:<18} {leaf.error:9.1e} {leaf.cosine:10.6f} {leaf.scale:10.6f}  "
-            f"{list(leaf.worst)}: {leaf.candidate:.6g}, reference {leaf.reference:.6g}"
-            for leaf in self.leaves
+        """Draw the table, and under it what is wrong."""
+        rows = [HEADER, *(cells(leaf) for leaf in self.leaves)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])],
+            ).rstrip()
+            for row in rows
         ]
-        losses = f"loss {self.candidate_loss:.12g}, reference {self.reference_loss:.12g}"
-        verdict = self.diagnosis or f"right: every error is at most {self.tolerance:.0e}"
-        return "\n".join([header, *rows, losses, verdict])
+        return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.verdict])
+
+    def remarks(self) -> list[str]:
+        """Say what stands beside the table: losses, profiles and notes."""
+        losses = f"{self.candidate_loss:.12g}, reference {self.reference_loss:.12g}"
+        return [
+            f"reference: {self.reference}",
+            *([f"loss: {losses}"] if self.leaves else ()),
+            *(f"lags in {profile.leaf}: {profile}" for profile in self.profiles),
+            *(f"note: {note}" for note in self.notes),
+        ]
 
 
-Candidate = GradientAlgorithm | Callable[[Params, Batch], tuple[Any, Params]]
+HEADER = ("leaf", "error", "cosine", "scale", "worst at", "candidate", "reference")
 
 
-def verify(candidate: Candidate, rnn: RNN, params: Params, batch: Batch) -> Report:
-    """Compare a gradient with `jax.grad` of `rnn.loss`, in float64, from h = 0.
-
-    Args:
-        candidate: a `GradientAlgorithm`, or a function (params, batch) -> (loss, grads) in JAX or
-            NumPy.
-        rnn: the network whose loss is meant.
-        params: where to compare, in any dtype.
-        batch: on what to compare.
-
-    Raises:
-        ValueError: if the gradient does not have the structure and shapes of params.
-    """
-    with jax.enable_x64(True):
-        params, batch = jax.tree.map(_in_float64, (params, batch))
-        h = rnn.initial_state(len(batch.inputs), jnp.float64)
-
-        def value_and_grad(algorithm):
-            carry = algorithm.init(params, h, key=jax.random.key(0))
-            (loss, _), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
-            return loss, grads
-
-        reference_loss, reference = value_and_grad(autodiff(rnn))
-        if isinstance(candidate, GradientAlgorithm):
-            candidate_loss, grads = value_and_grad(candidate)
-        else:
-            candidate_loss, grads = candidate(params, batch)
-    return _compare(float(candidate_loss), grads, float(reference_loss), reference)
-
-
-def _in_float64(leaf: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _compare(loss: float, grads: Params, reference_loss: float, reference: Params) -> Report:
-    if jax.tree.structure(grads) != jax.tree.structure(reference):
-        raise ValueError(
-            f"the gradient must have the structure of params, {jax.tree.structure(reference)}, "
-            f"but has {jax.tree.structure(grads)}"
-        )
-    leaves = tuple(
-        _compare_leaf(name, np.asarray(g), np.asarray(r))
-        for g, (name, r) in zip(jax.tree.leaves(grads), by_name(reference).items(), strict=True)
+def cells(leaf: Leaf) -> tuple[str, ...]:
+    """Write a leaf's comparison, in the columns of HEADER."""
+    place = ", ".join(map(str, leaf.worst))
+    return (
+        leaf.name,
+        f"{leaf.error:.1e}",
+        f"{leaf.cosine:.6f}",
+        f"{leaf.scale:.6g}",
+        f"direction {place}" if leaf.directions else f"[{place}]",
+        f"{leaf.candidate:.5g}",
+        f"{leaf.reference:.5g}",
     )
-    wrong = [leaf.name for leaf in leaves if not leaf.error <= EXACT]
-    if not all(np.isfinite(leaf).all() for leaf in (reference_loss, *jax.tree.leaves(reference))):
-        diagnosis = "cannot tell: the loss or gradient of the reference is itself not finite"
-    elif not abs(loss - reference_loss) <= EXACT * abs(reference_loss):
-        diagnosis = "wrong: the losses differ, and so the gradients cannot agree"
-    elif wrong:
-        diagnosis = f"wrong: {', '.join(wrong)}"
-    else:
-        diagnosis = ""
-    return Report(loss, reference_loss, leaves, EXACT, diagnosis)
 
 
-def _compare_leaf(name: str, g: np.ndarray, r: np.ndarray) -> Leaf:
-    if g.shape != r.shape:
-        raise ValueError(f"the gradient of {name} has shape {g.shape}, but {name} has {r.shape}")
+def compare(name: str, g: np.ndarray, known: Known, tolerance: float) -> Leaf:
+    """Compare one leaf g with what is known of the reference, both of one shape."""
     with np.errstate(all="ignore"):  # what is not finite shows in the figures
-        unit = np.abs(r).max() or 1.0  # so that no square overflows
-        scaled_g, scaled_r = g / unit, r / unit
-        g_norm, r_norm = np.linalg.norm(scaled_g), np.linalg.norm(scaled_r)
-        inner = np.vdot(scaled_r, scaled_g)
-        difference = np.abs(scaled_g - scaled_r)
-        worst = np.unravel_index(np.argmax(np.nan_to_num(difference, nan=np.inf)), g.shape)
+        not_finite = int(np.sum(~np.isfinite(g)))
+        r, kept = known.values, known.kept
+        if known.directions is not None:
+            g = known.directions.reshape(len(known.directions), -1) @ g.reshape(-1)
+        used = slice(None) if kept is None else kept
+        size, error, cosine, scale = _angle(g[used], r[used])
+        off = np.nan_to_num(np.abs(g / size - r / size), nan=np.inf)
+        off = off if kept is None else np.where(kept, off, -1.0)
+        worst = np.unravel_index(np.argmax(off), off.shape)
         return Leaf(
             name=name,
-            error=float(np.linalg.norm(difference) / (r_norm if r_norm > 0 else 1.0)),
-            cosine=float(inner / (g_norm * r_norm)),
-            scale=float(inner / r_norm**2),
+            error=error,
+            tolerance=np.nan
+            if kept is not None and not kept.any()
+            else tolerance + 10 * known.error / size,
+            cosine=cosine,
+            scale=scale,
             worst=tuple(map(int, worst)),
             candidate=float(g[worst]),
             reference=float(r[worst]),
-            not_finite=int(np.sum(~np.isfinite(g))),
+            not_finite=not_finite,
+            directions=0 if known.directions is None else len(known.directions),
+            left_out=0 if kept is None else int(np.sum(~kept)),
         )
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute ‖a - b‖ / ‖b‖, or ‖a‖ where b is zero, without overflow of a square."""
+    with np.errstate(all="ignore"):
+        return _angle(a, b)[1]
+
+
+def length(a: np.ndarray) -> float:
+    """Compute ‖a‖ without overflow of a square."""
+    unit = float(np.abs(a).max(initial=0.0))
+    return unit * float(np.linalg.norm(a / unit)) if unit > 0 and np.isfinite(unit) else unit
+
+
+def _angle(g: np.ndarray, r: np.ndarray) -> tuple[float, float, float, float]:
+    """Compute ‖r‖ (1 if r is zero), ‖g - r‖ over it, and the cosine and scale of g against r."""
+    unit = float(np.abs(r).max(initial=0.0)) or 1.0  # so that no square overflows
+    g, r = g / unit, r / unit
+    r_norm = np.linalg.norm(r)
+    over = r_norm if r_norm > 0 else 1.0
+    inner = np.vdot(r, g)
+    return (
+        float(unit * over),
+        float(np.linalg.norm(g - r) / over),
+        float(inner / (np.linalg.norm(g) * r_norm)),
+        float(inner / r_norm**2),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn NamedTuples, tuples and numbers into what JSON can hold."""
+    if isinstance(value, tuple):
+        fields = getattr(value, "_asdict", None)
+        return {k: _plain(v) for k, v in fields().items()} if fields else [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,176 @@
+"""Telling whether a gradient is right, and if not, what is wrong with it."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxrnn import checks
+from jaxrnn.checks import AnyArray
+from jaxrnn.gradients import Carry, GradientAlgorithm, autodiff
+from jaxrnn.network import RNN, Batch, Params, check_batch
+from jaxrnn.verification.answer import arrays, ask
+from jaxrnn.verification.compare import Report
+from jaxrnn.verification.differences import Reference
+from jaxrnn.verification.hand import run_forward
+from jaxrnn.verification.judge import Dtype, Problem, ValueAndGrad, cannot_tell, judge, not_finite
+from jaxrnn.verification.lags import affordable_lags, split_by_lag
+
+Candidate = GradientAlgorithm | Callable[[Params, Batch], tuple[Any, Any]]
+
+
+def verify(
+    candidate: Candidate,
+    rnn: RNN,
+    params: Params,
+    batch: Batch,
+    *,
+    h: Float[AnyArray, "L B H"] | None = None,
+    reference: Reference | Candidate | None = None,
+    dtype: Dtype = "float64",
+) -> Report:
+    """Compare a gradient of an RNN's loss with a reference, and name its bugs.
+
+    Args:
+        candidate: a `GradientAlgorithm`, or a function (params, batch) -> (loss, gradient in the
+            structure of params), in JAX, NumPy or whatever else makes arrays.
+        rnn: the network whose loss is meant.
+        params: where to compare, in any dtype.
+        batch: on what to compare.
+        h: the state before the first step, (num_layers, B, H); zeros if not given.
+        reference: what to compare with: `jax.grad` of `rnn.loss` if not given;
+            `finite_difference()`, `complex_step()`, or another candidate.
+        dtype: what the candidate is given and should compute in. The reference computes in float64
+            at the same numbers. Neither depends on the process's setting.
+
+    Returns:
+        The report: `report.ok`, `report.diagnosis`, `print(report)`.
+
+    Raises:
+        ValueError: if params, batch or h do not fit the network, or the reference fails. Whatever
+            is wrong with the candidate is in the report.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params = rnn.init(jax.random.key(0))
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> print(jaxrnn.verify(jaxrnn.gradients.truncated_bptt(rnn, 2), rnn, params, batch).diagnosis)
+    ... # doctest: +ELLIPSIS
+    wrong: truncated at 2 in cells[0].W_xh, cells[0].W_hh, cells[0].b_h: errors reach 2 ...
+    """
+    checks.one_of("dtype", dtype, ("float64", "float32"))
+    with jax.enable_x64(True):
+        start = rnn.initial_state(len(batch.inputs)) if h is None else h
+        given = _as((params, start, batch), dtype)
+        params, start, batch = _as(given, "float64")
+        if finding := not_finite("the parameters", arrays(params)):
+            return cannot_tell(finding)
+        targets = batch.targets
+        batch, start = check_batch(rnn, params, batch, start)
+
+        def called(side, params, start, batch):
+            if not isinstance(side, GradientAlgorithm):
+                return side(params, batch)
+            carry = side.init(params, start, key=jax.random.key(0))
+            (loss, _), grads = jax.jit(side.value_and_grad)(params, carry, batch)
+            return loss, grads
+
+        @cache
+        def by_hand():
+            # What stands at masked positions matters to who forgets the mask.
+            return run_forward(rnn, params, start, batch._replace(targets=targets))
+
+        def parts():
+            lags = affordable_lags(rnn, batch.inputs.shape[1])
+            found = split_by_lag(rnn, params, start, batch, lags)
+            return jax.tree.map(np.asarray, found.parts)
+
+        problem = Problem(
+            params=params,
+            loss=lambda params: _loss(rnn, params, start, batch),
+            value_and_grad=partial(_autodiff, rnn),
+            args=(params, start, batch),
+            terms=batch.inputs.shape[0] * batch.inputs.shape[1] + rnn.hidden_size,
+            name="jax.grad of rnn.loss",
+            by_hand=by_hand,
+            parts=parts,
+        )
+        with jax.enable_x64(dtype == "float64"):
+            answer = ask(partial(called, candidate), given, given[0])
+        if reference is None or isinstance(reference, Reference):
+            return judge(answer, problem, reference, dtype)
+        return judge(answer, problem, partial(called, reference), dtype)
+
+
+def check_grad(
+    value_and_grad_fn: ValueAndGrad,
+    loss_fn: Callable[..., Any],
+    *args: Any,
+    reference: Reference | ValueAndGrad | None = None,
+    dtype: Dtype = "float64",
+) -> Report:
+    """Compare the gradient of any function of a pytree with a reference, as `verify` does.
+
+    Args:
+        value_and_grad_fn: args -> (loss, gradient in the structure of the first argument), as
+            `jax.value_and_grad` makes it; in JAX, NumPy or whatever else makes arrays.
+        loss_fn: args -> loss, a number.
+        *args: where to compare. The gradient is that of the first, a pytree of floats.
+        reference: what to compare with: `jax.grad` of `loss_fn` if not given;
+            `finite_difference()`, also for a loss in NumPy, `complex_step()`, or another function
+            like `value_and_grad_fn`.
+        dtype: as in `verify`.
+
+    Raises:
+        ValueError: if there are no args, or the reference fails.
+
+    >>> import jax.numpy as jnp, jaxrnn
+    >>> forgot_the_2 = lambda x: (jnp.sum(x**2), x)
+    >>> print(jaxrnn.check_grad(forgot_the_2, lambda x: jnp.sum(x**2), jnp.ones(3)).diagnosis)
+    wrong: halved in array: it is half the right one: is the 2 of a square's slope missing?
+    """
+    checks.one_of("dtype", dtype, ("float64", "float32"))
+    if not args:
+        raise ValueError("there is nothing to differentiate by: give the function's arguments")
+    with jax.enable_x64(True):
+        given = _as(args, dtype)
+        args = _as(given, "float64")
+        if finding := not_finite("the arguments", arrays(args)):
+            return cannot_tell(finding)
+        with jax.enable_x64(dtype == "float64"):
+            answer = ask(value_and_grad_fn, given, given[0])
+        problem = Problem(
+            params=args[0],
+            loss=lambda params: loss_fn(params, *args[1:]),
+            value_and_grad=jax.value_and_grad(jax.jit(loss_fn)),
+            args=args,
+            terms=max(np.size(leaf) for leaf in jax.tree.leaves(args)),
+            name="jax.grad of the loss",
+            by_hand=None,
+        )
+        return judge(answer, problem, reference, dtype)
+
+
+@partial(jax.jit, static_argnames="rnn")
+def _autodiff(rnn: RNN, params: Params, h: Any, batch: Batch) -> tuple[Any, Params]:
+    (loss, _), grads = autodiff(rnn).value_and_grad(params, Carry(h, ()), batch)
+    return loss, grads
+
+
+@partial(jax.jit, static_argnames="rnn")
+def _loss(rnn: RNN, params: Params, h: Any, batch: Batch) -> Any:
+    return rnn.loss(params, h, batch)[0]
+
+
+def _as(tree: Any, dtype: Dtype) -> Any:
+    """Turn the floats of a pytree to a dtype, as JAX arrays."""
+
+    def convert(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)
