@@ -22,6 +22,7 @@ from jaxrnn.train import sgd as sgd
 from jaxrnn.verification import check_grad as check_grad
 from jaxrnn.verification import complex_step as complex_step
 from jaxrnn.verification import finite_difference as finite_difference
+from jaxrnn.verification import gradient_flow as gradient_flow
 from jaxrnn.verification import verify as verify
 from jaxrnn.walkthrough import Walkthrough as Walkthrough
 from jaxrnn.walkthrough import walkthrough as walkthrough

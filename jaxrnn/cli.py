@@ -1,6 +1,7 @@
-"""The command `jaxrnn`: train, sample, explain."""
+"""The command `jaxrnn`: train, sample, check, explain."""
 
 import io
+import json
 import platform
 import signal
 import sys
@@ -21,14 +22,15 @@ try:
 except ImportError as error:  # the extra is missing: one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
-from jaxrnn import checkpoint, gradients, run
+from jaxrnn import checkpoint, gradients, run, trial
 from jaxrnn.network import RNN, Batch
 from jaxrnn.text import Vocabulary
-from jaxrnn.verification import verify
+from jaxrnn.verification import gradient_flow, verify
 from jaxrnn.walkthrough import walkthrough
 
 DEFAULT_OUT = Path("jaxrnn-run")
 DEFAULTS = run.Options()
+CHECK_DEFAULTS = trial.Options()
 
 
 def train(
@@ -70,7 +72,7 @@ def _train(training: run.Run, out: Path, name: str) -> int:
     report = verify(gradients.bptt(training.rnn), training.rnn, training.state.params, first)
     display.gradient(report, first)
     if not report.ok:
-        raise ValueError(f"{report.diagnosis}; nothing was trained, try other initial weights")
+        raise ValueError(f"{report.findings[0]}; nothing was trained, try other initial weights")
 
     state, losses, diverged, stopped = training.state, [], False, False
     started = time.perf_counter()
@@ -139,6 +141,47 @@ def sample(
     return 0
 
 
+def check(
+    *,
+    options: Annotated[trial.Options, tyro.conf.arg(name="")] = CHECK_DEFAULTS,
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    flow: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None,
+) -> int:
+    """Tell whether a gradient is right, and if not, name the bug; the status is 1 if it is wrong.
+
+    The gradient is computed for a random network on a random batch, and compared with a reference
+    leaf by leaf.
+
+    Args:
+        options: What to check.
+        save: Save the whole report to this file, as JSON.
+        flow: Draw to this PNG how far back the gradient reaches.
+    """
+    rnn, params, h, batch = trial.prepare(options)
+    if options.function is None:
+        candidate = run.build(options.algorithm, rnn, options.window)
+    else:
+        candidate = trial.load(options.function)
+    with display.working("comparing"):
+        report = verify(
+            candidate,
+            rnn,
+            params,
+            batch,
+            h=h,
+            reference=trial.reference(options),
+            dtype=options.dtype,
+        )
+    display.report(report)
+    if save is not None:
+        save.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        display.say("saved", str(save))
+    if flow is not None:
+        gradient_flow(rnn, params, batch, h=h).plot(flow)
+        display.say("saved", str(flow))
+    return 0 if report.ok else 1
+
+
 def explain(
     word: Annotated[str, tyro.conf.arg(metavar="WORD")],
     /,
@@ -177,7 +220,7 @@ def explain(
     return 0
 
 
-COMMANDS = {"train": train, "sample": sample, "explain": explain}
+COMMANDS = {"train": train, "sample": sample, "check": check, "explain": explain}
 
 
 def main() -> None:

@@ -3,18 +3,22 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
 import matplotlib
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from jaxrnn import run
 from jaxrnn.network import Batch
 from jaxrnn.text import Vocabulary
 from jaxrnn.verification import Report
+from jaxrnn.verification.compare import HEADER, cells
 from jaxrnn.walkthrough import Walkthrough
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -44,6 +48,30 @@ def gradient(report: Report, batch: Batch) -> None:
         say("", f"largest error {report.worst.error:.1e}, in {report.worst.name}: right")
     else:
         console.print(str(report), markup=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something is going on."""
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield
+
+
+def report(found: Report) -> None:
+    """Show a report: a table on a terminal, plain text elsewhere."""
+    if not console.is_terminal:
+        print(found)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in HEADER:
+        table.add_column(column, justify="left" if column == HEADER[0] else "right")
+    for leaf in found.leaves:
+        table.add_row(*map(escape, cells(leaf)), style=None if leaf.ok else "red")
+    if found.leaves:
+        console.print(table)
+    for remark in found.remarks():
+        console.print(remark, markup=False, style="dim")
+    console.print(found.verdict, markup=False, style="bold green" if found.ok else "bold red")
 
 
 def samples(texts: list[str]) -> None:

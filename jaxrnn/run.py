@@ -40,6 +40,7 @@ _SMALL_NORMAL = jax.nn.initializers.normal(0.01)
 _NORMAL = jax.nn.initializers.normal(1.0)
 
 Init = Literal["default", "uniform", "small-normal", "normal"]
+Algorithm = Literal["bptt", "truncated_bptt", "autodiff"]
 
 
 def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Options:
     """Train on each line by itself, from h = 0 to its end, instead of on one long text."""
     steps: int = 4000
     """Updates to make."""
-    algorithm: Literal["bptt", "truncated_bptt", "autodiff"] = "bptt"
+    algorithm: Algorithm = "bptt"
     """How gradients are computed."""
     window: int = 8
     """Recurrent steps that truncated_bptt reaches back; 0 is the one-hop gradient."""
@@ -198,7 +199,9 @@ def prepare(text: str, options: Options) -> Run:
         **INITIALIZERS[options.init],
     )
     source, held_out = (_lines if options.lines else _stream)(text, vocabulary, options)
-    algorithm = _algorithm(rnn, options)
+    algorithm = build(options.algorithm, rnn, options.window)
+    if options.lines:
+        algorithm = gradients.stateless(algorithm)
     optimizer = _optimizer(options)
     state = init_train_state(
         algorithm,
@@ -315,14 +318,14 @@ def _lines(text: str, vocabulary: Vocabulary, options: Options) -> tuple[data.So
     return source, data.grouped(held_out, options.batch_size)
 
 
-def _algorithm(rnn: RNN, options: Options) -> GradientAlgorithm:
-    builders: dict[str, Callable[[], GradientAlgorithm]] = {
+def build(name: Algorithm, rnn: RNN, window: int) -> GradientAlgorithm:
+    """Make a gradient algorithm by its name; `window` is for truncated_bptt."""
+    builders: dict[Algorithm, Callable[[], GradientAlgorithm]] = {
         "bptt": lambda: gradients.bptt(rnn),
-        "truncated_bptt": lambda: gradients.truncated_bptt(rnn, options.window),
+        "truncated_bptt": lambda: gradients.truncated_bptt(rnn, window),
         "autodiff": lambda: gradients.autodiff(rnn),
     }
-    algorithm = builders[options.algorithm]()
-    return gradients.stateless(algorithm) if options.lines else algorithm
+    return builders[name]()
 
 
 def _optimizer(options: Options) -> optax.GradientTransformation:

@@ -30,6 +30,7 @@ FLOORS = [
     {"verification.check"},
     {"verification", "checkpoint"},
     {"run"},
+    {"trial"},
     {"display"},
     {"cli"},
 ]

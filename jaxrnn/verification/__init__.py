@@ -9,3 +9,5 @@ from jaxrnn.verification.compare import Report as Report
 from jaxrnn.verification.differences import Reference as Reference
 from jaxrnn.verification.differences import complex_step as complex_step
 from jaxrnn.verification.differences import finite_difference as finite_difference
+from jaxrnn.verification.flow import GradientFlow as GradientFlow
+from jaxrnn.verification.flow import gradient_flow as gradient_flow

@@ -167,6 +167,11 @@ def _notes(leaves: tuple[Leaf, ...], dtype: Dtype) -> Iterator[str]:
         yield (
             f"in {dtype} an error of up to {loosest.tolerance:.1g} ({loosest.name}) may be rounding"
         )
+    if along := [leaf for leaf in leaves if leaf.directions]:
+        yield (
+            f"{', '.join(leaf.name for leaf in along)}: known along {along[0].directions} random "
+            "directions, which show any error at about its relative size but not where it is"
+        )
     for leaf in leaves:
         if leaf.left_out:
             what = "directions" if leaf.directions else "elements"
