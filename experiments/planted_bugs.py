@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -37,21 +38,28 @@ NAMED = {
     "one-hop": "one-hop",
     "truncated": "truncated at",
     "no gain": "no gain",
+    "no gain in the recurrence": "no gain",
     "gain of h_{t-1}": "gain of the wrong step",
+    "gain of h_{t+1}": "gain of the wrong step",
     "W_hh not transposed": "W_hh not transposed",
     "h_t for h_{t-1}": "h_t for h_{t-1}",
     "forward in time": "time reversed",
     "deltas not turned round": "time reversed",
     "later targets": "targets shifted",
     "earlier targets": "targets shifted",
+    "inputs for targets": "targets shifted",
     "h_0 forgotten": "h_0 forgotten",
     "h_0 counted twice": "h_0 counted twice",
     "sum for mean": "sum for mean",
     "mean for sum": "mean for sum",
     "mean over steps only": "mean over the wrong axis",
     "mean over sequences only": "mean over the wrong axis",
+    "mean of each sequence": "mean over the wrong axis",
+    "divided by the batch again": "mean taken twice",
     "sign": "sign",
     "scale": "scale",
+    "twice": "counted twice",
+    "half": "halved",
     "element-wise clip": "element-wise clip",
     "norm clip": "norm clip",
     "zero": "zero",
@@ -62,6 +70,9 @@ NAMED = {
     "bias not summed over time": "not summed",
     "readout bias forgotten": "readout bias forgotten",
     "input error dropped": "input error dropped",
+    "delta handed down": "input error through the wrong matrix",
+    "W_xh not transposed": "input error through the wrong matrix",
+    "W_hy not transposed": "W_hy not transposed",
     "mask forgotten": "mask forgotten",
     "= for +=": "= for +=",
     "first step left out": "a step left out",
@@ -115,6 +126,8 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
                 gain = leak * np.ones_like(gain)
             elif bug == "gain of h_{t-1}":
                 gain = np.concatenate([leak * slope(hs[0])[:, None], gain[:, :-1]], 1)
+            elif bug == "gain of h_{t+1}":
+                gain = np.concatenate([gain[:, 1:], gain[:, -1:]], 1)
             elif bug == "slope of the state":
                 gain = leak * slope(phi(x))
             elif bug == "gain squared":
@@ -145,8 +158,13 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
             targets = np.roll(targets, -1, 1)
         elif bug == "earlier targets":
             targets = np.roll(targets, 1, 1)
+        elif bug == "inputs for targets":
+            targets = inputs
         elif bug == "readout bias forgotten":
             y = x @ W_hy
+        elif bug == "mean of each sequence":
+            total = weight.sum(1, keepdims=True)
+            weight = weight / np.where(total == 0, 1, total) / B
         elif bug == "mask forgotten":
             weight = np.ones_like(weight) / (weight.size if rnn.reduction == "mean" else 1.0)
         dy = dloss(y, targets, weight)
@@ -166,17 +184,23 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
                     dh = dh + dh_next[l]
                     d = ds[l][:, t] = gains[l][:, t] * dh
                     back = W_hh if bug == "W_hh not transposed" else W_hh.T
-                    dh_next[l] = d @ back + (1 - leak) * dh
+                    passed = leak * dh if bug == "no gain in the recurrence" else d
+                    dh_next[l] = passed @ back + (1 - leak) * dh
                     if bug == "detached every 3 steps" and t % 3 == 0:
                         dh_next[l] = 0 * dh
                     elif bug == "credit halved at every step":
                         dh_next[l] = dh_next[l] / 2
                     elif bug == "wrong sign of the recurrent credit":
                         dh_next[l] = -dh_next[l]
-                    dh = d @ W_xh.T * (bug != "input error dropped")
+                    if bug == "delta handed down":
+                        dh = d
+                    elif bug == "W_xh not transposed" and l > 0:
+                        dh = d @ W_xh
+                    else:
+                        dh = d @ W_xh.T * (bug != "input error dropped")
             return ds
 
-        errors = dy @ W_hy.T
+        errors = dy @ (W_hy if bug == "W_hy not transposed" else W_hy.T)
         if bug in ("one-hop", "truncated"):
             reach = 0 if bug == "one-hop" else window
             deltas = [np.zeros_like(gain) for gain in gains]
@@ -212,7 +236,7 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
         """Do what is done to a gradient that is already there, in place."""
         g = grads[leaf]
         every = {"sum for mean": count, "mean over steps only": B, "mean over sequences only": T}
-        every |= {"mean for sum": 1 / (B * T)}
+        every |= {"mean for sum": 1 / (B * T), "divided by the batch again": 1 / B}
         if bug in every:
             grads.update({name: every[bug] * each for name, each in grads.items()})
         elif bug == "norm clip":
@@ -226,6 +250,8 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
             grads[leaf] = -g
         elif bug == "scale":
             grads[leaf] = factor * g
+        elif bug in ("twice", "half"):
+            grads[leaf] = {"twice": 2, "half": 0.5}[bug] * g
         elif bug == "zero":
             grads[leaf] = 0 * g
         elif bug == "missing":
@@ -263,6 +289,7 @@ def draw(rng, *, B=None, T=None):
     """Draw a network, its parameters, a state and a batch, all sizes and kinds at random."""
     B, T = B or int(rng.integers(2, 6)), T or int(rng.integers(5, 13))
     I, H, O = (int(rng.integers(low, low + 6)) for low in (3, 3, 2))
+    O = int(rng.choice([O, H, I]))
     loss = str(rng.choice(["softmax_cross_entropy", "squared_error"]))
     kind: dict = {
         "num_layers": int(rng.choice([1, 2])),
@@ -283,15 +310,28 @@ def draw(rng, *, B=None, T=None):
     return rnn, params, h, jaxrnn.Batch(inputs, targets, mask)
 
 
-def applies(bug, rnn):
-    """Say whether a bug can be made in a network at all."""
-    return not (
-        (bug == "mean for sum" and rnn.reduction == "mean")
-        or (bug in ("sum for mean", "mean over steps only", "mean over sequences only"))
-        * (rnn.reduction == "sum")
-        or (bug.startswith(("bias not", "= for", "readout bias")) and not rnn.use_bias)
-        or (bug in ("swapped", "input error dropped") and rnn.num_layers == 1)
-    )
+def applies(bug, rnn, batch):
+    """Say whether a bug can be made in a network, on a batch, at all."""
+    needs = {
+        "mean for sum": rnn.reduction == "sum",
+        "sum for mean": rnn.reduction == "mean",
+        "mean over steps only": rnn.reduction == "mean",
+        "mean over sequences only": rnn.reduction == "mean",
+        "mean of each sequence": rnn.reduction == "mean",
+        "divided by the batch again": rnn.reduction == "mean",
+        "bias not summed over the batch": rnn.use_bias,
+        "bias not summed over time": rnn.use_bias,
+        "= for +=": rnn.use_bias,
+        "readout bias forgotten": rnn.use_bias,
+        "swapped": rnn.num_layers > 1,
+        "input error dropped": rnn.num_layers > 1,
+        "delta handed down": rnn.num_layers > 1,
+        "W_xh not transposed": rnn.num_layers > 1,
+        "W_hy not transposed": rnn.hidden_size == rnn.output_size,
+        "inputs for targets": batch.inputs.shape == batch.targets.shape
+        and rnn.input_size <= rnn.output_size,
+    }
+    return needs.get(bug, True)
 
 
 def knobs(bug, rng):
@@ -318,10 +358,12 @@ def plant(networks, seed):
     for _ in range(networks):
         rnn, params, h, batch = draw(rng)
         _, right = somebodys(rnn, h)(in_float64(params), batch)
-        for bug in filter(lambda bug, rnn=rnn: applies(bug, rnn), said):
+        for bug in filter(partial(applies, rnn=rnn, batch=batch), said):
             wrong = somebodys(rnn, h, bug, **knobs(bug, rng))
             report = jaxrnn.verify(wrong, rnn, params, batch, h=h)
             names = {finding.bug for finding in report.findings}
+            if len(report.findings) == 1 and (wanted := NAMED.get(bug)) in report.findings[0].alike:
+                names = {wanted}
             if report.ok:
                 _, grads = wrong(in_float64(params), batch)
                 pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(right), strict=True)

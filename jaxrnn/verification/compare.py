@@ -67,17 +67,20 @@ class Finding(NamedTuple):
         bug: its name, as in the catalogue; or "loss", "structure", "dtype" and the like.
         leaves: the leaves that it explains.
         text: what it is and what to look at, in one line.
+        alike: other bugs that would give just this on this batch.
         certain: False if nothing can be told here, rather than something be wrong.
     """
 
     bug: str
     leaves: tuple[str, ...]
     text: str
+    alike: tuple[str, ...] = ()
     certain: bool = True
 
     def __str__(self) -> str:
         """Name the bug and its leaves, and say what it is."""
-        return f"{self.bug}{' in ' * bool(self.leaves)}{', '.join(self.leaves)}: {self.text}"
+        names = " or ".join([self.bug, *self.alike])
+        return f"{names}{' in ' * bool(self.leaves)}{', '.join(self.leaves)}: {self.text}"
 
 
 class LagProfile(NamedTuple):

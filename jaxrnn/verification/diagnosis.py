@@ -83,7 +83,7 @@ def diagnose(case: Case) -> list[Finding]:
     if not _unknown(findings):
         return findings
     for factor in _common_factors(case):
-        scale = name_scale(factor, _scales(case))
+        scale, *_ = name_scale(factor, _scales(case))
         scaled = case._replace(g={name: leaf / factor for name, leaf in case.g.items()})
         within = _explain(scaled)
         if len(_unknown(within)) < len(_unknown(findings)):
@@ -123,7 +123,7 @@ def loss_finding(loss: float, exact: float, case: Case | None) -> Finding:
             if wrong.loss is not None and abs(loss - wrong.loss) <= 1e-9 * abs(loss):
                 return Finding("loss", (), f"{text}: {wrong.text}")
     if np.isfinite(loss) and exact != 0:
-        scale = name_scale(loss / exact, SCALES if case is None else _scales(case))
+        scale, *_ = name_scale(loss / exact, SCALES if case is None else _scales(case))
         text += f": {scale.text}" if scale.bug != "scale" else ""
     return Finding("loss", (), f"{text}; gradients of different losses cannot agree")
 
@@ -137,17 +137,19 @@ def _explain(case: Case) -> list[Finding]:
     ]
     left, findings = case.wrong, []
     while left:
-        ranked = [
-            (-len(suspect.leaves.intersection(left)), len(suspect.denied), place)
-            for place, suspect in enumerate(suspects)
-        ]
-        explained, _, place = min(ranked, default=(0, 0, 0))
-        if explained == 0:
+        ranks = [(-len(s.leaves.intersection(left)), len(s.denied)) for s in suspects]
+        best = min(ranks, default=(0, 0))
+        if best[0] == 0:
             findings.append(_unknown_finding(case, left))
             break
-        suspect = suspects[place]
+        suspect = suspects[ranks.index(best)]
         leaves = tuple(name for name in left if name in suspect.leaves)
-        findings.append(Finding(suspect.bug, leaves, suspect.text))
+        alike = {
+            other.bug: None
+            for other, rank in zip(suspects, ranks, strict=True)
+            if rank == best and other.leaves.issuperset(leaves) and other.bug != suspect.bug
+        }
+        findings.append(Finding(suspect.bug, leaves, suspect.text, tuple(alike)))
         left = [name for name in left if name not in leaves]
     return findings
 

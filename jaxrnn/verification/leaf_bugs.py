@@ -65,12 +65,10 @@ def scales_of(p: Pass) -> tuple[Scale, ...]:
     return (SCALES[0], *named, *SCALES[1:])
 
 
-def name_scale(factor: float, scales: tuple[Scale, ...] = SCALES) -> Scale:
-    """Find what a wrong constant means."""
-    for scale in scales:
-        if abs(factor - scale.factor) <= 1e-9 * abs(factor):
-            return scale
-    return Scale(factor, "scale", f"it is {factor:.6g} times the right one")
+def name_scale(factor: float, scales: tuple[Scale, ...] = SCALES) -> list[Scale]:
+    """Find what a wrong constant may mean."""
+    named = [scale for scale in scales if abs(factor - scale.factor) <= 1e-9 * abs(factor)]
+    return named or [Scale(factor, "scale", f"it is {factor:.6g} times the right one")]
 
 
 def leaf_wrongs(
@@ -101,8 +99,8 @@ def leaf_wrongs(
                 if _is_round(limit):
                     text = f"{text} norm is clipped at {limit:.6g}"
                     yield LeafWrong("norm clip", text, factor * r)
-    scale = name_scale(factor, scales)
-    yield LeafWrong(scale.bug, scale.text, factor * r)
+    for scale in name_scale(factor, scales):
+        yield LeafWrong(scale.bug, scale.text, factor * r)
 
 
 def _factor(leaf: np.ndarray, r: np.ndarray) -> float:
