@@ -1,0 +1,222 @@
+"""A gradient that is wrong is found, and its bug named; one that is right is never accused.
+
+The bugs are planted in the NumPy backward pass of experiments/planted_bugs.py, which is written
+without anything of jaxrnn's, in networks of random kinds and sizes.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import planted_bugs
+import pytest
+from cases import assert_equal, make_case
+from planted_bugs import NAMED, UNNAMED, somebodys
+
+import jaxrnn
+from jaxrnn import gradients
+from jaxrnn.network import by_name, check_batch
+from jaxrnn.verification import bugs, hand, lags, leaf_bugs
+from jaxrnn.verification.compare import relative_error
+
+SEEDS = (56, 38, 1)  # with the first two, every bug can be made, and changes something
+
+
+@cache
+def network(seed):
+    """Draw a random network, with its right gradient."""
+    rnn, params, h, batch = planted_bugs.draw(np.random.default_rng(seed))
+    _, right = somebodys(rnn, h)(planted_bugs.in_float64(params), batch)
+    return rnn, params, h, batch, right
+
+
+def wrong_leaves(grads, right):
+    """Return the leaves that a planted bug changed, or left out."""
+    right, grads = by_name(right), by_name(grads)
+    return {
+        name
+        for name, leaf in right.items()
+        if name not in grads
+        or grads[name].shape != leaf.shape
+        or relative_error(grads[name], leaf) > 1e-12
+    }
+
+
+def reports(bug):
+    """Plant a bug in every network where it can be made: the report, and the leaves it changed."""
+    rng = np.random.default_rng(0)
+    for rnn, params, h, batch, right in map(network, SEEDS):
+        if planted_bugs.applies(bug, rnn, batch):
+            wrong = somebodys(rnn, h, bug, **planted_bugs.knobs(bug, rng))
+            _, grads = wrong(planted_bugs.in_float64(params), batch)
+            yield jaxrnn.verify(wrong, rnn, params, batch, h=h), wrong_leaves(grads, right)
+
+
+@pytest.mark.parametrize("bug", NAMED)
+def test_a_bug_of_the_catalogue_is_found_and_named(bug):
+    changed = 0
+    for report, leaves in reports(bug):
+        assert report.ok == (not leaves), report
+        if leaves:
+            changed += 1
+            assert {leaf for finding in report.findings for leaf in finding.leaves} == leaves
+            for finding in report.findings:
+                names = (finding.bug, *finding.alike)
+                assert any(name.startswith(NAMED[bug]) for name in names), str(report)
+            assert len(report.findings) == (2 if bug == "swapped" else 1), str(report)
+    assert changed > 0
+
+
+@pytest.mark.parametrize("bug", UNNAMED)
+def test_a_bug_outside_the_catalogue_is_found_and_its_leaves_are_named(bug):
+    changed = 0
+    for report, leaves in reports(bug):
+        assert report.ok == (not leaves), report
+        if leaves:
+            changed += 1
+            (finding,) = report.findings
+            assert finding.bug == "unknown"
+            assert set(finding.leaves) == leaves
+            assert {profile.leaf for profile in report.profiles} == {
+                leaf for leaf in leaves if leaf.startswith("cells")
+            }
+    assert changed > 0
+
+
+def test_every_entry_of_the_catalogue_is_planted():
+    names = {entry[0] for entry in bugs.IN_A_LAYER} | {scale.bug for scale in leaf_bugs.SCALES}
+    for rnn, params, h, batch, _ in map(network, SEEDS):
+        p = hand.run_forward(rnn, params, jnp.asarray(h), batch)
+        parts = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape)), params.cells)
+        names |= {wrong.bug for wrong in bugs.wrongs(p, parts)}
+        names |= {scale.bug for scale in leaf_bugs.scales_of(p)}
+    names = {"truncated at" if name.startswith("truncated at") else name for name in names}
+    assert names <= set(NAMED.values())
+
+
+@pytest.mark.parametrize(
+    ("bug", "coefficient"),
+    [
+        ("credit halved at every step", lambda k: 0.5**k),
+        ("wrong sign of the recurrent credit", lambda k: (-1.0) ** k),
+        ("one-hop", lambda k: float(k == 0)),
+        ("truncated", lambda k: float(k <= 3)),
+    ],
+)
+def test_the_lag_profile_shows_how_the_lags_were_weighted(bug, coefficient):
+    case = make_case(B=3, T=6, I=5, H=7, O=4, ids=True)
+    wrong = somebodys(case.rnn, case.h, bug, window=3)
+    report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
+    assert len(report.profiles) == 3
+    for profile in report.profiles:
+        assert profile.residual < 1e-12
+        expected = [coefficient(k) for k in range(6)]
+        np.testing.assert_allclose(profile.coefficients, expected, rtol=0, atol=1e-6)
+
+
+def test_a_gradient_that_is_no_weighting_of_lags_leaves_a_residual():
+    case = make_case(B=3, T=6, I=5, H=7, O=4)
+    wrong = somebodys(case.rnn, case.h, "W_hh not transposed")
+    report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
+    assert all(profile.residual > 1e-3 for profile in report.profiles if "W" in profile.leaf)
+
+
+def test_a_lag_that_a_leaf_cannot_tell_has_no_coefficient():
+    """A bias of 4 units has 4 numbers, and 6 lags."""
+    case = make_case(B=3, T=6, I=5, H=4, O=2)
+    wrong = somebodys(case.rnn, case.h, "credit halved at every step")
+    report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
+    coefficients = {profile.leaf: profile.coefficients for profile in report.profiles}
+    assert np.isnan(coefficients["cells[0].b_h"]).all()
+    assert not np.isnan(coefficients["cells[0].W_hh"]).any()
+    assert "?" in str(report)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_lags_of_a_gradient_add_up_to_it(layers):
+    case = make_case(num_layers=layers, leak=0.7, mask=True)
+    found = lags.split_by_lag(case.rnn, case.params, case.h, case.batch, 6)
+    total = jax.tree.map(lambda part: part.sum(0), found.parts)
+    algorithm = gradients.autodiff(case.rnn)
+    carry = algorithm.init(case.params, case.h)
+    _, grads = algorithm.value_and_grad(case.params, carry, case.batch)
+    assert_equal(total, grads.cells)
+
+
+def test_the_pass_by_hand_is_exact_in_every_kind_of_network():
+    for rnn, params, h, batch, right in map(network, SEEDS):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
+        batch, h = check_batch(rnn, params, batch, h)
+        assert_equal(hand.gradient(hand.run_forward(rnn, params, h, batch)), right)
+
+
+BOTH = {
+    ("one-hop", "sign"): {"one-hop": "cells", "sign": "readout.W_hy"},
+    ("no gain", "zero"): {"no gain": "cells", "zero": "readout.W_hy"},
+    ("W_hh not transposed", "missing"): {"missing": "readout.W_hy", "W_hh not": "cells"},
+    ("h_t for h_{t-1}", "scale"): {"h_t for": "cells[0].W_hh", "scale": "readout.W_hy"},
+}
+
+
+@pytest.mark.parametrize("pair", BOTH)
+def test_two_bugs_on_different_leaves_are_two_findings(pair):
+    case = make_case(B=3, T=6, I=5, H=7, O=4)
+    first, second = (somebodys(case.rnn, case.h, b, leaf="readout.W_hy") for b in pair)
+
+    def both(params, batch):
+        loss, grads = first(params, batch)
+        return loss, grads._replace(readout=second(params, batch)[1].readout)
+
+    report = jaxrnn.verify(both, case.rnn, case.params, case.batch, h=case.h)
+    assert len(report.findings) == 2
+    for name, leaves in BOTH[pair].items():
+        (finding,) = (each for each in report.findings if each.bug.startswith(name))
+        assert all(leaf.startswith(leaves) for leaf in finding.leaves)
+
+
+def test_a_bug_is_named_through_a_wrong_constant_over_all_leaves():
+    case = make_case(B=3, T=6, I=5, H=7, O=4, reduction="mean")
+    hopping = somebodys(case.rnn, case.h, "one-hop")
+
+    def summed(params, batch):
+        loss, grads = hopping(params, batch)
+        return loss, jax.tree.map(lambda leaf: 18 * leaf, grads)
+
+    report = jaxrnn.verify(summed, case.rnn, case.params, case.batch, h=case.h)
+    assert [finding.bug for finding in report.findings] == ["sum for mean", "one-hop"]
+
+
+def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
+    case = make_case(num_layers=2)
+    p = hand.run_forward(case.rnn, case.params, case.h, case.batch)
+    pieces = next(bugs.IN_A_LAYER[1][2](p))[1]
+    for layer in (0, 1):
+        wrong = (0.0, hand.gradient(p, pieces, {layer}))
+        loss, _ = case.rnn.loss(case.params, case.h, case.batch)
+        report = jaxrnn.verify(
+            lambda params, batch, loss=loss, wrong=wrong: (loss, wrong[1]),
+            case.rnn,
+            case.params,
+            case.batch,
+            h=case.h,
+        )
+        (finding,) = report.findings
+        assert finding.bug == "no gain"
+        assert f"in layer {layer} only" in finding.text
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_right_gradient_is_not_accused_at_any_size_of_weights(dtype):
+    """Small here; experiments/planted_bugs.py asks a thousand times in each dtype."""
+    rng = np.random.default_rng(0)
+    for rnn, params, h, batch, _ in map(network, SEEDS):
+        by_hand = gradients.bptt(rnn)
+        for scale in 10 ** rng.uniform(-2, 1, 12):
+            weights = jax.tree.map(
+                lambda leaf, s=scale: s * rng.normal(size=leaf.shape) / np.sqrt(len(leaf)), params
+            )
+            sides = (by_hand,) if dtype == "float32" else (by_hand, somebodys(rnn, h))
+            for side in sides:
+                report = jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype)
+                assert not any(finding.certain for finding in report.findings), str(report)
