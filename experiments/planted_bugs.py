@@ -430,7 +430,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    networks, draws = (2, 2) if arguments.quick else (50, 10)
+    networks, draws = (1, 2) if arguments.quick else (50, 10)
 
     started = time.perf_counter()
     said = plant(networks, arguments.seed)

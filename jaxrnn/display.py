@@ -62,11 +62,14 @@ def report(found: Report) -> None:
     if not console.is_terminal:
         print(found)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in HEADER:
-        table.add_column(column, justify="left" if column == HEADER[0] else "right")
-    for leaf in found.leaves:
-        table.add_row(*map(escape, cells(leaf)), style=None if leaf.ok else "red")
+    rows = [cells(leaf) for leaf in found.leaves]
+    widths = [max(map(len, column)) + 2 for column in zip(HEADER, *rows, strict=True)]
+    fitting = sum(np.cumsum(widths) <= console.width + 2)  # the first columns say the most
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for column in HEADER[:fitting]:
+        table.add_column(column, justify="left" if column == HEADER[0] else "right", no_wrap=True)
+    for leaf, row in zip(found.leaves, rows, strict=True):
+        table.add_row(*map(escape, row[:fitting]), style=None if leaf.ok else "red")
     if found.leaves:
         console.print(table)
     for remark in found.remarks():

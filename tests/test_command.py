@@ -303,3 +303,79 @@ def test_an_unknown_option_is_named(tmp_path):
     assert result.returncode == 2
     assert "--hiden-size" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+BACKWARD = """
+import numpy as np
+
+def loss_and_grads(params, batch):
+    (W_xh, W_hh, b_h), (W_hy, b_y) = params.cells[0], params.readout
+    x, targets = np.asarray(batch.inputs), np.asarray(batch.targets)
+    B, T = x.shape
+    h = np.zeros((B, len(W_hh)))
+    dy = np.zeros((B, T, len(b_y)))
+    return 0.0, params
+
+def raises(params, batch):
+    return {}["loss"]
+"""
+
+
+def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
+    sizes = ("--hidden-size", "6", "--length", "7", "--num-layers", "2", "--mask")
+    result = jaxrnn_command("check", *sizes, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "right: every error is at most 1e-12" in result.stdout
+    arguments = ("--algorithm", "truncated_bptt", "--window", "2", "--save", "report.json")
+    result = jaxrnn_command(
+        "check", *sizes, *arguments, "--flow", "flow.png", cwd=tmp_path, columns="60"
+    )
+    assert result.returncode == 1, result.stderr
+    assert "wrong: truncated at 2 in cells[0].W_xh" in result.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["ok"] is False
+    assert report["findings"][0]["bug"] == "truncated at 2"
+    assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_check_asks_somebodys_function(tmp_path):
+    (tmp_path / "backward.py").write_text(BACKWARD)
+    (tmp_path / "torn.py").write_text("def f(:")
+    sizes = ("--hidden-size", "6", "--length", "7")
+    result = jaxrnn_command("check", "--function", "backward:raises", *sizes, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "wrong: raised: it raised KeyError: 'loss' (backward.py, line 13, in r" in result.stdout
+    result = jaxrnn_command("check", "--function", "backward:loss_and_grads", *sizes, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "wrong: loss: the losses differ, 0 where the reference has" in result.stdout
+    for function, said in {
+        "backward": "must be MODULE:NAME",
+        "backward:nothing": "backward has no function nothing; it has loss_and_grads, raises",
+        "nowhere:f": "No module named 'nowhere'",
+        "torn:f": "cannot import torn from",
+    }.items():
+        result = jaxrnn_command("check", "--function", function, *sizes, cwd=tmp_path)
+        assert result.returncode == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_check_draws_a_table_on_a_terminal(monkeypatch):
+    from rich.console import Console
+
+    from jaxrnn import display, trial
+
+    chosen = trial.prepare(trial.Options(hidden_size=6, length=7))
+    report = jaxrnn.verify(
+        jaxrnn.gradients.bptt(chosen.rnn), chosen.rnn, chosen.params, chosen.batch, h=chosen.h
+    )
+    for width, last in ((80, "reference"), (60, "worst at"), (30, "error")):
+        console = Console(force_terminal=True, width=width, record=True)
+        monkeypatch.setattr(display, "console", console)
+        display.report(report)
+        shown = console.export_text()
+        header, first, *_ = shown.splitlines()
+        assert header.rstrip().endswith(last)
+        assert first.startswith("cells[0].W_xh")
+        assert "…" not in shown
+        assert "right: every error is at most" in " ".join(shown.split())

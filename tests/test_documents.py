@@ -158,6 +158,27 @@ def test_000_bptt_truncate_is_the_window(word_model, truncate):
     assert_equal(grads, expected)
 
 
+def test_000_its_truncated_gradient_is_reported_as_truncated_at_4(word_model):
+    rnn, params = word_model
+    inputs = FIGURES["wildml_rnn"]["example_inputs"]
+    targets = [*inputs[1:], 0]
+    batch = jaxrnn.Batch(np.array([inputs]), np.array([targets]))
+
+    def by_the_document(params, batch):
+        loss, _ = rnn.loss(params, rnn.initial_state(1), batch)
+        params = jax.tree.map(np.asarray, params)
+        return loss, truncated_in_numpy(params, inputs, targets, truncate=4)
+
+    report = jaxrnn.verify(by_the_document, rnn, params, batch)
+    (finding,) = report.findings
+    assert (finding.bug, finding.leaves) == ("truncated at 4", ("cells[0].W_xh", "cells[0].W_hh"))
+    for profile in report.profiles:
+        kept, lost = profile.coefficients[:5], profile.coefficients[5:]
+        np.testing.assert_allclose(kept, 1, atol=1e-6)
+        assert len(lost) == 5
+        np.testing.assert_allclose(lost[:4], 0, atol=1e-6)  # W_hh saw h_0 = 0 nine steps back
+
+
 def test_000_a_mean_over_examples_divides_by_their_words():
     """The document divides by a generator, which fails; the mean is over the counted positions."""
     rnn = jaxrnn.RNN(50, 50, 50, use_bias=False)
@@ -330,6 +351,43 @@ def test_002_its_naive_gradient_is_the_window_of_0(vector_walk):
     np.testing.assert_allclose(naive, VECTOR["dhraw_naive"], rtol=0, atol=0.5e-8)
     expected = jaxrnn.Cell(walk.x.T @ naive, walk.h_prev.T @ naive, naive.sum(0))
     assert_equal(grads.cells[0], expected)
+
+
+def test_002_its_naive_gradient_is_reported_as_one_hop(vector_walk):
+    rnn = jaxrnn.RNN(7, 4, 7, reduction="sum")
+
+    def naive(params, batch):
+        """Write it as the document does: dh = Why.T dy, and nothing from the step after."""
+        (W_xh, W_hh, b_h), (W_hy, b_y) = jax.tree.map(np.asarray, (params.cells[0], params.readout))
+        h, loss = [np.zeros(4)], 0.0
+        grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
+        (dW_xh, dW_hh, db_h), (dW_hy, db_y) = grads.cells[0], grads.readout
+        for x, target in zip(
+            np.asarray(batch.inputs)[0], np.asarray(batch.targets)[0], strict=True
+        ):
+            h.append(np.tanh(W_xh[x] + h[-1] @ W_hh + b_h))
+            y = h[-1] @ W_hy + b_y
+            dy = np.exp(y) / np.exp(y).sum()
+            loss -= np.log(dy[target])
+            dy[target] -= 1
+            dhraw = (1 - h[-1] ** 2) * (W_hy @ dy)
+            for total, part in (
+                (dW_hy, np.outer(h[-1], dy)),
+                (db_y, dy),
+                (dW_hh, np.outer(h[-2], dhraw)),
+                (db_h, dhraw),
+            ):
+                total += part
+            dW_xh[x] += dhraw
+        return loss, grads
+
+    report = jaxrnn.verify(naive, rnn, vector_walk.params, VECTOR_BATCH)
+    (finding,) = report.findings
+    assert finding.bug == "one-hop"
+    assert finding.leaves == ("cells[0].W_xh", "cells[0].W_hh", "cells[0].b_h")
+    profile = next(profile for profile in report.profiles if profile.leaf == "cells[0].W_hh")
+    np.testing.assert_allclose(profile.coefficients[:5], [1, 0, 0, 0, 0], atol=1e-6)
+    assert np.isnan(profile.coefficients[5])  # five steps back of the last, W_hh saw h_0 = 0
 
 
 def test_002_dividing_each_gradient_in_a_loop_changed_nothing(vector_walk):

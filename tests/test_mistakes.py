@@ -33,7 +33,16 @@ MISTAKES = {
     "jaxrnn.sample(square, other, ids, 5, key=key, end=2)": "end must be an id in 0 … 1, got 2",
     "jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(x, ids))": "one sequence",
     "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough is of one layer",
-    "jaxrnn.verify(lambda p, b: (0.0, p.cells), rnn, params, jaxrnn.Batch(x, ids))": "structure",
+    "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), dtype='float16')": "dtype must be one",
+    "jaxrnn.verify(grads, rnn, other, jaxrnn.Batch(x, ids))": "W_xh has shape (2, 4)",
+    "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2",
+    "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), h=h[:, :1])": "h has shape (1, 1, 4)",
+    "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), reference=grads)": "the reference",
+    "jaxrnn.finite_difference(directions=0)": "directions must be at least 1, got 0",
+    "jaxrnn.complex_step(elements=-1)": "elements must be at least 0, got -1",
+    "jaxrnn.check_grad(grads, float)": "nothing to differentiate by",
+    "jaxrnn.check_grad(grads, lambda x: float(x), x)": "JAX cannot differentiate the loss",
+    "jaxrnn.gradient_flow(rnn, params, jaxrnn.Batch(x, ids), lags=9)": "lags must lie in 1 … 6",
 }
 
 SCRIPT = """
@@ -45,6 +54,7 @@ square, custom = jaxrnn.RNN(2, 4, 2), jaxrnn.RNN(5, 4, 2, loss=lambda y, target:
 params, other = rnn.init(key), square.init(key)
 cell, h = params.cells[0], rnn.initial_state(3)
 x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)
+grads = lambda params, batch: (0.0, params.cells)
 said = {}
 for mistake in json.load(sys.stdin):
     try:

@@ -61,7 +61,7 @@ def test_a_function_in_numpy_is_right_without_a_bug_and_wrong_with_one():
     assert verify(numpy_bptt(case.rnn)).ok
     wrong = verify(numpy_bptt(case.rnn, gain=False))
     assert not wrong.ok
-    assert wrong.diagnosis.startswith("wrong: cells[0].W_xh, cells[0].W_hh, cells[0].b_h")
+    assert wrong.diagnosis.startswith("wrong: no gain in cells[0].W_xh, cells[0].W_hh, cells[0].b")
     assert not verify(numpy_bptt(case.rnn, transposed=False)).ok
 
 
@@ -84,7 +84,10 @@ def test_a_report_names_leaf_element_scale_and_losses():
     assert touched.worst == (2, 1)
     assert touched.candidate - touched.reference == pytest.approx(0.25)
     assert report.worst.name == "cells[0].W_hh"
-    assert report.diagnosis == "wrong: cells[0].W_hh, readout.W_hy"
+    twice, unknown = report.findings
+    assert (twice.bug, twice.leaves) == ("counted twice", ("cells[0].W_hh",))
+    assert (unknown.bug, unknown.leaves) == ("unknown", ("readout.W_hy",))
+    assert "only 1 of 8 elements are off" in report.diagnosis
     assert report.candidate_loss == pytest.approx(report.reference_loss)
     assert json.loads(json.dumps(report.to_dict()))["ok"] is False
 
@@ -119,12 +122,199 @@ def test_a_right_gradient_of_great_size_is_right():
     assert report.worst.error <= 1e-12
 
 
+def test_a_loss_that_differs_is_the_first_finding_and_its_reason_is_named():
+    mean = make_case(reduction="mean", T=5)
+    total = make_case(reduction="sum", T=5)
+    report = jaxrnn.verify(gradients.bptt(total.rnn), mean.rnn, mean.params, mean.batch)
+    loss, scale = report.findings
+    assert loss.bug == "loss"
+    assert "not divided by the 15 positions" in loss.text
+    assert scale.bug == "sum for mean"
+    assert len(scale.leaves) == 5
+
+
+def test_a_loss_of_shifted_targets_is_named():
+    case = make_case()
+    shifted = case.batch._replace(targets=np.roll(case.batch.targets, -1, axis=1))
+
+    def off_by_one(params, batch):
+        return numpy_bptt(case.rnn)(params, shifted)
+
+    report = jaxrnn.verify(off_by_one, case.rnn, case.params, case.batch)
+    assert [finding.bug for finding in report.findings] == ["loss", "targets shifted"]
+    assert "shifted by one step: each step has the next one's" in report.findings[0].text
+
+
+def answer(change):
+    """Make a candidate that is right but for one change to its answer."""
+    case = make_case()
+
+    def candidate(params, batch):
+        return change(*numpy_bptt(case.rnn)(params, batch))
+
+    return jaxrnn.verify(candidate, case.rnn, case.params, case.batch)
+
+
+def with_W_xh(grads, W_xh):
+    return grads._replace(cells=(grads.cells[0]._replace(W_xh=W_xh),))
+
+
+class NoArray:
+    def __array__(self, *_, **__):
+        raise RuntimeError("this tensor requires grad")
+
+
+def broken(W_xh):
+    W_xh = np.array(W_xh)
+    W_xh[2, 1] = np.inf
+    return W_xh
+
+
+# What is done to a right (loss, grads), and what is said to it.
+ODD_ANSWERS = {
+    "it must return (loss, gradient), but returned a float": lambda loss, grads: loss,
+    "it must return (loss, gradient), but returned a tuple of 3": lambda loss, grads: (loss, 1, 2),
+    "the loss must be one number, but is a tuple": lambda loss, grads: grads,
+    "the loss must be one number, but is a NoneType": lambda loss, grads: (None, grads),
+    "is a array of shape (3,)": lambda loss, grads: (np.ones(3), grads),
+    "leaves that the parameters have not: ['more']": lambda loss, grads: (loss, {"more": 1.0}),
+    "they are compared in this order": lambda loss, grads: (loss, jax.tree.leaves(grads)),
+}
+
+# What is done to the gradient of cells[0].W_xh, and what is said to it.
+ODD_LEAVES = {
+    "missing in cells[0].W_xh: there is no gradient, or it is None": lambda W_xh: None,
+    "transposed in cells[0].W_xh: it has shape (4, 5), but": lambda W_xh: W_xh.T,
+    "with another shape it would be right; reshape it": lambda W_xh: W_xh[None],
+    "shape in cells[0].W_xh: it has shape (2, 2), but": lambda W_xh: np.ones((2, 2)),
+    "dtype in cells[0].W_xh: has dtype float32, but": lambda W_xh: W_xh.astype(np.float32),
+    "not an array of numbers but a str": lambda W_xh: "W",
+    "a NoArray (this tensor requires grad)": lambda W_xh: NoArray(),
+    "not finite in cells[0].W_xh: 1 elements are infinite or not a number, one at (2, 1)": broken,
+}
+
+
+@pytest.mark.parametrize("said", [*ODD_ANSWERS, *ODD_LEAVES])
+def test_an_odd_answer_is_a_finding(said):
+    def odd_leaf(loss, grads):
+        return loss, with_W_xh(grads, ODD_LEAVES[said](grads.cells[0].W_xh))
+
+    report = answer(ODD_ANSWERS.get(said, odd_leaf))
+    assert not report.ok
+    assert any(said in str(finding) for finding in report.findings), report.diagnosis
+    assert "Traceback" not in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_only_the_odd_leaf_is_found_where_the_others_are_right():
+    report = answer(lambda loss, grads: (loss, with_W_xh(grads, None)))
+    assert [finding.bug for finding in report.findings] == ["missing"]
+    assert len(report.leaves) == 4
+    report = answer(lambda loss, grads: (loss, jax.tree.leaves(grads)))
+    assert [finding.bug for finding in report.findings] == ["structure"]
+    assert len(report.leaves) == 5
+
+
+def test_a_candidate_that_raises_is_a_finding_that_says_where():
+    case = make_case()
+
+    def broken(params, batch):
+        return np.ones(3)[len(batch.inputs)]
+
+    report = jaxrnn.verify(broken, case.rnn, case.params, case.batch)
+    (finding,) = report.findings
+    assert finding.bug == "raised"
+    assert "IndexError: index 3 is out of bounds" in finding.text
+    assert "test_verification.py, line" in finding.text
+    assert "in broken" in finding.text
+
+
+def test_a_candidate_may_return_its_loss_as_an_array_of_one():
+    assert answer(lambda loss, grads: (np.full((1, 1), loss), grads)).ok
+
+
+def test_a_gradient_computed_in_float32_is_told_from_a_bug():
+    case = make_case()
+    algorithm = gradients.bptt(case.rnn)
+
+    def single(params, batch):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        carry = algorithm.init(params, case.rnn.initial_state(3))
+        (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
+        return loss, grads
+
+    report = jaxrnn.verify(single, case.rnn, case.params, case.batch)
+    assert {finding.bug for finding in report.findings if finding.leaves} >= {"dtype"}
+    assert "fewer digits" in report.diagnosis
+    assert jaxrnn.verify(single, case.rnn, case.params, case.batch, dtype="float32").ok
+
+
+def test_in_float32_the_tolerance_is_measured_and_said():
+    case = make_case(T=20, H=16, num_layers=2)
+    report = jaxrnn.verify(
+        gradients.bptt(case.rnn), case.rnn, case.params, case.batch, dtype="float32"
+    )
+    assert report.ok
+    assert all(1e-7 < leaf.tolerance < 1e-3 for leaf in report.leaves)
+    assert all(0 < leaf.error < leaf.tolerance for leaf in report.leaves)
+    assert "in float32 an error of up to" in str(report)
+    wrong = jaxrnn.verify(
+        gradients.truncated_bptt(case.rnn, 3), case.rnn, case.params, case.batch, dtype="float32"
+    )
+    assert [finding.bug for finding in wrong.findings] == ["truncated at 3"]
+
+
+def test_nothing_is_claimed_where_rounding_alone_decides():
+    """A hundred steps of a chaotic network in float32: no rounding leads to the same gradient."""
+    case = make_case(T=100, H=12, recurrent_init=jax.nn.initializers.orthogonal(8.0))
+    report = jaxrnn.verify(
+        gradients.bptt(case.rnn), case.rnn, case.params, case.batch, dtype="float32"
+    )
+    assert not report.ok
+    assert not any(finding.certain for finding in report.findings)
+    assert "cannot tell: ill-conditioned" in report.diagnosis
+    assert "use float64" in report.diagnosis
+
+
+def test_another_algorithm_or_function_can_be_the_reference():
+    case = make_case()
+    arguments = (case.rnn, case.params, case.batch)
+    window = gradients.truncated_bptt(case.rnn, 5)
+    assert jaxrnn.verify(window, *arguments, reference=numpy_bptt(case.rnn)).ok
+    report = jaxrnn.verify(window, *arguments, reference=gradients.truncated_bptt(case.rnn, 2))
+    (finding,) = report.findings
+    assert finding.bug == "reference"
+    assert "equals jax.grad of rnn.loss, but not the reference" in finding.text
+
+
+def test_h_0_is_where_the_gradient_is_compared():
+    case = make_case()
+    by_hand = gradients.bptt(case.rnn)
+    assert jaxrnn.verify(by_hand, case.rnn, case.params, case.batch, h=case.h).ok
+    assert not jaxrnn.verify(
+        numpy_bptt(case.rnn), case.rnn, case.params, case.batch, h=case.h
+    ).ok  # it starts from zero
+
+
+def test_a_second_call_compiles_nothing(caplog):
+    case = make_case(I=3, H=2)
+    by_hand = gradients.bptt(case.rnn)
+    told = []
+    for _ in range(2):
+        caplog.clear()
+        with jax.log_compiles(True):
+            assert jaxrnn.verify(by_hand, case.rnn, case.params, case.batch).ok
+        told.append("Compiling" in caplog.text)
+    assert told == [True, False]
+
+
 def test_nobody_is_accused_where_the_reference_is_not_finite():
     case = make_case()
     params = jax.tree.map(lambda leaf: leaf * jnp.inf, case.params)
     report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, params, case.batch)
     assert not report.ok
-    assert report.diagnosis.startswith("cannot tell: the loss or gradient of the reference")
+    assert report.diagnosis.startswith("cannot tell: not finite in cells[0].W_xh, cells[0].W_hh")
+    assert "the parameters are not finite" in report.diagnosis
 
 
 def test_a_truncated_gradient_is_not_accused_where_it_is_exact():

@@ -43,7 +43,10 @@ def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> An
         return nothing("structure", f"it must return (loss, gradient), but returned a {kind}{many}")
     loss, grads = answer
     try:
-        loss = np.asarray(loss).astype(np.float64).item()
+        number = np.asarray(loss)
+        if number.dtype == object:
+            raise TypeError("no number")
+        loss = number.astype(np.float64).item()
     except (TypeError, ValueError, RuntimeError):
         shape = getattr(loss, "shape", None)
         what = type(loss).__name__ if shape is None else f"array of shape {tuple(shape)}"

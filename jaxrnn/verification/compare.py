@@ -206,7 +206,7 @@ def compare(name: str, g: np.ndarray, known: Known, tolerance: float) -> Leaf:
         r, kept = known.values, known.kept
         if known.directions is not None:
             g = known.directions.reshape(len(known.directions), -1) @ g.reshape(-1)
-        used = slice(None) if kept is None else kept
+        used = ... if kept is None else kept
         size, error, cosine, scale = _angle(g[used], r[used])
         off = np.nan_to_num(np.abs(g / size - r / size), nan=np.inf)
         off = off if kept is None else np.where(kept, off, -1.0)

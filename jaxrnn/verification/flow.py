@@ -121,7 +121,8 @@ def _singular_values(
 ) -> Float[Array, "L K H"]:
     def of_layer(cell: Cell, tape: Tape):
         def back(jacobian, gain_t):  # row i is d(h_T)_i/dh_t
-            jacobian = layer.pull_back(cell, gain_t, jacobian, rnn.leak)
+            gain = jnp.broadcast_to(gain_t, jacobian.shape)
+            jacobian = layer.pull_back(cell, gain, jacobian, rnn.leak)
             return jacobian, jacobian
 
         same = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)

@@ -63,6 +63,9 @@ def judge(
         title, known = f"{problem.name}, in float64", _every(exact)
     else:
         title, loss, known = _ask_reference(reference, problem)
+        if failure:
+            whole = (name for name, its in known.items() if its.directions is its.kept is None)
+            exact = {name: known[name].values for name in whole}
     values = {"loss": loss} | {name: leaf.values for name, leaf in known.items()}
     if finding := not_finite("the reference's loss and gradient", values):
         return cannot_tell(finding)

@@ -41,7 +41,7 @@ def scales_of(p: Pass) -> tuple[Scale, ...]:
         count: f"the {count:g} positions" if mask is None else f"the mask's sum, {count:g}",
         sequences: f"the {sequences} sequences",
         steps: f"the {steps} steps",
-        every: f"all {every} positions, masked or not",
+        **({} if mask is None else {every: f"all {every} positions, masked or not"}),
         p.rnn.output_size: f"the {p.rnn.output_size} outputs",
     }
     named = []
