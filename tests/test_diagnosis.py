@@ -187,6 +187,26 @@ def test_a_bug_is_named_through_a_wrong_constant_over_all_leaves():
     assert [finding.bug for finding in report.findings] == ["sum for mean", "one-hop"]
 
 
+def test_wrong_gradients_that_overflow_are_no_trouble():
+    """Without its slopes, credit grows 10⁸ times a step for 60 steps; warnings are errors here."""
+    case = make_case(T=60, recurrent_init=jax.nn.initializers.orthogonal(1e8))
+    wrong = somebodys(case.rnn, case.h, "sign", leaf="readout.W_hy")
+    report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
+    assert "sign" in [finding.bug for finding in report.findings]
+
+
+def test_a_batch_that_is_masked_throughout_has_a_gradient_of_zero():
+    case = make_case(reduction="mean")
+    batch = case.batch._replace(mask=np.zeros((3, 6)))
+    assert jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, batch).ok
+
+    def ones(params, batch):
+        return 0.0, jax.tree.map(np.ones_like, params)
+
+    report = jaxrnn.verify(ones, case.rnn, case.params, batch)
+    assert [finding.bug for finding in report.findings] == ["unknown"]
+
+
 def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
     case = make_case(num_layers=2)
     p = hand.run_forward(case.rnn, case.params, case.h, case.batch)

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,12 +17,14 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     names, told = {}, io.StringIO()
     with jax.enable_x64(False), contextlib.redirect_stdout(told):
         for block in blocks:
             exec(block, names)
     assert "right: every error is at most 1e-12" in told.getvalue()
+    assert "wrong: truncated at 3 in cells[0].W_xh, cells[0].W_hh" in told.getvalue()
+    assert "(1, … 4 times, 0, … 12 times), residual" in told.getvalue()
     first, last = names["metrics"].loss[::299]
     assert 2.8 < first < 3.6
     assert last < 0.1
@@ -34,6 +38,51 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom():
     _, grads = algorithm.value_and_grad(*arguments)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_backward_pass_of_the_readme_is_judged_as_it_says(tmp_path):
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "dh_next" in b)
+    (shown,) = re.findall(r"```console\n\$ jaxrnn (check .*?)```", README, re.DOTALL)
+    command, *lines = shown.splitlines()
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-m", "jaxrnn.cli", *command.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    (tmp_path / "backward.py").write_text(code)
+    wrong = run()
+    assert wrong.returncode == 1
+    told = wrong.stdout.splitlines()
+    assert [line.split()[0] for line in told] == [line.split()[0] for line in lines]
+    assert told[-4:] == lines[-4:]
+    (tmp_path / "backward.py").write_text(code.replace("W_hh.T @ dh_raw", "W_hh @ dh_raw"))
+    right = run()
+    assert right.returncode == 0
+    assert all(float(line.split()[1]) < 1e-15 for line in right.stdout.splitlines()[1:6])
+
+
+def test_the_planted_bugs_are_quoted_as_they_came_out():
+    report = json.loads((ROOT / "experiments/planted_bugs.json").read_text())
+    text = " ".join(README.split())
+    assert report["networks"] == 50
+    assert (
+        f"random networks, {len(report['called'])} bugs were planted {report['planted']:,} times"
+        in text
+    )
+    assert report["not found"] == 0
+    assert (
+        f"{report['named']:,} of {report['of those in the catalogue']:,} in the catalogue" in text
+    )
+    for counts in report["right gradients"].values():
+        assert (counts["asked"], counts["accused"]) == (1000, 0)
+    names = {name for calls in report["called"].values() for name in calls}
+    names = {"truncated at" if name.startswith("truncated") else name for name in names}
+    assert f"compared with {len(names - {'unknown', 'changes nothing'})} kinds of bugs" in text
 
 
 def test_the_word_experiment_is_quoted_as_it_came_out():

@@ -236,7 +236,8 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
         one_hot = batch.targets.T[..., None] == np.arange(p.rnn.output_size)
         weights = 1.0 if batch.mask is None else batch.mask.T[..., None]
         if p.rnn.reduction == "mean":
-            weights = weights / (batch.targets.size if batch.mask is None else batch.mask.sum())
+            count = batch.targets.size if batch.mask is None else batch.mask.sum()
+            weights = weights / (count or 1)
         text = "dL/dy is the softmax alone: subtract 1 at the target"
         wrong = with_d_outputs(p, p.d_outputs + weights * one_hot)
         yield Wrong("target not subtracted", text, gradient(wrong))

@@ -8,6 +8,9 @@ import numpy as np
 # Rounding, and no more: the largest relative error of an exact gradient in float64.
 EXACT = 1e-12
 
+# The largest residual of a gradient that some weighting of lags explains.
+WEIGHTING = 1e-2
+
 
 class Known(NamedTuple):
     """What a reference knows of one leaf's gradient r.
@@ -100,11 +103,13 @@ class LagProfile(NamedTuple):
     residual: float
 
     def __str__(self) -> str:
-        """Write the profile out, equal ends in short."""
+        """Write the profile out, with long runs in short, where it says anything."""
+        if self.residual > WEIGHTING:
+            return f"no weighting of lags, residual {self.residual:.2g}"
         shown = ["?" if np.isnan(c) else f"{round(c, 3) + 0.0:g}" for c in self.coefficients]
         runs = [(value, len(list(run))) for value, run in itertools.groupby(shown)]
         written = [
-            ", ".join([value] * count) if count < 4 else f"{value}, {value}, … {count} times"
+            ", ".join([value] * count) if count < 4 else f"{value}, … {count} times"
             for value, count in runs
         ]
         return f"({', '.join(written)}), residual {self.residual:.1e}"

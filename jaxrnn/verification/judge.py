@@ -99,12 +99,14 @@ def judge(
         judged = {name: its for name, its in judged.items() if name in exact}
         g = {name: fitting[name] for name in judged}
         case = Case(g, exact, judged, pass_by_hand, problem.parts())
-        findings += diagnose(case)
+        with np.errstate(all="ignore"):  # a wrong gradient may well overflow
+            findings += diagnose(case)
         if unexplained := tuple(name for name in wrong if name not in case.wrong):
             findings.append(Finding("reference", unexplained, _unlike_autodiff(exact, problem)))
         profiles = tuple(_profiles(case))
     if not (same_loss or (np.isnan(answer.loss) and answer.findings)):
-        findings.insert(0, loss_finding(answer.loss, loss, case))
+        with np.errstate(all="ignore"):
+            findings.insert(0, loss_finding(answer.loss, loss, case))
     return Report(
         answer.loss, loss, leaves, tuple(findings), profiles, title, tuple(_notes(leaves, dtype))
     )
