@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,9 +29,49 @@ def jaxrnn_command(*arguments, cwd, columns="80", **environment):
         cwd=cwd,
         capture_output=True,
         text=True,
-        env=os.environ | {"COLUMNS": columns, "JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ
+        | {"COLUMNS": columns, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        | environment,
         check=False,
     )
+
+
+MANY = """
+import contextlib, io, json, sys
+from jaxrnn import cli
+results = []
+for arguments in json.load(sys.stdin):
+    out, err, sys.argv = io.StringIO(), io.StringIO(), ["jaxrnn", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            results.append((end.code, out.getvalue(), err.getvalue()))
+json.dump(results, sys.stdout)
+"""
+
+
+class Answer(NamedTuple):
+    """What a command left: its status, and what it wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def one_after_another(commands: Iterable[tuple[str, ...]], cwd: Path) -> list[Answer]:
+    """Run many commands in one process, for the time that it takes to start one."""
+    result = subprocess.run(
+        [sys.executable, "-c", MANY],
+        input=json.dumps(list(commands)),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"COLUMNS": "80", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        check=True,
+    )
+    return [Answer(*answer) for answer in json.loads(result.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +231,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, trained):
+@pytest.fixture(scope="module")
+def mistaken(trained) -> dict[tuple[str, ...], Answer]:
+    """Make every mistake, one after another; nothing on disk may have changed at the end."""
     folder, _ = trained
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("too short")
@@ -200,11 +243,17 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, traine
     (folder / "mine" / "thesis.txt").write_text("irreplaceable")
     (folder / "broken" / "run.json").write_text('{"network": ')
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    result = jaxrnn_command(*arguments, cwd=folder)
-    assert result.returncode == 2
-    assert MISTAKES[arguments] in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    answers = one_after_another(MISTAKES, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return dict(zip(MISTAKES, answers, strict=True))
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, mistaken):
+    answer = mistaken[arguments]
+    assert answer.status == 2
+    assert MISTAKES[arguments] in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
 
 
 def damaged(folder, file, change):
@@ -321,43 +370,44 @@ def raises(params, batch):
 """
 
 
+SIZES = ("--hidden-size", "6", "--length", "7")
+
+
 def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
-    sizes = ("--hidden-size", "6", "--length", "7", "--num-layers", "2", "--mask")
-    result = jaxrnn_command("check", *sizes, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "right: every error is at most 1e-12" in result.stdout
-    arguments = ("--algorithm", "truncated_bptt", "--window", "2", "--save", "report.json")
-    result = jaxrnn_command(
-        "check", *sizes, *arguments, "--flow", "flow.png", cwd=tmp_path, columns="60"
+    sizes = (*SIZES, "--num-layers", "2", "--mask")
+    wrong = ("--algorithm", "truncated_bptt", "--window", "2", "--save", "report.json")
+    right, wrong = one_after_another(
+        [("check", *sizes), ("check", *sizes, *wrong, "--flow", "flow.png")], tmp_path
     )
-    assert result.returncode == 1, result.stderr
-    assert "wrong: truncated at 2 in cells[0].W_xh" in result.stdout
+    assert right.status == 0, right.stderr
+    assert "right: every error is at most 1e-12" in right.stdout
+    assert wrong.status == 1, wrong.stderr
+    assert "wrong: truncated at 2 in cells[0].W_xh" in wrong.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"] is False
     assert report["findings"][0]["bug"] == "truncated at 2"
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
 
 
+FUNCTIONS = {
+    "backward:raises": (1, "wrong: raised: it raised KeyError: 'loss' (backward.py, line 13, in r"),
+    "backward:loss_and_grads": (1, "wrong: loss: the losses differ, 0 where the reference has"),
+    "backward": (2, "must be MODULE:NAME"),
+    "backward:nothing": (2, "backward has no function nothing; it has loss_and_grads, raises"),
+    "nowhere:f": (2, "No module named 'nowhere'"),
+    "torn:f": (2, "cannot import torn from"),
+}
+
+
 def test_check_asks_somebodys_function(tmp_path):
     (tmp_path / "backward.py").write_text(BACKWARD)
     (tmp_path / "torn.py").write_text("def f(:")
-    sizes = ("--hidden-size", "6", "--length", "7")
-    result = jaxrnn_command("check", "--function", "backward:raises", *sizes, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "wrong: raised: it raised KeyError: 'loss' (backward.py, line 13, in r" in result.stdout
-    result = jaxrnn_command("check", "--function", "backward:loss_and_grads", *sizes, cwd=tmp_path)
-    assert result.returncode == 1
-    assert "wrong: loss: the losses differ, 0 where the reference has" in result.stdout
-    for function, said in {
-        "backward": "must be MODULE:NAME",
-        "backward:nothing": "backward has no function nothing; it has loss_and_grads, raises",
-        "nowhere:f": "No module named 'nowhere'",
-        "torn:f": "cannot import torn from",
-    }.items():
-        result = jaxrnn_command("check", "--function", function, *sizes, cwd=tmp_path)
-        assert result.returncode == 2
-        assert said in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+    commands = [("check", "--function", function, *SIZES) for function in FUNCTIONS]
+    answers = one_after_another(commands, tmp_path)
+    for answer, (status, said) in zip(answers, FUNCTIONS.values(), strict=True):
+        assert answer.status == status
+        assert said in (answer.stderr if status == 2 else answer.stdout)
+        assert len(answer.stderr.splitlines()) == (status == 2)
 
 
 def test_check_draws_a_table_on_a_terminal(monkeypatch):

@@ -1,6 +1,7 @@
 """The laws that gradient rules obey. A new rule needs one more row in RULES."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -53,6 +54,12 @@ def rules(**claims) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rule", rows)
 
 
+@cache
+def algorithm_of(rule: str, rnn: jaxrnn.RNN) -> jaxrnn.GradientAlgorithm:
+    """Build a rule once for equal networks, so that what is jitted of it compiles once."""
+    return RULES[rule].build(rnn)
+
+
 every_rule = rules()
 
 
@@ -63,7 +70,7 @@ every_rule = rules()
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_gradient_is_a_finite_pytree_like_params(rule, dtype):
     case = make_case(num_layers=2, dtype=dtype)
-    (loss, carry), grads = gradient(RULES[rule].build(case.rnn), case)
+    (loss, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
     assert jax.tree.structure(grads) == jax.tree.structure(case.params)
     like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), case.params)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grads) == like
@@ -75,8 +82,8 @@ def test_gradient_is_a_finite_pytree_like_params(rule, dtype):
 @every_rule
 def test_loss_last_state_and_readout_gradient_are_exact(rule):
     case = make_case(num_layers=2, mask=True, reduction="mean")
-    (loss, carry), grads = gradient(RULES[rule].build(case.rnn), case)
-    (expected, expected_carry), expected_grads = gradient(gradients.autodiff(case.rnn), case)
+    (loss, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
+    (expected, expected_carry), expected_grads = gradient(algorithm_of("autodiff", case.rnn), case)
     assert_equal(
         (loss, carry.h, grads.readout), (expected, expected_carry.h, expected_grads.readout)
     )
@@ -86,15 +93,15 @@ def test_loss_last_state_and_readout_gradient_are_exact(rule):
 @pytest.mark.parametrize("ids", [False, True])
 def test_one_step_from_a_fresh_carry_equals_autodiff(rule, ids):
     case = make_case(T=1, num_layers=2, ids=ids)
-    _, grads = gradient(RULES[rule].build(case.rnn), case)
-    assert_equal(grads, gradient(gradients.autodiff(case.rnn), case)[1])
+    _, grads = gradient(algorithm_of(rule, case.rnn), case)
+    assert_equal(grads, gradient(algorithm_of("autodiff", case.rnn), case)[1])
 
 
 @every_rule
 @pytest.mark.parametrize("ids", [False, True])
 def test_second_call_does_not_retrace(rule, ids):
     case = make_case(ids=ids, num_layers=2)
-    algorithm, traces = RULES[rule].build(case.rnn), []
+    algorithm, traces = algorithm_of(rule, case.rnn), []
 
     @jax.jit
     def value_and_grad(params, carry, batch):
@@ -110,7 +117,7 @@ def test_second_call_does_not_retrace(rule, ids):
 @every_rule
 def test_vmap_over_parameter_seeds_equals_a_loop(rule):
     case = make_case(num_layers=2)
-    algorithm = RULES[rule].build(case.rnn)
+    algorithm = algorithm_of(rule, case.rnn)
 
     def grads(key):
         params = case.rnn.init(key, jnp.float64)
@@ -126,7 +133,7 @@ def test_vmap_over_parameter_seeds_equals_a_loop(rule):
 @every_rule
 def test_carry_can_be_scanned(rule):
     case = make_case(ids=True, reduction="sum")
-    algorithm = RULES[rule].build(case.rnn)
+    algorithm = algorithm_of(rule, case.rnn)
     carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
 
     def chunk(carry, batch):
@@ -146,7 +153,7 @@ def test_carry_can_be_scanned(rule):
 def test_masked_positions_count_for_nothing(rule):
     """What stands at a masked position does not matter, and a mean is over the others."""
     case = make_case(mask=True, reduction="mean")
-    algorithm = RULES[rule].build(case.rnn)
+    algorithm = algorithm_of(rule, case.rnn)
     (loss, _), grads = gradient(algorithm, case)
     mask = jnp.asarray(case.batch.mask)
     for anything in (0, -100):
@@ -163,14 +170,14 @@ def test_masked_positions_count_for_nothing(rule):
 def test_nothing_counted_gives_zero_not_nan(rule):
     case = make_case(reduction="mean")
     case = case._replace(batch=case.batch._replace(mask=jnp.zeros((3, T))))
-    (loss, _), grads = gradient(RULES[rule].build(case.rnn), case)
+    (loss, _), grads = gradient(algorithm_of(rule, case.rnn), case)
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves((loss, grads)))
 
 
 @every_rule
 def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     case = make_case()
-    algorithm = gradients.stateless(RULES[rule].build(case.rnn))
+    algorithm = gradients.stateless(algorithm_of(rule, case.rnn))
     carry = algorithm.init(case.params, case.h)
     value_and_grad = jax.jit(algorithm.value_and_grad)
     (_, after), grads = value_and_grad(case.params, carry, case.batch)
@@ -217,7 +224,7 @@ def describe(network: dict) -> str:
 @pytest.mark.parametrize("network", NETWORKS + EDGES, ids=describe)
 def test_exact_rules_equal_autodiff(network):
     case = make_case(**network)
-    expected = gradient(gradients.autodiff(case.rnn), case)
+    expected = gradient(algorithm_of("autodiff", case.rnn), case)
     for rule in RULES.values():
         if not rule.exact or rule.build is gradients.autodiff:
             continue
@@ -229,14 +236,14 @@ def test_exact_rules_equal_autodiff(network):
 def test_bptt_is_exact_over_several_blocks_of_rows_and_a_rest(length, B):
     case = make_case(T=length, B=B)
     by_hand = gradient(gradients.bptt(case.rnn), case)[1]
-    assert_equal(by_hand, gradient(gradients.autodiff(case.rnn), case)[1])
+    assert_equal(by_hand, gradient(algorithm_of("autodiff", case.rnn), case)[1])
 
 
 @rules(exact=False)
 def test_what_does_not_claim_to_be_exact_is_not(rule):
     case = make_case()
-    grads = gradient(RULES[rule].build(case.rnn), case)[1]
-    assert relative_error(grads, gradient(gradients.autodiff(case.rnn), case)[1]) > 1e-3
+    grads = gradient(algorithm_of(rule, case.rnn), case)[1]
+    assert relative_error(grads, gradient(algorithm_of("autodiff", case.rnn), case)[1]) > 1e-3
 
 
 def test_autodiff_is_value_and_grad_of_the_loss():
@@ -244,7 +251,7 @@ def test_autodiff_is_value_and_grad_of_the_loss():
     (loss, h), grads = jax.value_and_grad(case.rnn.loss, has_aux=True)(
         case.params, case.h, case.batch
     )
-    (found, carry), found_grads = gradient(gradients.autodiff(case.rnn), case)
+    (found, carry), found_grads = gradient(algorithm_of("autodiff", case.rnn), case)
     assert_equal((found, carry.h, found_grads), (loss, h, grads))
 
 
@@ -335,7 +342,7 @@ def test_truncated_bptt_is_the_gradient_of_its_defining_graph(window, network):
 )
 def test_sum_over_chunks_does_not_depend_on_where_they_are_cut(rule, network):
     case = make_case(**network)
-    algorithm = RULES[rule].build(case.rnn)
+    algorithm = algorithm_of(rule, case.rnn)
     whole = gradient(algorithm, case)[1]
     value_and_grad = jax.jit(algorithm.value_and_grad)
     for lengths in ((1, 5), (2, 2, 1, 1)):
@@ -352,7 +359,9 @@ def test_bptt_in_chunks_forgets_what_lies_before_the_chunk():
     algorithm = gradients.bptt(case.rnn)
     carry = algorithm.init(case.params, case.h)
     for chunk in chunks(case.batch, 2, 4):
-        expected = gradient(gradients.autodiff(case.rnn), case._replace(h=carry.h, batch=chunk))
+        expected = gradient(
+            algorithm_of("autodiff", case.rnn), case._replace(h=carry.h, batch=chunk)
+        )
         (_, carry), grads = algorithm.value_and_grad(case.params, carry, chunk)
         assert_equal(grads, expected[1])
 
