@@ -324,22 +324,34 @@ def test_a_run_is_overwritten_when_asked(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+# A process that was started in the background is deaf to SIGINT, and so would its children be.
+HEARING = """
+import signal
+from jaxrnn import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main()
+"""
+
+
 @pytest.mark.parametrize("seconds", [0, 6])
 def test_interrupting_saves_what_was_learnt_and_leaves_no_empty_folder(seconds, tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     endless = ("--steps", "10000000", "--out", "run")
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "jaxrnn.cli", "train", "fox.txt", *SMALL, *endless],
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", HEARING, "train", "fox.txt", *SMALL, *endless],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout
-    next(line for line in process.stdout if line.startswith("gradient"))
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    told, error = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout
+        try:
+            next(line for line in process.stdout if line.startswith("gradient"))
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            told, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, told + error
     assert "Traceback" not in error
     assert (tmp_path / "run").exists() == (seconds > 0)

@@ -17,7 +17,7 @@ from planted_bugs import NAMED, UNNAMED, somebodys
 import jaxrnn
 from jaxrnn import gradients
 from jaxrnn.network import by_name, check_batch
-from jaxrnn.verification import bugs, hand, lags, leaf_bugs
+from jaxrnn.verification import bugs, diagnosis, hand, lags, leaf_bugs
 from jaxrnn.verification.compare import relative_error
 
 SEEDS = (56, 38, 1)  # with the first two, every bug can be made, and changes something
@@ -205,6 +205,16 @@ def test_a_batch_that_is_masked_throughout_has_a_gradient_of_zero():
 
     report = jaxrnn.verify(ones, case.rnn, case.params, batch)
     assert [finding.bug for finding in report.findings] == ["unknown"]
+
+
+def test_a_bug_that_explains_only_a_part_of_what_is_wrong_is_no_match():
+    """Near the tolerance, much lies within it of what came out: a match must explain it all."""
+    r = np.ones(4)
+    off = np.array([1.0, -1.0, 1.0, -1.0])
+    case = diagnosis.Case({"x": r + 1.5e-12 * off}, {"x": r}, {"x": 1e-12}, None)
+    assert case.wrong == ["x"]
+    assert not case.matches("x", r + 1.0e-12 * off)
+    assert case.matches("x", r + 1.5e-12 * off)
 
 
 def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
