@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxrnn.layer import Cell, is_ids
 
 AnyArray = Array | np.ndarray  # what a caller may hand over
+MOST_GIB = 8  # that one layer's rule may hold at once
 
 
 def as_inputs(cell: Cell, inputs: AnyArray, leading: int) -> Array:
@@ -66,3 +67,10 @@ def one_of(name: str, value: str, options: Collection[str], otherwise: str = "")
     """Refuse a value that is none of the options; `otherwise` says what else would do."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
+
+
+def fits(what: str, numbers: int, dtype: jax.typing.DTypeLike, remedy: str) -> None:
+    """Refuse what would take too much memory, before anything is allocated."""
+    gib = numbers * np.dtype(dtype).itemsize / 2**30
+    if gib > MOST_GIB:
+        raise ValueError(f"{what} would take {gib:.1f} GiB, more than {MOST_GIB}: {remedy}")

@@ -26,12 +26,14 @@ class Rule(NamedTuple):
         exact: a chunk's gradient, from a fresh carry, is that of autodiff.
         chunking: the sum over chunks is the same wherever they are cut.
         window: recurrent steps that an error reaches back; None for all.
+        in_stacks: what it claims to be exact in are stacks too, not one layer alone.
     """
 
     build: Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
     exact: bool
     chunking: bool
     window: int | None = None
+    in_stacks: bool = True
 
 
 def truncated(window: int) -> Rule:
@@ -42,6 +44,8 @@ def truncated(window: int) -> Rule:
 RULES = {
     "autodiff": Rule(gradients.autodiff, exact=True, chunking=False),
     "bptt": Rule(gradients.bptt, exact=True, chunking=False),
+    "parallel_bptt": Rule(gradients.parallel_bptt, exact=True, chunking=False),
+    "rtrl": Rule(gradients.rtrl, exact=True, chunking=True, in_stacks=False),
     "truncated_bptt(0)": truncated(0),
     "truncated_bptt(2)": truncated(2),
     "truncated_bptt(T - 1)": truncated(T - 1),
@@ -225,10 +229,10 @@ def describe(network: dict) -> str:
 def test_exact_rules_equal_autodiff(network):
     case = make_case(**network)
     expected = gradient(algorithm_of("autodiff", case.rnn), case)
-    for rule in RULES.values():
-        if not rule.exact or rule.build is gradients.autodiff:
+    for name, rule in RULES.items():
+        if name == "autodiff" or not (rule.exact and rule.in_stacks >= (case.rnn.num_layers > 1)):
             continue
-        (loss, carry), grads = gradient(rule.build(case.rnn), case)
+        (loss, carry), grads = gradient(algorithm_of(name, case.rnn), case)
         assert_equal((loss, carry.h, grads), (expected[0][0], expected[0][1].h, expected[1]))
 
 
@@ -244,6 +248,28 @@ def test_what_does_not_claim_to_be_exact_is_not(rule):
     case = make_case()
     grads = gradient(algorithm_of(rule, case.rnn), case)[1]
     assert relative_error(grads, gradient(algorithm_of("autodiff", case.rnn), case)[1]) > 1e-3
+
+
+@rules(in_stacks=False)
+def test_a_rule_of_one_layer_is_exact_at_the_top_of_a_stack_and_not_below(rule):
+    case = make_case(num_layers=2)
+    grads = gradient(algorithm_of(rule, case.rnn), case)[1]
+    expected = gradient(algorithm_of("autodiff", case.rnn), case)[1]
+    assert_equal(grads.cells[1], expected.cells[1])
+    assert relative_error(grads.cells[0], expected.cells[0]) > 1e-3
+
+
+@rules(exact=True, chunking=True)
+@pytest.mark.parametrize("ids", [False, True])
+def test_the_sum_over_chunks_of_an_exact_rule_is_the_gradient_of_the_whole(rule, ids):
+    case = make_case(ids=ids, leak=0.7)
+    algorithm = algorithm_of(rule, case.rnn)
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+    carry, total = algorithm.init(case.params, case.h), None
+    for chunk in chunks(case.batch, 2, 2, 2):
+        (_, carry), grads = value_and_grad(case.params, carry, chunk)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert_equal(total, gradient(algorithm_of("autodiff", case.rnn), case)[1])
 
 
 def test_autodiff_is_value_and_grad_of_the_loss():

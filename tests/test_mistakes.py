@@ -14,6 +14,8 @@ MISTAKES = {
     "jaxrnn.RNN(5, 4, 2, loss='hinge')": "loss must be one of softmax_cross_entropy, squared",
     "jaxrnn.gradients.truncated_bptt(rnn, -1)": "window must be a whole number of at least 0, got",
     "jaxrnn.gradients.truncated_bptt(rnn, 2.0)": "window must be a whole number of at least 0, got",
+    "jaxrnn.gradients.rtrl(large).init(big, large.initial_state(9))": "rtrl's influence (B=9, I=",
+    "step(jaxrnn.gradients.parallel_bptt(large))": "parallel_bptt's step Jacobians (T=999",
     "rnn.unroll(cell, x, h[0, :2])": "h has shape (2, 4), but needs (3, 4)",
     "rnn.unroll(cell, x[0, 0], h[0])": "inputs have shape (5,) and dtype float32, but must be ids",
     "rnn.step(cell, x[:, 0], h[0, :2])": "h has shape (2, 4), but needs (3, 4)",
@@ -55,6 +57,9 @@ params, other = rnn.init(key), square.init(key)
 cell, h = params.cells[0], rnn.initial_state(3)
 x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)
 grads = lambda params, batch: (0.0, params.cells)
+large = jaxrnn.RNN(500, 500, 2)
+big, long = large.init(key), jaxrnn.Batch(np.zeros((9, 999), int), np.zeros((9, 999), int))
+step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
 said = {}
 for mistake in json.load(sys.stdin):
     try:
