@@ -431,7 +431,7 @@ def test_check_draws_a_table_on_a_terminal(monkeypatch):
     report = jaxrnn.verify(
         jaxrnn.gradients.bptt(chosen.rnn), chosen.rnn, chosen.params, chosen.batch, h=chosen.h
     )
-    for width, last in ((80, "reference"), (60, "worst at"), (30, "error")):
+    for width, last in ((90, "reference"), (52, "worst at"), (30, "error")):
         console = Console(force_terminal=True, width=width, record=True)
         monkeypatch.setattr(display, "console", console)
         display.report(report)
