@@ -55,7 +55,7 @@ def finite_difference(*, directions: int = 64, elements: int = 500, seed: int = 
     Args:
         directions: k, along how many random directions a larger leaf is known. They show any
             error at about its size relative to the leaf's gradient, but not at which element.
-        elements: up to this size, every element of a leaf is known; two to four losses each.
+        elements: up to this size, every element of a leaf is known, by 4 to 12 losses each.
         seed: of the directions.
 
     Raises:
