@@ -236,6 +236,22 @@ def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
         assert f"in layer {layer} only" in finding.text
 
 
+def test_an_error_that_one_layer_drops_leaves_the_layers_below_without_a_gradient():
+    case = make_case(num_layers=3)
+    algorithm = gradients.bptt(case.rnn)
+
+    def dropped_by_layer_1(params, batch):
+        (loss, _), grads = algorithm.value_and_grad(params, algorithm.init(params, case.h), batch)
+        lowest = jax.tree.map(jnp.zeros_like, grads.cells[0])
+        return loss, grads._replace(cells=(lowest, *grads.cells[1:]))
+
+    report = jaxrnn.verify(dropped_by_layer_1, case.rnn, case.params, case.batch, h=case.h)
+    (finding,) = report.findings
+    assert finding.bug == "input error dropped"
+    assert "in layer 1 only" in finding.text
+    assert len(finding.leaves) == 3
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_right_gradient_is_not_accused_at_any_size_of_weights(dtype):
     """Small here; experiments/planted_bugs.py asks a thousand times in each dtype."""
