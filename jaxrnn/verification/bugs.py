@@ -15,7 +15,15 @@ import numpy as np
 
 from jaxrnn.layer import ACTIVATIONS, Cell
 from jaxrnn.network import Params
-from jaxrnn.verification.hand import RIGHT, Pass, Pieces, gradient, with_d_outputs, with_loss_of
+from jaxrnn.verification.hand import (
+    RIGHT,
+    Pass,
+    Pieces,
+    contract_readout,
+    gradient,
+    with_d_outputs,
+    with_loss_of,
+)
 
 
 class Wrong(NamedTuple):
@@ -269,7 +277,7 @@ def _in_a_loop(p: Pass) -> Iterator[Wrong]:
         kept[rows] = 1
         pieces = RIGHT._replace(contracted=lambda delta: kept * delta)
         cells = gradient(p, pieces).cells
-        return Params(cells, gradient(p._replace(d_outputs=kept * p.d_outputs)).readout)
+        return Params(cells, contract_readout(p._replace(d_outputs=kept * p.d_outputs)))
 
     text = "the loop does not come to the {} step"
     if steps > 1:

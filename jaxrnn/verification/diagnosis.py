@@ -15,7 +15,14 @@ from jaxrnn.network import by_name
 from jaxrnn.verification.bugs import wrongs
 from jaxrnn.verification.compare import Finding, length, relative_error
 from jaxrnn.verification.hand import Pass
-from jaxrnn.verification.leaf_bugs import SCALES, Scale, leaf_wrongs, name_scale, scales_of
+from jaxrnn.verification.leaf_bugs import (
+    SCALES,
+    Scale,
+    best_factor,
+    leaf_wrongs,
+    name_scale,
+    scales_of,
+)
 
 Leaves = dict[str, np.ndarray]
 
@@ -82,7 +89,8 @@ def diagnose(case: Case) -> list[Finding]:
     findings = _explain(case)
     if not _unknown(findings):
         return findings
-    for factor in _common_factors(case):
+    factor = _common_factor(case)
+    if factor is not None:
         scale, *_ = name_scale(factor, _scales(case))
         scaled = case._replace(g={name: leaf / factor for name, leaf in case.g.items()})
         within = _explain(scaled)
@@ -185,15 +193,14 @@ def _scales(case: Case) -> tuple[Scale, ...]:
     return SCALES if case.hand is None else scales_of(case.hand)
 
 
-def _common_factors(case: Case) -> list[float]:
-    """Find constants that a leaf is wrong by, and so perhaps all of them."""
-    factors = []
+def _common_factor(case: Case) -> float | None:
+    """Find a constant that a leaf is wrong by, and so perhaps all of them."""
     for name in reversed(case.wrong):
-        r, g = case.exact[name], case.g[name]
-        factor = float(np.vdot(r, g) / np.vdot(r, r)) if r.any() else 0.0
+        r = case.exact[name]
+        factor = best_factor(case.g[name], r)
         if r.size > 1 and factor != 0 and case.matches(name, factor * r):
-            factors.append(factor)
-    return factors[:1]
+            return factor
+    return None
 
 
 def _unknown(findings: list[Finding]) -> tuple[str, ...]:

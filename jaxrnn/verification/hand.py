@@ -133,7 +133,7 @@ def gradient(p: Pass, pieces: Pieces = RIGHT, layers: Collection[int] | None = N
         cells.append(_contract(cell, *saw, with_.contracted(delta)))
         if layer > 0:
             error = with_.down(p, cell, credit, delta)
-    return Params(tuple(reversed(cells)), _contract_readout(p))
+    return Params(tuple(reversed(cells)), contract_readout(p))
 
 
 def shaken(p: Pass, change: Callable[[np.ndarray], np.ndarray]) -> Params:
@@ -153,7 +153,8 @@ def _contract(cell: Cell, x: np.ndarray, h_prev: np.ndarray, delta: np.ndarray) 
     return cell._replace(W_xh=dW_xh, W_hh=dW_hh, b_h=db_h)
 
 
-def _contract_readout(p: Pass) -> Readout:
+def contract_readout(p: Pass) -> Readout:
+    """Contract dL/dy_t with the states: the gradient of the readout."""
     dW_hy = np.tensordot(p.h[-1], p.d_outputs, ([0, 1], [0, 1]))
     db_y = None if p.params.readout.b_y is None else p.d_outputs.sum((0, 1))
     return p.params.readout._replace(W_hy=dW_hy, b_y=db_y)

@@ -88,7 +88,7 @@ def leaf_wrongs(
         if np.sum(sizes == limit) > 1 or _is_round(limit):
             text = f"its elements are clipped at ±{limit:.6g}"
             yield LeafWrong("element-wise clip", text, np.clip(r, -limit, limit))
-    factor = _factor(leaf, r)
+    factor = best_factor(leaf, r)
     if 0 < factor < 1:
         for norm, text in (
             (length(np.concatenate([each.reshape(-1) for each in g.values()])), "the gradient's"),
@@ -103,7 +103,7 @@ def leaf_wrongs(
         yield LeafWrong(scale.bug, scale.text, factor * r)
 
 
-def _factor(leaf: np.ndarray, r: np.ndarray) -> float:
+def best_factor(leaf: np.ndarray, r: np.ndarray) -> float:
     """Find the s that brings s r nearest to a leaf."""
     unit = length(r)
     return float(np.vdot(r / unit, leaf / unit)) if unit > 0 else 0.0
