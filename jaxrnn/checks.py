@@ -69,6 +69,18 @@ def one_of(name: str, value: str, options: Collection[str], otherwise: str = "")
         raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
 
 
+def whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def between(name: str, value: float, least: int, most: int) -> None:
+    """Refuse a number outside [least, most]."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} must lie in {least} … {most}, got {value!r}")
+
+
 def fits(what: str, numbers: int, dtype: jax.typing.DTypeLike, remedy: str) -> None:
     """Refuse what would take too much memory, before anything is allocated."""
     gib = numbers * np.dtype(dtype).itemsize / 2**30

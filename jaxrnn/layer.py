@@ -121,6 +121,14 @@ def pull_back(
     return pulled if leak == 1 else (1 - leak) * credit + pulled
 
 
+def push_forward(
+    cell: Cell, gain: Float[Array, " H"], change: Float[Array, "*any H"], leak: float
+) -> Float[Array, "*any H"]:
+    """Carry a change of one h_{t-1} to h_t: J_t ∂h = (1 - leak) ∂h + g_t ⊙ (∂h W_hh)."""
+    pushed = gain * (change @ cell.W_hh)
+    return pushed if leak == 1 else (1 - leak) * change + pushed
+
+
 def back_substitute(
     cell: Cell,
     tape: Tape,

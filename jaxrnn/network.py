@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer, PRNGKeyArray
 
 from jaxrnn import checks, layer
@@ -144,9 +143,7 @@ class RNN:
             bias_init=bias_init,
         )
         for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            checks.whole(name, getattr(self, name), 1)
         if not 0 < leak <= 1:
             raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {leak}")
         checks.one_of("activation", activation, ACTIVATIONS)
@@ -277,23 +274,32 @@ class Errors(NamedTuple):
     error: Float[Array, "T B H"]
 
 
-def errors(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> Errors:
-    """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
+def errors(
+    rnn: RNN, params: Params, h: AnyArray, batch: Batch, total: Array | None = None
+) -> Errors:
+    """Run the network forward and the loss back to the top layer; raise as `check_batch` does.
+
+    `total` is what a mean divides by, for a batch that is a piece of another; see `total_weight`.
+    """
     batch, h = check_batch(rnn, params, batch, h)
     batch = time_major(batch)
     states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch, total)
     readout, error = _pull_back(params.readout, states, d_outputs)
     return Errors(tapes, states, h_last, outputs, losses, d_outputs, readout, error)
 
 
 def outputs_and_grad(
-    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
+    rnn: RNN,
+    readout: Readout,
+    states: Float[Array, "T B H"],
+    batch: Batch,
+    total: Array | None = None,
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
     outputs = _outputs(readout, states)
     losses, d_outputs = _loss(rnn).value_and_grad(outputs, batch.targets)
-    weights = _weights(rnn, losses, batch.mask)
+    weights = _weights(rnn, losses, batch.mask, total)
     return outputs, weights * losses, weights[..., None] * d_outputs
 
 
@@ -339,13 +345,21 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def _weights(rnn: RNN, losses: Inexact[Array, "T B"], mask: Array | None) -> Inexact[Array, "T B"]:
+def _weights(
+    rnn: RNN, losses: Inexact[Array, "T B"], mask: Array | None, total: Array | None = None
+) -> Inexact[Array, "T B"]:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
     weights = jnp.ones_like(losses) if mask is None else mask
     if rnn.reduction == "sum":
         return weights
-    total = weights.sum()
+    total = weights.sum() if total is None else total
     return weights / jnp.where(total == 0, 1, total)
+
+
+def total_weight(batch: Batch) -> Array:
+    """Add up the positions' weights: what the mean of a batch divides by."""
+    shape = batch.inputs.shape[:2]
+    return (jnp.ones(shape) if batch.mask is None else jnp.asarray(batch.mask)).sum()
 
 
 # What a caller hands over is checked here, once, with its own names and both shapes.

@@ -48,12 +48,38 @@ def gradient(algorithm: jaxrnn.GradientAlgorithm, case: Case) -> tuple[Any, jaxr
     return jax.jit(algorithm.value_and_grad)(case.params, carry, case.batch)
 
 
+def gradient_for_draws(
+    algorithm: jaxrnn.GradientAlgorithm, case: Case, table: jax.Array, monkeypatch
+) -> jaxrnn.Params:
+    """Compute the gradient of a one-layer case as if its random numbers were those of a table.
+
+    The table is (draws, T, numbers of a step); the gradient's leaves begin with the draws.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.random, "fold_in", lambda row, step: (row, step))
+        for draw in ("rademacher", "normal"):
+            look_up = lambda at, shape, dtype: table[at].reshape(shape).astype(dtype)  # noqa: E731
+            patch.setattr(jax.random, draw, look_up)
+
+        def grads(draw):
+            carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
+            (past,) = carry.memory
+            rows = jnp.full(past.draws.keys.shape, draw)
+            memory = (past._replace(draws=past.draws._replace(keys=rows)),)
+            carry = carry._replace(memory=memory)
+            return algorithm.value_and_grad(case.params, carry, case.batch)[1]
+
+        return jax.jit(jax.vmap(grads))(jnp.arange(len(table)))
+
+
 def relative_error(actual: Any, expected: Any) -> float:
     """Return the largest ‖a - b‖ / ‖b‖ over the leaves; infinite where structures differ."""
     if jax.tree.structure(actual) != jax.tree.structure(expected):
         return float("inf")
 
     def leaf_error(a, b):
+        if jnp.issubdtype(getattr(a, "dtype", float), jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
         scale = np.linalg.norm(b)

@@ -1,8 +1,18 @@
 """Every claim is tested in float64, and every annotated shape is checked by beartype."""
 
+import os
+
 import jax
 from jaxtyping import install_import_hook
 
+# Small programs, compiled by the hundred: what makes them fast to run is left out of this process,
+# and not out of the commands that it starts.
+if jax.__version_info__ < (0, 11):  # later ones do not know the flag, and XLA would end the process
+    flags = os.environ.get("XLA_FLAGS", "")
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {quick}"
+    jax.devices()  # reads them
+    os.environ["XLA_FLAGS"] = flags
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # small programs, compiled by the hundred
 install_import_hook("jaxrnn", "beartype.beartype")

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxrnn"
 
 FLOORS = [
-    {"layer", "losses", "text"},
+    {"layer", "losses", "text", "cost"},
     {"checks"},
     {"network"},
-    {"gradients.base", "gradients.series", "data", "sample"},
+    {"gradients.base", "data", "sample", "tasks"},
+    {"gradients.forward", "gradients.feedback", "gradients.series"},
     {"gradients.*", "train", "walkthrough"},
     {"gradients"},
     {"verification.compare", "verification.hand"},
@@ -28,7 +29,7 @@ FLOORS = [
     {"verification.rounding", "verification.diagnosis", "verification.flow"},
     {"verification.judge"},
     {"verification.check"},
-    {"verification", "checkpoint"},
+    {"verification", "comparison", "checkpoint"},
     {"run"},
     {"trial"},
     {"display"},

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, assert_equal, chunks, gradient, make_case, relative_error
+from cases import (
+    Case,
+    assert_equal,
+    chunks,
+    gradient,
+    gradient_for_draws,
+    make_case,
+    relative_error,
+)
 from jax import lax
 
 import jaxrnn
@@ -24,6 +32,8 @@ class Rule(NamedTuple):
     Attributes:
         build: makes the algorithm for a network.
         exact: a chunk's gradient, from a fresh carry, is that of autodiff.
+        first_step: so is that of a single step.
+        signs: random signs that a step of two units draws, over which the mean is exact.
         chunking: the sum over chunks is the same wherever they are cut.
         window: recurrent steps that an error reaches back; None for all.
         in_stacks: what it claims to be exact in are stacks too, not one layer alone.
@@ -34,6 +44,8 @@ class Rule(NamedTuple):
     chunking: bool
     window: int | None = None
     in_stacks: bool = True
+    first_step: bool = True
+    signs: int = 0
 
 
 def truncated(window: int) -> Rule:
@@ -45,7 +57,16 @@ RULES = {
     "autodiff": Rule(gradients.autodiff, exact=True, chunking=False),
     "bptt": Rule(gradients.bptt, exact=True, chunking=False),
     "parallel_bptt": Rule(gradients.parallel_bptt, exact=True, chunking=False),
+    "checkpointed_bptt": Rule(gradients.checkpointed_bptt, exact=True, chunking=False),
     "rtrl": Rule(gradients.rtrl, exact=True, chunking=True, in_stacks=False),
+    "snap(1)": Rule(lambda rnn: gradients.snap(rnn, 1), exact=False, chunking=True),
+    "snap(2)": Rule(lambda rnn: gradients.snap(rnn, 2), exact=True, chunking=True, in_stacks=False),
+    "rflo": Rule(gradients.rflo, exact=False, chunking=True),
+    "kernl": Rule(gradients.kernl, exact=False, chunking=True),
+    "uoro": Rule(gradients.uoro, exact=False, chunking=True, first_step=False, signs=2),
+    "kf_rtrl": Rule(gradients.kf_rtrl, exact=False, chunking=True, signs=2),
+    "ok(1)": Rule(gradients.ok, exact=False, chunking=True, signs=2),
+    "ok(2)": Rule(lambda rnn: gradients.ok(rnn, 2), exact=False, chunking=True, signs=3),
     "truncated_bptt(0)": truncated(0),
     "truncated_bptt(2)": truncated(2),
     "truncated_bptt(T - 1)": truncated(T - 1),
@@ -93,7 +114,7 @@ def test_loss_last_state_and_readout_gradient_are_exact(rule):
     )
 
 
-@every_rule
+@rules(first_step=True)
 @pytest.mark.parametrize("ids", [False, True])
 def test_one_step_from_a_fresh_carry_equals_autodiff(rule, ids):
     case = make_case(T=1, num_layers=2, ids=ids)
@@ -182,7 +203,7 @@ def test_nothing_counted_gives_zero_not_nan(rule):
 def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     case = make_case()
     algorithm = gradients.stateless(algorithm_of(rule, case.rnn))
-    carry = algorithm.init(case.params, case.h)
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
     value_and_grad = jax.jit(algorithm.value_and_grad)
     (_, after), grads = value_and_grad(case.params, carry, case.batch)
     assert_equal(after, carry)
@@ -191,14 +212,16 @@ def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
 
 # Exact rules
 
+# Each activation twice, and all combinations of the other three: every pair of values occurs.
 NETWORKS = [
-    {"activation": activation, "leak": leak, "ids": ids, "num_layers": layers, "mask": mask}
-    for activation, leak, ids, (layers, mask) in product(
-        ("tanh", "relu", "sigmoid", "identity"),
-        (1.0, 0.3),
-        (False, True),
-        ((1, False), (2, True)),
-    )
+    {"activation": activation, "leak": leak, "ids": ids, "num_layers": layers, "mask": layers > 1}
+    for activation, networks in {
+        "tanh": [(1.0, False, 1), (0.3, True, 2)],
+        "relu": [(1.0, False, 2), (0.3, True, 1)],
+        "sigmoid": [(1.0, True, 1), (0.3, False, 2)],
+        "identity": [(1.0, True, 2), (0.3, False, 1)],
+    }.items()
+    for leak, ids, layers in networks
 ]
 EDGES = [
     {"num_layers": 3},
@@ -241,6 +264,23 @@ def test_bptt_is_exact_over_several_blocks_of_rows_and_a_rest(length, B):
     case = make_case(T=length, B=B)
     by_hand = gradient(gradients.bptt(case.rnn), case)[1]
     assert_equal(by_hand, gradient(algorithm_of("autodiff", case.rnn), case)[1])
+
+
+UNBIASED = [name for name, rule in RULES.items() if rule.signs]
+
+
+@pytest.mark.parametrize("rule", UNBIASED)
+@pytest.mark.parametrize("network", [{"leak": 0.7}, {"ids": True, "I": 2}], ids=describe)
+def test_the_mean_over_all_signs_is_the_gradient(rule, network, monkeypatch):
+    """Not by chance: a row of the batch for each pattern of signs that three steps can draw."""
+    case = make_case(**{"B": 1, "T": 3, "I": 1, "H": 2, **network}, reduction="mean")
+    table = jnp.array(list(product((-1.0, 1.0), repeat=3 * RULES[rule].signs)))
+    grads = gradient_for_draws(
+        RULES[rule].build(case.rnn), case, table.reshape(len(table), 3, -1), monkeypatch
+    )
+    expected = gradient(algorithm_of("autodiff", case.rnn), case)[1]
+    assert_equal(jax.tree.map(lambda leaf: leaf.mean(0), grads), expected)
+    assert relative_error(jax.tree.map(lambda leaf: leaf[0], grads), expected) > 1e-2
 
 
 @rules(exact=False)
@@ -371,8 +411,8 @@ def test_sum_over_chunks_does_not_depend_on_where_they_are_cut(rule, network):
     algorithm = algorithm_of(rule, case.rnn)
     whole = gradient(algorithm, case)[1]
     value_and_grad = jax.jit(algorithm.value_and_grad)
-    for lengths in ((1, 5), (2, 2, 1, 1)):
-        carry, total = algorithm.init(case.params, case.h), None
+    for lengths in ((1, 1, 4), (4, 1, 1)):
+        carry, total = algorithm.init(case.params, case.h, key=jax.random.key(7)), None
         for chunk in chunks(case.batch, *lengths):
             (_, carry), grads = value_and_grad(case.params, carry, chunk)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)

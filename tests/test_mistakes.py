@@ -14,7 +14,21 @@ MISTAKES = {
     "jaxrnn.RNN(5, 4, 2, loss='hinge')": "loss must be one of softmax_cross_entropy, squared",
     "jaxrnn.gradients.truncated_bptt(rnn, -1)": "window must be a whole number of at least 0, got",
     "jaxrnn.gradients.truncated_bptt(rnn, 2.0)": "window must be a whole number of at least 0, got",
-    "jaxrnn.gradients.rtrl(large).init(big, large.initial_state(9))": "rtrl's influence (B=9, I=",
+    "jaxrnn.gradients.rtrl(large).init(big, large.initial_state(9))": "influence of a layer (B=9",
+    "jaxrnn.gradients.snap(rnn, 0)": "n must be a whole number of at least 1, got 0",
+    "jaxrnn.gradients.ok(rnn, 1.5)": "rank must be a whole number of at least 1, got 1.5",
+    "jaxrnn.gradients.kernl(rnn, 2.0)": "learning_rate must lie in 0 … 1, got 2.0",
+    "jaxrnn.gradients.kernl(rnn, decay=0.0)": "decay must be above 0 and at most 1, got 0.0",
+    "jaxrnn.gradients.rflo(rnn, 'direct')": "feedback must be one of readout, random, got 'direct'",
+    "jaxrnn.RNN(5, 4, 2, leak=0)": "leak must be above 0 and at most 1",
+    "jaxrnn.gradients.uoro(rnn).init(params, h)": "this rule draws random numbers and got no key",
+    "jaxrnn.gradients.rflo(rnn, 'random').init(params, h)": "random numbers and got no key",
+    "chunk(jaxrnn.gradients.bptt(rnn), jaxrnn.gradients.rtrl(rnn))": "another rule's or another",
+    "chunk(jaxrnn.gradients.autodiff(rnn), jaxrnn.gradients.rtrl(rnn))": "another rule's",
+    "chunk(jaxrnn.gradients.checkpointed_bptt(rnn), jaxrnn.gradients.rtrl(rnn))": "another rule's",
+    "chunk(jaxrnn.gradients.rflo(rnn), jaxrnn.gradients.snap(rnn, 2))": "another rule's",
+    "chunk(window(3), window(2))": "carry.memory.ids has shape (2, 3), but h of shape (1, 3, 4)",
+    "chunk(rtrl, rtrl, 2)": "carry.memory[0].influence has shape (2, 10, 4, 4), but h",
     "step(jaxrnn.gradients.parallel_bptt(large))": "parallel_bptt's step Jacobians (T=999",
     "rnn.unroll(cell, x, h[0, :2])": "h has shape (2, 4), but needs (3, 4)",
     "rnn.unroll(cell, x[0, 0], h[0])": "inputs have shape (5,) and dtype float32, but must be ids",
@@ -59,6 +73,11 @@ x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)
 grads = lambda params, batch: (0.0, params.cells)
 large = jaxrnn.RNN(500, 500, 2)
 big, long = large.init(key), jaxrnn.Batch(np.zeros((9, 999), int), np.zeros((9, 999), int))
+window = lambda K: jaxrnn.gradients.truncated_bptt(rnn, K)
+rtrl = jaxrnn.gradients.rtrl(rnn)
+def chunk(rule, other, batch_size=3):
+    carry = other.init(params, rnn.initial_state(batch_size))._replace(h=h)
+    return rule.value_and_grad(params, carry, jaxrnn.Batch(x, ids))
 step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
 said = {}
 for mistake in json.load(sys.stdin):

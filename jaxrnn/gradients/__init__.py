@@ -5,6 +5,13 @@ from jaxrnn.gradients.base import Carry as Carry
 from jaxrnn.gradients.base import GradientAlgorithm as GradientAlgorithm
 from jaxrnn.gradients.base import stateless as stateless
 from jaxrnn.gradients.bptt import bptt as bptt
+from jaxrnn.gradients.checkpointed_bptt import checkpointed_bptt as checkpointed_bptt
+from jaxrnn.gradients.kernl import kernl as kernl
+from jaxrnn.gradients.kf_rtrl import kf_rtrl as kf_rtrl
+from jaxrnn.gradients.ok import ok as ok
 from jaxrnn.gradients.parallel_bptt import parallel_bptt as parallel_bptt
+from jaxrnn.gradients.rflo import rflo as rflo
 from jaxrnn.gradients.rtrl import rtrl as rtrl
+from jaxrnn.gradients.snap import snap as snap
 from jaxrnn.gradients.truncated_bptt import truncated_bptt as truncated_bptt
+from jaxrnn.gradients.uoro import uoro as uoro

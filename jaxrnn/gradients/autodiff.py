@@ -5,7 +5,7 @@ It differentiates the plain `lax.scan`, not the hand-written VJP of `RNN.unroll`
 
 import jax
 
-from jaxrnn.gradients.base import Carry, GradientAlgorithm
+from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory
 from jaxrnn.network import RNN, as_state
 
 
@@ -16,6 +16,7 @@ def autodiff(rnn: RNN) -> GradientAlgorithm:
         return Carry(as_state(params, h), ())
 
     def value_and_grad(params, carry, batch):
+        check_memory(carry, ())
         loss_and_grad = jax.value_and_grad(rnn.loss, has_aux=True)
         (loss, h_last), grads = loss_and_grad(params, carry.h, batch)
         return (loss, Carry(h_last, ())), grads

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrnn import layer
 from jaxrnn.layer import Cell, Tape
-from jaxrnn.network import RNN, Batch, Params, as_state, errors
+from jaxrnn.network import RNN, Batch, Errors, Params, as_state, errors
 
 Memory = Any
 
@@ -71,12 +72,12 @@ class StackRule(NamedTuple):
 
     Attributes:
         init: (cells, h, key) -> memory.
-        grads: (cells, memory, tapes, error) -> (gradient of each cell, memory), where the error
-            e_t (T, B, H) is the readout's, at the top layer.
+        grads: (cells, memory, errors) -> (gradient of each cell, memory), where `errors.tapes` has
+            every layer's tape and `errors.error` e_t (T, B, H) at the top layer.
     """
 
     init: Callable[[tuple[Cell, ...], Array, PRNGKeyArray | None], Memory]
-    grads: Callable[..., tuple[tuple[Cell, ...], Memory]]
+    grads: Callable[[tuple[Cell, ...], Memory, Errors], tuple[tuple[Cell, ...], Memory]]
 
 
 class LayerRule(NamedTuple):
@@ -103,7 +104,9 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
         found = errors(rnn, params, carry.h, batch)
-        cells, memory = rule.grads(params.cells, carry.memory, found.tapes, found.error)
+        key = jax.random.key(0)  # any, for the shapes
+        check_memory(carry, jax.eval_shape(rule.init, params.cells, found.h_last, key))
+        cells, memory = rule.grads(params.cells, carry.memory, found)
         loss, carry = found.losses.sum(), Carry(found.h_last, memory)
         return (loss, carry), Params(cells, found.readout)
 
@@ -117,9 +120,9 @@ def layer_by_layer(rule: LayerRule) -> StackRule:
         keys = [None] * len(cells) if key is None else jax.random.split(key, len(cells))
         return tuple(map(rule.init, cells, h, keys))
 
-    def grads(cells, memories, tapes, error):
-        cell_grads, new_memories = [], []
-        for cell, memory, tape in reversed(list(zip(cells, memories, tapes, strict=True))):
+    def grads(cells, memories, errors):
+        cell_grads, new_memories, error = [], [], errors.error
+        for cell, memory, tape in reversed(list(zip(cells, memories, errors.tapes, strict=True))):
             grad, error, memory = rule.grads(cell, memory, tape, error)
             cell_grads.append(grad)
             new_memories.append(memory)
@@ -136,6 +139,32 @@ def backward(deltas: Callable[[Cell, Tape, Array], Array]) -> LayerRule:
         return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
 
     return LayerRule(lambda cell, h, key: (), grads)
+
+
+def check_memory(carry: Carry, expected: Memory) -> None:
+    """Refuse the memory of another rule, network or batch size; `expected` has its shapes."""
+    remedy = "start with algorithm.init(params, h, key=key)"
+    if jax.tree.structure(carry.memory) != jax.tree.structure(expected):
+        raise ValueError(f"carry.memory is another rule's or another network's: {remedy}")
+
+    def check(path, leaf, shape):
+        if jnp.shape(leaf) != shape.shape:
+            raise ValueError(
+                f"carry.memory{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but h of "
+                f"shape {carry.h.shape} needs {shape.shape}: {remedy}"
+            )
+
+    jax.tree_util.tree_map_with_path(check, carry.memory, expected)
+
+
+def check_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    """Return the key of a rule that draws random numbers, if there is one."""
+    if key is None:
+        raise ValueError(
+            "this rule draws random numbers and got no key: "
+            "algorithm.init(params, h, key=jax.random.key(0))"
+        )
+    return key
 
 
 def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxrnn import layer
+from jaxrnn import checks, layer
 from jaxrnn.gradients.base import GradientAlgorithm, StackRule, lift
 from jaxrnn.gradients.series import first_term, next_term
 from jaxrnn.layer import Tape, is_ids
@@ -51,8 +50,7 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
     Raises:
         ValueError: if window is negative or not a whole number.
     """
-    if not isinstance(window, int | np.integer) or window < 0:
-        raise ValueError(f"window must be a whole number of at least 0, got {window!r}")
+    checks.whole("window", window, 0)
 
     def init(cells, h, key):
         def empty(cell):
@@ -62,8 +60,8 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
 
         return Window(jnp.zeros((window, h.shape[1]), jnp.int32), tuple(map(empty, cells)))
 
-    def grads(cells, memory, tapes, error):
-        tapes = _remember(memory, tapes)
+    def grads(cells, memory, errors):
+        tapes, error = _remember(memory, errors.tapes), errors.error
         error = jnp.concatenate([jnp.zeros((window, *error.shape[1:]), error.dtype), error])
 
         def one_step_further(carry, _):

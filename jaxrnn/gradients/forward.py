@@ -1,0 +1,162 @@
+"""What rules that work forward in time share: they carry an influence along, whole or in part.
+
+With s_t = (x_t, h_{t-1}, 1), what the weights θ = [W_xh; W_hh; b_h] read, θ is (N, H) with
+N = I + H + 1, and the influence of θ_pj on unit i is
+
+    M_t[p, j, i] = ∂h_t[i] / ∂θ_pj = (J_t M_{t-1}[p, j])[i] + s_t[p] g_t[j] 1[i = j]
+    dL/dθ = Σ_t M_t e_t
+
+(Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule says what it keeps of M, how that
+advances, and what gradient it makes of an error, all for ONE sequence: each row of a batch has its
+own influence and its own random numbers, so that a batch is the sum of its rows.
+
+The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks is the
+same wherever they are cut. In a stack each layer has its own influence, and hands down the error of
+the same step; what a lower layer's past did through an upper layer's state is left out.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from jaxrnn import checks, layer
+from jaxrnn.gradients.base import LayerRule, check_key
+from jaxrnn.layer import Cell, Tape, is_ids
+
+Influence = Any
+
+
+class ForwardRule(NamedTuple):
+    """A rule for one layer and one sequence.
+
+    Attributes:
+        init: cell -> the influence before the first step, any pytree.
+        advance: (cell, influence, tape, key) -> the influence one step on. The tape is the step's:
+            x (I,) or an id, h_prev (H,) and gain (H,).
+        read: (influence, e_t (H,)) -> its part of dL/dθ, (N, H).
+        draws: whether `advance` draws random numbers: then its key is new at every step of every
+            row, and else None.
+    """
+
+    init: Callable[[Cell], Influence]
+    advance: Callable[[Cell, Influence, Tape, Any], Influence]
+    read: Callable[[Influence, Array], Array]
+    draws: bool = False
+
+
+class Past(NamedTuple):
+    """The memory of a rule that works forward.
+
+    Attributes:
+        influence: the rule's own, for each row of the batch.
+        draws: where its random numbers come from, or None.
+    """
+
+    influence: Influence
+    draws: "Draws | None"
+
+
+class Draws(NamedTuple):
+    """One key a row, and the steps taken: from both follows the key of a step."""
+
+    keys: Key[Array, " B"]
+    steps: Int[Array, ""]
+
+
+def forward(rule: ForwardRule) -> LayerRule:
+    """Make a layer's rule of a forward rule.
+
+    Raises:
+        ValueError: by init, if the influence is more than 8 GiB, or if a rule that draws gets no
+            key.
+    """
+
+    def init(cell, h, key):
+        (batch_size, hidden_size), one_row = h.shape, jax.eval_shape(rule.init, cell)
+        checks.fits(
+            f"the influence of a layer (B={batch_size}, I={len(cell.W_xh)}, H={hidden_size})",
+            batch_size * sum(leaf.size for leaf in jax.tree.leaves(one_row)),
+            cell.W_hh.dtype,
+            "use a smaller hidden_size or batch, or a rule that keeps less, such as bptt",
+        )
+        influence = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)), rule.init(cell)
+        )
+        if not rule.draws:
+            return Past(influence, None)
+        keys = jax.random.split(check_key(key), batch_size)
+        return Past(influence, Draws(keys, jnp.zeros((), jnp.int32)))
+
+    def grads(cell, past, tape, error):
+        def one_row(influence, tape_t, error_t, key):
+            influence = rule.advance(cell, influence, tape_t, key)
+            return influence, rule.read(influence, error_t)
+
+        def one_step(carry, step):
+            (influence, draws), total = carry
+            tape_t, error_t = step
+            keys, draws = _keys_of_step(draws)
+            influence, part = jax.vmap(one_row)(influence, tape_t, error_t, keys)
+            return (Past(influence, draws), total + part.sum(0)), None
+
+        nothing = jnp.zeros((read_size(cell), len(cell.W_hh)), error.dtype)
+        (past, total), _ = lax.scan(one_step, (past, nothing), (tape, error))
+        I, H = cell.W_xh.shape
+        b_h = None if cell.b_h is None else total[I + H]
+        gradient = Cell(total[:I], total[I : I + H], b_h)
+        return gradient, layer.input_error(cell, tape.gain * error), past
+
+    return LayerRule(init, grads)
+
+
+def _keys_of_step(draws: Draws | None) -> tuple[Any, Draws | None]:
+    """Return each row's key for the step, and the draws for the next one."""
+    if draws is None:
+        return None, None
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, draws.steps))(draws.keys)
+    return keys, draws._replace(steps=draws.steps + 1)
+
+
+def read_size(cell: Cell) -> int:
+    """Return N, how many numbers each unit of a layer reads: I + H, and 1 for a bias."""
+    return sum(cell.W_xh.shape) + (cell.b_h is not None)
+
+
+def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
+    """Put what the weights read at one step, s_t = (x_t, h_{t-1}, 1), into one vector."""
+    x, h_prev, gain = tape
+    if is_ids(x):
+        x = jax.nn.one_hot(x, len(cell.W_xh), dtype=gain.dtype)
+    one = [] if cell.b_h is None else [jnp.ones_like(gain[:1])]
+    return jnp.concatenate([x, h_prev, *one])
+
+
+def no_influence(cell: Cell) -> Float[Array, "N H H"]:
+    """Return the whole influence before the first step: zeros."""
+    return jnp.zeros((read_size(cell), *cell.W_hh.shape), cell.W_hh.dtype)
+
+
+def advance_influence(
+    cell: Cell, M: Float[Array, "N H H"], tape: Tape, leak: float
+) -> Float[Array, "N H H"]:
+    """Take the whole influence one step on, exactly; O(N H³).
+
+    The direct term goes where it is not zero: on the diagonal of the last two axes, and for an id
+    in that id's row alone.
+    """
+    (x, _, gain), s, units = tape, read_by(cell, tape), jnp.arange(len(cell.W_hh))
+    M = layer.push_forward(cell, gain, M, leak)
+    if is_ids(x):
+        I = len(cell.W_xh)
+        return M.at[x, units, units].add(gain).at[I:, units, units].add(jnp.outer(s[I:], gain))
+    return M.at[:, units, units].add(jnp.outer(s, gain))
+
+
+def balance(a: Array, b: Array) -> Float[Array, ""]:
+    """Return ρ = √(‖a‖ / ‖b‖), which makes a / ρ and ρ b equally large; 1 where both are 0."""
+    tiny = 1e-30
+    return jnp.sqrt((jnp.linalg.norm(a) + tiny) / (jnp.linalg.norm(b) + tiny))

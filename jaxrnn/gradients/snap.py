@@ -1,0 +1,89 @@
+"""SnAp-n, the sparse n-step approximation of RTRL (Menick et al. 2020, §3).
+
+The influence is kept where a weight reaches a unit within n steps of its own: a weight into unit j
+on unit i, if W_hh leads from j to i in at most n - 1 steps. Elsewhere it is taken for zero.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxrnn import checks
+from jaxrnn.gradients.base import GradientAlgorithm, layer_by_layer, lift
+from jaxrnn.gradients.forward import (
+    ForwardRule,
+    advance_influence,
+    forward,
+    no_influence,
+    read_by,
+    read_size,
+)
+from jaxrnn.layer import Cell
+from jaxrnn.network import RNN
+
+
+class Masked(NamedTuple):
+    """An influence, and which unit's weights may have one on which unit."""
+
+    M: Float[Array, "N H H"]
+    mask: Bool[Array, "H H"]
+
+
+def snap(rnn: RNN, n: int) -> GradientAlgorithm:
+    """Carry along the influence of weights on units that they reach within n steps.
+
+    n = 1 keeps that on a weight's own unit alone, which decays by J_t[j, j]: O(B H (I + H)) per
+    step and memory, as many numbers as there are weights. For n ≥ 2 the whole influence is held
+    under a mask, as `rtrl` holds it and at its cost. The mask is that of W_hh's zeros when `init`
+    is called; with a dense W_hh, n = 2 is already RTRL. In a stack it is applied layer by layer.
+
+    Args:
+        rnn: the network.
+        n: steps, at least 1.
+
+    Raises:
+        ValueError: if n is below 1 or not a whole number; by init, if the influence of a layer is
+            more than 8 GiB.
+    """
+    checks.whole("n", n, 1)
+    rule = _own_unit(rnn) if n == 1 else _reachable(rnn, n)
+    return lift(rnn, layer_by_layer(forward(rule)))
+
+
+def _own_unit(rnn: RNN) -> ForwardRule:
+    def init(cell):
+        return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
+
+    def advance(cell, trace, tape, key):
+        slope = (1 - rnn.leak) + tape.gain * jnp.diag(cell.W_hh)  # J_t[j, j]
+        return slope * trace + jnp.outer(read_by(cell, tape), tape.gain)
+
+    def read(trace, error):
+        return trace * error
+
+    return ForwardRule(init, advance, read)
+
+
+def _reachable(rnn: RNN, n: int) -> ForwardRule:
+    def init(cell):
+        return Masked(no_influence(cell), _within(n - 1, cell))
+
+    def advance(cell, influence, tape, key):
+        M = advance_influence(cell, influence.M, tape, rnn.leak)
+        return influence._replace(M=jnp.where(influence.mask, M, 0))
+
+    def read(influence, error):
+        return influence.M @ error
+
+    return ForwardRule(init, advance, read)
+
+
+def _within(steps: int, cell: Cell) -> Bool[Array, "H H"]:
+    """Say from which unit, the row, W_hh leads to which unit in at most so many steps."""
+    H = len(cell.W_hh)
+    reached = jnp.eye(H, dtype=bool)
+    for _ in range(min(steps, H - 1)):
+        further = (reached[:, :, None] & (cell.W_hh != 0)).any(1)
+        reached = reached | further
+    return reached
