@@ -2,6 +2,11 @@
 
 from jaxrnn import data as data
 from jaxrnn import gradients as gradients
+from jaxrnn import tasks as tasks
+from jaxrnn.comparison import Comparison as Comparison
+from jaxrnn.comparison import compare as compare
+from jaxrnn.costs import Cost as Cost
+from jaxrnn.costs import cost as cost
 from jaxrnn.gradients import Carry as Carry
 from jaxrnn.gradients import GradientAlgorithm as GradientAlgorithm
 from jaxrnn.layer import Cell as Cell

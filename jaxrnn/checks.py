@@ -69,10 +69,10 @@ def one_of(name: str, value: str, options: Collection[str], otherwise: str = "")
         raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
 
 
-def whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`."""
+def whole(name: str, value: object, least: int, why: str = "") -> None:
+    """Refuse what is not a whole number of at least `least`; `why` says where that comes from."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
 
 
 def between(name: str, value: float, least: int, most: int) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxrnn"
 
 FLOORS = [
-    {"layer", "losses", "text", "cost"},
+    {"layer", "losses", "text", "costs"},
     {"checks"},
     {"network"},
     {"gradients.base", "data", "sample", "tasks"},

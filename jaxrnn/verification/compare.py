@@ -162,7 +162,7 @@ class Report(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON; None for what is no number."""
-        return _plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
+        return plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
 
     def __str__(self) -> str:
         """Draw the table, and under it what is wrong."""
@@ -260,9 +260,12 @@ def _angle(g: np.ndarray, r: np.ndarray) -> tuple[float, float, float, float]:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Turn NamedTuples, tuples and numbers into what JSON can hold."""
+def plain(value: Any) -> Any:
+    """Turn NamedTuples, dicts, tuples and numbers into what JSON can hold."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, tuple):
-        fields = getattr(value, "_asdict", None)
-        return {k: _plain(v) for k, v in fields().items()} if fields else [_plain(v) for v in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,372 @@
+"""Tasks: each batch against a rewriting in NumPy, each floor against whoever knows just so much.
+
+Where a claim is about chance, the seed is fixed and the bound is 4.5 standard errors, that of the
+means of many sequences, which are independent.
+"""
+
+import json
+import subprocess
+import sys
+from itertools import product
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from jaxrnn import tasks
+
+KEY = jax.random.key(0)
+IDS = np.random.default_rng(0).integers(0, 5, 40) % 4  # 0 more often than the others
+TASKS = {
+    "copy": (tasks.copy(4, symbols=3, recall=2), 8),
+    "adding": (tasks.adding(), 7),
+    "add": (tasks.add(2, 3), 7),
+    "text": (tasks.text(IDS, 5), 7),
+}
+
+
+def drawn(task, batch_size, length):
+    draw = jax.jit(task.draw, static_argnums=(1, 2))
+    return jax.tree.map(np.asarray, draw(KEY, batch_size, length))
+
+
+def assert_mean(samples, expected):
+    """Assert that a mean over independent samples, (N, …), is as expected, to 4.5 of its errors."""
+    error = samples.std(0, ddof=1) / np.sqrt(len(samples))
+    deviation = np.abs(samples.mean(0) - expected) / np.where(error > 0, error, 1e-12)
+    assert np.max(deviation) < 4.5
+
+
+def entropy(*p):
+    return -sum(q * np.log(q) for q in p if q > 0)
+
+
+# Every task.
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_draws_are_the_same_under_jit_and_vmap_and_another_for_another_key(name):
+    task, length = TASKS[name]
+    keys = jax.random.split(KEY)
+
+    def draw(key):
+        return task.draw(key, 4, length)
+
+    plain, other = map(draw, keys)
+    jitted, mapped = jax.jit(lambda keys: (draw(keys[0]), jax.vmap(draw)(keys)))(keys)
+    jax.tree.map(np.testing.assert_array_equal, jitted, plain)
+    jax.tree.map(lambda a, *b: np.testing.assert_array_equal(a, b), mapped, plain, other)
+    assert not np.array_equal(plain.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_network_of_the_task_reads_its_batches(name):
+    task, length = TASKS[name]
+    rnn = jaxrnn.RNN(task.input_size, 3, task.output_size, loss=task.loss)
+    batch = drawn(task, 4, length)
+    loss = jax.jit(lambda batch: rnn.loss(rnn.init(KEY), rnn.initial_state(4), batch)[0])
+    assert np.isfinite(loss(batch))
+    for leaf in batch[:2]:
+        assert leaf.shape[:2] == (4, length)
+        assert leaf.dtype == (np.int32 if leaf.ndim == 2 else np.float64)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_floors_go_from_the_worst_to_the_best(name):
+    floors = list(TASKS[name][0].floors.values())
+    assert all(isinstance(floor, float) for floor in floors)
+    assert floors == sorted(floors, reverse=True)
+    assert len(set(floors)) == len(floors)
+
+
+def test_networks_of_two_equal_tasks_are_equal_and_compile_once():
+    one, other = (jaxrnn.RNN(2, 3, 2, loss=tasks.add().loss) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+# copy
+
+
+@pytest.mark.parametrize(("delay", "symbols", "recall"), [(1, 2, 1), (4, 3, 2), (7, 8, 10)])
+def test_copy_shows_waits_and_asks(delay, symbols, recall):
+    task = tasks.copy(delay, symbols, recall)
+    blank, go = symbols, symbols + 1
+    assert (task.input_size, task.output_size) == (symbols + 2, symbols + 1)
+    batch = jax.jit(lambda key: task.draw(key, 50))(KEY)  # of the only length there is
+    assert batch.mask is None
+    for inputs, targets in zip(np.asarray(batch.inputs), np.asarray(batch.targets), strict=True):
+        shown = list(inputs[:recall])
+        assert list(inputs) == [*shown, *[blank] * (delay - 1), go, *[blank] * recall]
+        assert list(targets) == [blank] * (recall + delay) + shown
+
+
+def test_copy_draws_every_symbol_as_often_at_each_place():
+    shown = drawn(tasks.copy(2, 3, 4), 3000, 8 + 2).inputs[:, :4]
+    assert_mean(shown[..., None] == np.arange(3), 1 / 3)
+    assert_mean((shown[:, :-1] == shown[:, 1:]), 1 / 3)  # and one after the other as by chance
+
+
+def test_copy_without_memory_costs_its_floor():
+    """Exactly, for whatever is drawn: blanks for certain, then each symbol alike."""
+    task = tasks.copy(delay=5, symbols=8, recall=10)
+    targets = drawn(task, 20, 25).targets
+    certain = np.log([1e-300] * 8 + [1])
+    guess = np.log([1 / 8] * 8 + [1e-300])
+    outputs = np.where(np.arange(25)[:, None] < 15, certain, guess)
+    losses = -np.take_along_axis(np.broadcast_to(outputs, (20, 25, 9)), targets[..., None], -1)
+    assert losses.mean() == pytest.approx(task.floors["timing"], rel=1e-14)
+    assert task.floors == {"timing": pytest.approx(10 * np.log(8) / 25), "symbols": 0}
+    assert tasks.copy(100).floors["timing"] == pytest.approx(10 * np.log(8) / (100 + 20))
+
+
+# adding
+
+
+@pytest.mark.parametrize("length", [2, 7])
+def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum_at_the_end(length):
+    batch = drawn(tasks.adding(), 300, length)
+    half = length // 2
+    places = set()
+    last = np.arange(length) == length - 1
+    for inputs, targets, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True):
+        value, marker = inputs.T
+        assert ((value >= 0) & (value < 1)).all()
+        assert set(marker) <= {0, 1}
+        assert marker[:half].sum() == marker[half:].sum() == 1
+        places |= set(np.flatnonzero(marker))
+        np.testing.assert_array_equal(mask, last)
+        np.testing.assert_allclose(targets[:, 0], last * np.dot(value, marker), rtol=1e-15)
+    assert places == set(range(length))
+
+
+def test_adding_marks_every_pair_of_places_as_often():
+    marker = drawn(tasks.adding(), 5000, 6).inputs[..., 1]
+    assert_mean(marker[:, :3, None] * marker[:, None, 3:], 1 / 9)
+
+
+def test_adding_costs_its_floors():
+    """At a fixed seed, to 4.5 standard errors; `floors` themselves are integrals over uniforms."""
+    task = tasks.adding()
+    batch = drawn(task, 20_000, 6)
+    value, marker = np.moveaxis(batch.inputs, -1, 0)
+    first, second = (value * marker)[:, :3].sum(1), (value * marker)[:, 3:].sum(1)
+    answers = {"nothing": 1, "second": 0.5 + second, "both": first + second}
+    assert list(answers) == list(task.floors)
+    for name, answer in answers.items():
+        assert_mean((batch.targets[:, -1, 0] - answer) ** 2, task.floors[name])
+    u = (np.arange(1000) + 0.5) / 1000  # the midpoint rule
+    assert task.floors["second"] == pytest.approx(np.mean((u - 0.5) ** 2), rel=1e-5)
+    assert task.floors["nothing"] == pytest.approx(np.var(u[:, None] + u), rel=1e-5)
+
+
+# add
+
+DELAYS = [(5, 9), (9, 5), (0, 3)]
+
+
+@pytest.mark.parametrize(("first", "second"), DELAYS)
+def test_add_floors_are_those_of_the_four_pairs_of_coins_and_of_the_paper(first, second):
+    """Exactly, by enumeration: the best guess is the mean over the pairs that one cannot tell."""
+    odds = {(a, b): 0.5 + 0.5 * a - 0.25 * b for a, b in product((0, 1), repeat=2)}
+    knows = {"nothing": lambda a, b: (), "first": lambda a, b: a, "both": lambda a, b: (a, b)}
+    floors = tasks.add(first, second).floors
+    assert list(floors) == list(knows)
+    for name, known in knows.items():
+        expected = 0
+        for pair, p in odds.items():
+            alike = [odds[other] for other in odds if known(*other) == known(*pair)]
+            q = np.mean(alike)
+            terms = [(p, q), (1 - p, 1 - q)]
+            expected -= sum(a * np.log(b) for a, b in terms if a > 0) / 4
+        assert floors[name] == pytest.approx(expected, rel=1e-14)
+    assert [round(floor, 4) for floor in floors.values()] == [0.6616, 0.5192, 0.4545]
+
+
+@pytest.mark.parametrize(("first", "second"), DELAYS)
+def test_add_answers_with_the_coins_of_its_delays(first, second):
+    batch = drawn(tasks.add(first, second), 50, 14)
+    x, p = batch.inputs[..., 0], batch.targets[..., 0]
+    before = max(first, second)
+    assert set(x.flat) == {0, 1}
+    np.testing.assert_array_equal(batch.inputs[..., 1], 1 - x)
+    np.testing.assert_array_equal(batch.targets[..., 1], 1 - p)
+    for t in range(14):
+        np.testing.assert_array_equal(batch.mask[:, t], t >= before)
+        if t >= before:
+            expected = 0.5 + 0.5 * x[:, t - first] - 0.25 * x[:, t - second]
+            np.testing.assert_array_equal(p[:, t], expected)
+
+
+@pytest.mark.parametrize(("first", "second"), DELAYS)
+def test_add_draws_one_past_for_the_positions_that_do_not_count(first, second):
+    """Each p names both its coins; the one coin that two positions share is the same in both."""
+    p = drawn(tasks.add(first, second), 3000, 14).targets[..., 0]
+    x_first, x_second = p > 0.6, (p == 0.25) | (p == 0.75)
+    gap = second - first
+    late, early = (x_second, x_first) if gap > 0 else (x_first, x_second)
+    np.testing.assert_array_equal(late[:, abs(gap) :], early[:, : -abs(gap)])
+    assert_mean(p, 0.625)
+    assert_mean(x_first, 0.5)
+    assert_mean(x_second, 0.5)
+    assert_mean(x_first & x_second, 0.25)
+
+
+def test_add_costs_its_floors():
+    """At a fixed seed, to 4.5 standard errors: the logarithms of the best guesses as outputs."""
+    task = tasks.add(first=2, second=1)
+    batch = drawn(task, 2000, 20)
+    x = batch.inputs[..., 0]
+    x_first, x_second = np.roll(x, 2, 1), np.roll(x, 1, 1)
+    guesses = {
+        "nothing": np.full_like(x, 0.625),
+        "first": np.where(x_first == 1, 0.875, 0.375),
+        "both": 0.5 + 0.5 * x_first - 0.25 * x_second,
+    }
+    for name, guess in guesses.items():
+        outputs = 3 + np.log(np.maximum(np.stack([guess, 1 - guess], -1), 1e-300))
+        losses = np.asarray(jax.jit(tasks.soft_cross_entropy)(outputs, batch.targets))
+        weights = batch.mask / batch.mask.sum(1, keepdims=True)
+        assert_mean((losses * weights).sum(1), task.floors[name])
+
+
+def test_soft_cross_entropy_of_one_hot_targets_is_the_cross_entropy():
+    random = np.random.default_rng(0)
+    outputs, targets = 9 * random.normal(size=(3, 6, 4)), random.integers(0, 4, (3, 6))
+    soft = jax.jit(tasks.soft_cross_entropy)(outputs, np.eye(4)[targets])
+    hard = jax.jit(optax.softmax_cross_entropy_with_integer_labels)(outputs, targets)
+    np.testing.assert_allclose(soft, hard, rtol=1e-12)
+
+
+def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
+    task = tasks.add(1, 2)
+    rnn = jaxrnn.RNN(task.input_size, 8, task.output_size, loss=task.loss)
+    algorithm, optimizer = jaxrnn.gradients.bptt(rnn), optax.adam(0.03)
+    algorithm = jaxrnn.gradients.stateless(algorithm)
+    state = jaxrnn.init_train_state(
+        algorithm, optimizer, jax.jit(rnn.init)(KEY), rnn.initial_state(16), key=KEY
+    )
+    keys = jax.random.split(jax.random.key(1), 200)
+    batches = jax.jit(jax.vmap(lambda key: task.draw(key, 16, 12)))(keys)
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    state, metrics = loop(state, batches)
+    assert metrics.loss[0] > task.floors["first"]
+    loss, _ = jax.jit(rnn.loss)(state.params, rnn.initial_state(500), drawn(task, 500, 12))
+    assert task.floors["both"] - 0.01 < loss < task.floors["both"] + 0.01
+
+
+# text
+
+
+def test_text_draws_every_window_alike():
+    """With ids that are all different a window names its start; at a fixed seed, 4.5 errors."""
+    batch = drawn(tasks.text(np.arange(10) * 3, 30), 4000, 4)
+    starts = batch.inputs[:, 0] // 3
+    np.testing.assert_array_equal(batch.inputs, (starts[:, None] + np.arange(4)) * 3)
+    np.testing.assert_array_equal(batch.targets, (starts[:, None] + np.arange(1, 5)) * 3)
+    assert_mean(starts[:, None] == np.arange(6), 1 / 6)
+
+
+def test_text_of_one_window_is_drawn_whole():
+    batch = drawn(tasks.text(IDS, 4), 3, len(IDS) - 1)
+    np.testing.assert_array_equal(batch.inputs, [IDS[:-1]] * 3)
+    np.testing.assert_array_equal(batch.targets, [IDS[1:]] * 3)
+
+
+def test_text_costs_its_floors():
+    """Exactly, over all the windows of length 1, of which every one is drawn as often."""
+    floors = tasks.text(IDS, 7).floors
+    pairs = list(zip(IDS[:-1].tolist(), IDS[1:].tolist(), strict=True))
+    following = [b for _, b in pairs]
+    guesses = {
+        "uniform": lambda a, b: 1 / 7,
+        "frequencies": lambda a, b: following.count(b) / len(pairs),
+        "pairs": lambda a, b: pairs.count((a, b)) / sum(other == a for other, _ in pairs),
+    }
+    assert list(floors) == list(guesses)
+    for name, guess in guesses.items():
+        expected = -np.mean([np.log(guess(a, b)) for a, b in pairs])
+        assert floors[name] == pytest.approx(expected, rel=1e-13)
+
+
+def test_text_floors_of_texts_that_everybody_knows():
+    alternating = tasks.text(np.array([0, 1] * 50 + [0]), 2).floors
+    assert alternating == pytest.approx(
+        {"uniform": np.log(2), "frequencies": np.log(2), "pairs": 0}, abs=1e-14
+    )
+    coin = tasks.text(np.array([0, 0, 1, 1] * 25 + [0]), 2).floors
+    assert coin == pytest.approx(dict.fromkeys(coin, entropy(0.5, 0.5)), abs=1e-14)
+
+
+# Mistakes as users make them, without the tests' type checker.
+
+MISTAKES = {
+    "tasks.copy(0)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
+    "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
+    "tasks.copy(5, symbols=1)": "symbols must be a whole number of at least 2 (a single one need",
+    "tasks.copy(5, recall=0)": "recall must be a whole number of at least 1, got 0",
+    "tasks.copy(5).draw(key, 3, 24)": "length must be delay + 2 recall = 25, or left out, got 24",
+    "tasks.copy(5).draw(key, 0)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.adding().draw(key, 3, 1)": "at least 2 (one marker in each half), got 1",
+    "tasks.adding().draw(key, 0, 9)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.add(-1, 2)": "first must be a whole number of at least 0, got -1",
+    "tasks.add(1, 2.0)": "second must be a whole number of at least 0, got 2.0",
+    "tasks.add(4, 4)": "first and second must be different delays, got 4 for both",
+    "tasks.add(5, 9).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.add(9, 5).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.add().draw(key, -1, 20)": "batch_size must be a whole number of at least 1, got -1",
+    "tasks.text(ids, 0)": "vocabulary_size must be a whole number of at least 1, got 0",
+    "tasks.text(ids, 2)": "ids hold the id 2, but must lie in 0 … 1 (vocabulary_size=2)",
+    "tasks.text(ids * 1.0, 3)": "ids of shape (9,) must be ids, whole numbers of an integer dtype",
+    "tasks.text(ids[None], 3)": "ids must be one text of at least 2, (N,), got shape (1, 9)",
+    "tasks.text(ids[:1], 3)": "ids must be one text of at least 2, (N,), got shape (1,)",
+    "tasks.text(ids, 3).draw(key, 3, 9)": "length must be at most 8, one less than the text's ids",
+    "tasks.text(ids, 3).draw(key, 3, 0)": "length must be a whole number of at least 1, got 0",
+    "tasks.text(ids, 3).draw(key, 0, 3)": "batch_size must be a whole number of at least 1, got 0",
+}
+
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from jaxrnn import tasks
+key, ids = jax.random.key(0), np.arange(9) % 3
+right = [tasks.copy(5), tasks.adding(), tasks.add(), tasks.text(list(ids), 3)]
+draws = [jax.eval_shape(lambda: task.draw(key, 2, length))
+         for task, length in zip(right, (25, 8, 10, 8))]
+dtypes = [[str(leaf.dtype) for leaf in batch] for batch in map(jax.tree.leaves, draws)]
+said = {}
+for mistake in json.load(sys.stdin):
+    try:
+        said[mistake] = f"nothing, but gave {eval(mistake)!r}"
+    except ValueError as error:
+        said[mistake] = str(error)
+    except Exception as error:
+        said[mistake] = repr(error)
+print(json.dumps([dtypes, said]))
+"""
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[list[list[str]], dict[str, str]]:
+    """Make every mistake in one process with float32; return the right draws' dtypes, and these."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        input=json.dumps(list(MISTAKES)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_one_clear_line(mistake, run):
+    assert MISTAKES[mistake] in run[1][mistake]
+    assert "\n" not in run[1][mistake]
+
+
+def test_batches_are_in_single_precision_where_jax_is(run):
+    ids, features = "int32", "float32"
+    assert run[0] == [[ids] * 2, [features] * 3, [features] * 3, [ids] * 2]
