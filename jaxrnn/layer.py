@@ -114,8 +114,8 @@ def forward(
 
 
 def pull_back(
-    cell: Cell, gain: Float[Array, "*T B H"], credit: Float[Array, "*T B H"], leak: float
-) -> Float[Array, "*T B H"]:
+    cell: Cell, gain: Float[Array, "*any H"], credit: Float[Array, "*any H"], leak: float
+) -> Float[Array, "*any H"]:
     """Carry credit one step back in time: J_tᵀ λ_t = (1 - leak) λ_t + (g_t ⊙ λ_t) W_hhᵀ."""
     pulled = (gain * credit) @ cell.W_hh.T
     return pulled if leak == 1 else (1 - leak) * credit + pulled
