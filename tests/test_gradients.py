@@ -63,6 +63,7 @@ RULES = {
     "snap(2)": Rule(lambda rnn: gradients.snap(rnn, 2), exact=True, chunking=True, in_stacks=False),
     "rflo": Rule(gradients.rflo, exact=False, chunking=True),
     "kernl": Rule(gradients.kernl, exact=False, chunking=True),
+    "dni": Rule(gradients.dni, exact=False, chunking=True),
     "uoro": Rule(gradients.uoro, exact=False, chunking=True, first_step=False, signs=2),
     "kf_rtrl": Rule(gradients.kf_rtrl, exact=False, chunking=True, signs=2),
     "ok(1)": Rule(gradients.ok, exact=False, chunking=True, signs=2),

@@ -6,6 +6,7 @@ from jaxrnn.gradients.base import GradientAlgorithm as GradientAlgorithm
 from jaxrnn.gradients.base import stateless as stateless
 from jaxrnn.gradients.bptt import bptt as bptt
 from jaxrnn.gradients.checkpointed_bptt import checkpointed_bptt as checkpointed_bptt
+from jaxrnn.gradients.dni import dni as dni
 from jaxrnn.gradients.kernl import kernl as kernl
 from jaxrnn.gradients.kf_rtrl import kf_rtrl as kf_rtrl
 from jaxrnn.gradients.ok import ok as ok
