@@ -159,7 +159,9 @@ def check(
     """
     rnn, params, h, batch = trial.prepare(options)
     if options.function is None:
-        candidate = run.build(options.algorithm, rnn, options.window)
+        candidate = run.build(
+            options.algorithm, rnn, window=options.window, n=options.n, rank=options.rank
+        )
     else:
         candidate = trial.load(options.function)
     with display.working("comparing"):

@@ -4,12 +4,13 @@ Nothing is printed here; the command prints. `prepare` makes a `Run`, and `train
 block by block.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,15 @@ _SMALL_NORMAL = jax.nn.initializers.normal(0.01)
 _NORMAL = jax.nn.initializers.normal(1.0)
 
 Init = Literal["default", "uniform", "small-normal", "normal"]
-Algorithm = Literal["bptt", "truncated_bptt", "autodiff"]
+RULES = {  # what is exported under the name of its own file
+    name: rule
+    for name, rule in sorted(vars(gradients).items())
+    if getattr(rule, "__module__", None) == f"{gradients.__name__}.{name}"
+}
+if TYPE_CHECKING:
+    Algorithm = str
+else:
+    Algorithm = Literal[tuple(RULES)]
 
 
 def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
@@ -85,6 +94,10 @@ class Options:
     """How gradients are computed."""
     window: int = 8
     """Recurrent steps that truncated_bptt reaches back; 0 is the one-hop gradient."""
+    n: int = 1
+    """Steps within which snap keeps a weight's influence."""
+    rank: int = 1
+    """Kronecker products that ok keeps."""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     """Adam; or Adagrad or gradient descent with the settings of min-char-rnn."""
     learning_rate: float | None = None
@@ -199,7 +212,7 @@ def prepare(text: str, options: Options) -> Run:
         **INITIALIZERS[options.init],
     )
     source, held_out = (_lines if options.lines else _stream)(text, vocabulary, options)
-    algorithm = build(options.algorithm, rnn, options.window)
+    algorithm = build(options.algorithm, rnn, window=options.window, n=options.n, rank=options.rank)
     if options.lines:
         algorithm = gradients.stateless(algorithm)
     optimizer = _optimizer(options)
@@ -318,14 +331,10 @@ def _lines(text: str, vocabulary: Vocabulary, options: Options) -> tuple[data.So
     return source, data.grouped(held_out, options.batch_size)
 
 
-def build(name: Algorithm, rnn: RNN, window: int) -> GradientAlgorithm:
-    """Make a gradient algorithm by its name; `window` is for truncated_bptt."""
-    builders: dict[Algorithm, Callable[[], GradientAlgorithm]] = {
-        "bptt": lambda: gradients.bptt(rnn),
-        "truncated_bptt": lambda: gradients.truncated_bptt(rnn, window),
-        "autodiff": lambda: gradients.autodiff(rnn),
-    }
-    return builders[name]()
+def build(name: Algorithm, rnn: RNN, **settings: int) -> GradientAlgorithm:
+    """Make a gradient algorithm by its name, with those of the settings that it takes."""
+    takes = inspect.signature(RULES[name]).parameters
+    return RULES[name](rnn, **{key: value for key, value in settings.items() if key in takes})
 
 
 def _optimizer(options: Options) -> optax.GradientTransformation:

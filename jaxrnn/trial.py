@@ -27,6 +27,10 @@ class Options:
     looked for in this folder."""
     window: int = 8
     """Recurrent steps that truncated_bptt reaches back; 0 is the one-hop gradient."""
+    n: int = 1
+    """Steps within which snap keeps a weight's influence."""
+    rank: int = 1
+    """Kronecker products that ok keeps."""
     reference: Literal["autodiff", "finite-difference", "complex-step"] = "autodiff"
     """What to compare with. The last two ask the loss alone."""
     dtype: Dtype = "float64"

@@ -21,7 +21,7 @@ from cases import (
 from jax import lax
 
 import jaxrnn
-from jaxrnn import gradients
+from jaxrnn import gradients, run
 
 T = 6
 
@@ -209,6 +209,16 @@ def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     (_, after), grads = value_and_grad(case.params, carry, case.batch)
     assert_equal(after, carry)
     assert_equal(value_and_grad(case.params, after, case.batch)[1], grads)
+
+
+def test_every_rule_has_its_row_here_and_its_name_in_the_command():
+    assert set(run.RULES) == {row.split("(")[0] for row in RULES}
+    rnn = make_case().rnn
+    settings = {"window": 2, "n": 2, "rank": 2}
+    for name in run.RULES:
+        assert isinstance(run.build(name, rnn, **settings), jaxrnn.GradientAlgorithm)
+    with pytest.raises(ValueError, match="rank must be a whole number of at least 1, got 0"):
+        run.build("ok", rnn, **settings | {"rank": 0})
 
 
 # Exact rules

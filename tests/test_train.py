@@ -112,7 +112,7 @@ def test_the_state_is_donated_and_the_callers_arrays_are_not():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((case.params, case.h)))
 
 
-@pytest.mark.parametrize("algorithm", ["bptt", "truncated_bptt"])
+@pytest.mark.parametrize("algorithm", ["bptt", "truncated_bptt", "kf_rtrl"])
 def test_a_train_step_compiles_once_for_a_whole_run(algorithm):
     text = "in the beginning was the word " * 40
     options = run.Options(

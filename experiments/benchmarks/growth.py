@@ -1,0 +1,201 @@
+"""How time and memory grow: with H for rules that work forward, with T for backward ones.
+
+    python -m experiments.benchmarks.growth            about five minutes on two cores
+    python -m experiments.benchmarks.growth --quick    tiny, and its numbers mean nothing
+
+An exponent is the slope of log cost over log size at the three largest sizes. Operations are
+counted in the program that is compiled, bytes are the compiled program's (its working memory and
+what it is given, the influence among it), and times are medians of rounds in which the rules take
+turns: `jaxrnn.compare`. H is far above the fixed I = O = 2, so N = I + H + 1 grows as H; B = 1,
+T = 4, float32.
+
+For T, the working memory of the compiled program alone, with H = I = O = 32 and B = 4: nothing is
+run. Last, BPTT against its parallel prefix at H = 8, T = 16384, in float64: whether both are equal,
+how often each loop of the compiled program runs, and the time.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxrnn
+from jaxrnn import gradients
+
+OVER_H = {
+    (16, 32, 64, 128, 256): {
+        "rtrl": gradients.rtrl,
+        "snap(2)": partial(gradients.snap, n=2),
+    },
+    (128, 256, 512, 1024): {
+        "kf_rtrl": gradients.kf_rtrl,
+        "ok(1)": gradients.ok,
+    },
+    (256, 512, 1024, 2048, 4096): {
+        "bptt": gradients.bptt,
+        "snap(1)": partial(gradients.snap, n=1),
+        "rflo": gradients.rflo,
+        "uoro": gradients.uoro,
+        "kernl": gradients.kernl,
+        "dni": gradients.dni,
+    },
+}
+OVER_T = {"bptt": gradients.bptt, "checkpointed_bptt": gradients.checkpointed_bptt}
+MEASURES = ("flops", "bytes", "seconds")
+
+
+def slope(sizes: list[int], costs: Sequence[float]) -> float:
+    """Fit log cost over log size at the three largest sizes."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(costs[-3:]), 1)[0])
+
+
+def ids_batch(size: int, batch_size: int, steps: int) -> jaxrnn.Batch:
+    """Draw ids to read and to foretell."""
+    ids = np.random.default_rng(0).integers(0, size, (batch_size, steps + 1))
+    return jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
+
+
+def over_hidden_size(groups: dict, rounds: int) -> dict[str, dict]:
+    """Measure every rule at every H of its group."""
+    found = {}
+    for sizes, rules in groups.items():
+        for H in sizes:
+            rnn = jaxrnn.RNN(2, H, 2, leak=0.5)
+            table = jaxrnn.compare(
+                {name: rule(rnn) for name, rule in rules.items()},
+                rnn,
+                rnn.init(jax.random.key(0)),
+                ids_batch(2, 1, 4),
+                jax.random.key(1),
+                draws=2,
+                rounds=rounds,
+            )
+            print(f"\nH={H}\n{table}", flush=True)
+            for row in table.rows:
+                costs = found.setdefault(row.rule, {"H": [], **{name: [] for name in MEASURES}})
+                costs["H"].append(H)
+                costs["flops"].append(row.cost.flops)
+                costs["bytes"].append(row.cost.temp_bytes + row.cost.argument_bytes)
+                costs["seconds"].append(4 * row.seconds)
+    for costs in found.values():
+        costs["exponents"] = {name: slope(costs["H"], costs[name]) for name in MEASURES}
+    return found
+
+
+def over_time(steps: list[int]) -> dict[str, dict]:
+    """Count the working memory of programs compiled for every T."""
+    rnn = jaxrnn.RNN(32, 32, 32)
+    params, h = rnn.init(jax.random.key(0)), rnn.initial_state(4)
+    found = {}
+    for name, rule in OVER_T.items():
+        algorithm = rule(rnn)
+        costs = [
+            jaxrnn.cost(
+                algorithm.value_and_grad, params, algorithm.init(params, h), ids_batch(32, 4, T)
+            )
+            for T in steps
+        ]
+        temp = [cost.temp_bytes for cost in costs]
+        flops = [cost.flops for cost in costs]
+        found[name] = {"T": steps, "bytes": temp, "flops": flops, "exponent": slope(steps, temp)}
+    return found
+
+
+def parallel(steps: int, rounds: int) -> dict:
+    """Set BPTT and its parallel prefix side by side, in float64."""
+    with jax.enable_x64(True):
+        rnn = jaxrnn.RNN(8, 8, 8)
+        params = rnn.init(jax.random.key(0), jnp.float64)
+        rules = {"bptt": gradients.bptt(rnn), "parallel_bptt": gradients.parallel_bptt(rnn)}
+        batch, key = ids_batch(8, 1, steps), jax.random.key(1)
+        table = jaxrnn.compare(rules, rnn, params, batch, key, draws=2, rounds=rounds)
+    print(f"\nH=8, T={steps}\n{table}")
+    return {
+        row.rule: {
+            "error": row.whole.bias,
+            "loops": row.cost.loops,
+            "seconds": row.seconds * steps,
+            "flops": row.cost.flops,
+            "bytes": row.cost.temp_bytes,
+        }
+        for row in table.rows
+    }
+
+
+def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None:
+    """Draw time and memory over H, and memory over T."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    time, memory, backward = figure.subplots(1, 3)
+    for i, (name, costs) in enumerate(by_size.items()):
+        for axes, measure, scale in ((time, "seconds", 1e3), (memory, "bytes", 2**-20)):
+            exponent = costs["exponents"][measure]
+            axes.plot(
+                costs["H"],
+                np.multiply(costs[measure], scale),
+                "o-",
+                color=f"C{i}",
+                markersize=3,
+                label=f"{name}: {exponent:.2f}",
+            )
+    for name, costs in by_time.items():
+        label = f"{name}: {costs['exponent']:.2f}"
+        backward.plot(
+            costs["T"], np.multiply(costs["bytes"], 2**-20), "o-", markersize=3, label=label
+        )
+    time.set(xlabel="H", ylabel="ms for 4 steps")
+    memory.set(xlabel="H", ylabel="MiB held")
+    backward.set(xlabel="T", ylabel="MiB of working memory")
+    for axes in (time, memory, backward):
+        axes.set(xscale="log", yscale="log")
+        axes.legend(fontsize=7, title="exponent", title_fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure; print the exponents; write the figures and the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    groups, steps, long, rounds = OVER_H, [2**n for n in range(8, 19, 2)], 16384, 7
+    if arguments.quick:
+        groups = {(2, 3, 4): {"rtrl": gradients.rtrl}}
+        steps, long, rounds = [16, 64, 256], 64, 1
+    by_size = over_hidden_size(groups, rounds)
+    by_time = over_time(steps)
+    side_by_side = parallel(long, rounds)
+
+    print(f"\n{'exponent of H':20}{'operations':>12}{'bytes':>8}{'time':>8}")
+    for name, costs in by_size.items():
+        row = "".join(f"{costs['exponents'][measure]:8.2f}" for measure in MEASURES)
+        print(f"{name:24}{row}")
+    print("\nexponent of T in bytes")
+    for name, costs in by_time.items():
+        print(f"{name:24}{costs['exponent']:8.2f}")
+    for name, figures in side_by_side.items():
+        print(f"{name}: {1e3 * figures['seconds']:.1f} ms, loops of {figures['loops']}")
+    versions = {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")}
+    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    report = {
+        "over_H": by_size,
+        "over_T": by_time,
+        "parallel": side_by_side,
+        "versions": versions | machine,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "growth.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(by_size, by_time, arguments.out / "growth.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""What are the rules for an RNN's gradient worth, and what do networks learn by them?
+
+Three questions, on tasks whose best losses are known:
+
+- quality: how near does each rule come to the exact gradient of a chunk, on four tasks, before
+  training, on the way, and after it?
+- size: how do bias and noise grow with H?
+- learning: on the add task with two delays, which rules find the first dependency, which both?
+
+    python experiments/rules.py            about seven minutes on two cores
+    python experiments/rules.py --quick    seconds: tiny, and its numbers mean nothing
+
+Quality and size are of a leaky network (leak 0.5, so that RFLO has a memory), trained by BPTT with
+Adam, and `jaxrnn.compare` asks every rule about one fixed chunk from h = 0 and a fresh memory. The
+kernel of KeRNL and the forecast of DNI are learned, and in one chunk they have hardly begun to be.
+
+Learning is of a vanilla network (leak 1, where RFLO is the one-hop gradient), by Adam, online:
+an endless sequence in chunks of ten steps, with an update after each, the state and the rule's
+memory carried along. Every rule sees the same coins from the same weights. BPTT sees no further
+back than its chunk's beginning; truncated BPTT carries a window of ten steps. The floors are those
+of Marschall, Cho & Savin (2020).
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from pydoc_data import topics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from matplotlib.figure import Figure
+
+import jaxrnn
+from jaxrnn import gradients, tasks
+
+Build = Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
+
+RULES: dict[str, Build] = {
+    "bptt": gradients.bptt,
+    "rtrl": gradients.rtrl,
+    "one-hop": partial(gradients.truncated_bptt, window=0),
+    "truncated_bptt(3)": partial(gradients.truncated_bptt, window=3),
+    "snap(1)": partial(gradients.snap, n=1),
+    "rflo": gradients.rflo,
+    "rflo, random feedback": partial(gradients.rflo, feedback="random"),
+    "kernl": gradients.kernl,
+    "dni": gradients.dni,
+    "uoro": gradients.uoro,
+    "kf_rtrl": gradients.kf_rtrl,
+    "ok(1)": gradients.ok,
+    "ok(4)": partial(gradients.ok, rank=4),
+}
+LEARNERS: dict[str, Build] = {
+    "bptt": gradients.bptt,
+    "truncated_bptt(10)": partial(gradients.truncated_bptt, window=10),
+    "rtrl": gradients.rtrl,
+    "ok(1)": gradients.ok,
+    "kf_rtrl": gradients.kf_rtrl,
+    "uoro": gradients.uoro,
+    "kernl": gradients.kernl,
+    "snap(1)": partial(gradients.snap, n=1),
+    "one-hop": partial(gradients.truncated_bptt, window=0),
+    "dni": gradients.dni,
+}
+UNBIASED = {"uoro", "kf_rtrl", "ok(1)", "ok(4)"}
+DELAYS = (6, 10)
+QUANTILES = {"min": 0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1}
+
+
+class Sizes(NamedTuple):
+    """How large everything is; `moments` are updates before a comparison."""
+
+    hidden: int = 16
+    batch: int = 16
+    moments: tuple[int, ...] = (0, 300, 3000)
+    draws: int = 64
+    hidden_sizes: tuple[int, ...] = (8, 16, 32, 64)
+    seeds: int = 32
+    updates: int = 3000
+    rows: int = 8
+    chunk: int = 10
+    rules: tuple[str, ...] = tuple(RULES)
+    learners: tuple[str, ...] = tuple(LEARNERS)
+    tasks: tuple[str, ...] = ("copy", "adding", "add", "text")
+
+
+QUICK = Sizes(
+    hidden=4,
+    batch=2,
+    moments=(0, 2),
+    draws=2,
+    hidden_sizes=(2, 4),
+    seeds=3,
+    updates=20,
+    rows=2,
+    rules=("uoro",),
+    learners=("rtrl", "one-hop"),
+    tasks=("add",),
+)
+
+
+def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
+    """Make the four tasks, each with the length of its chunks."""
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    vocabulary = jaxrnn.Vocabulary.from_text(text)
+    return {
+        "copy": (tasks.copy(delay=10, symbols=4, recall=4), 18),
+        "adding": (tasks.adding(), 20),
+        "add": (tasks.add(*DELAYS), 20),
+        "text": (tasks.text(vocabulary.encode(text), vocabulary.size), 20),
+    }
+
+
+def network(task: jaxrnn.tasks.Task, hidden_size: int, leak: float) -> jaxrnn.RNN:
+    """Describe a network for a task."""
+    return jaxrnn.RNN(task.input_size, hidden_size, task.output_size, loss=task.loss, leak=leak)
+
+
+def trained(
+    rnn: jaxrnn.RNN, task: jaxrnn.tasks.Task, length: int, moments: tuple[int, ...], batch_size: int
+) -> list[tuple[jaxrnn.Params, float]]:
+    """Train by BPTT; return the parameters at each moment, and the loss just before it."""
+    params_key, state_key, data_key = jax.random.split(jax.random.key(0), 3)
+    algorithm = gradients.stateless(gradients.bptt(rnn))
+    optimizer = optax.adam(0.003)
+    step = jaxrnn.make_train_step(algorithm, optimizer)
+
+    def one(state, key):
+        return step(state, task.draw(key, batch_size, length))
+
+    start = rnn.initial_state(batch_size)
+    state = jaxrnn.init_train_state(
+        algorithm, optimizer, rnn.init(params_key), start, key=state_key
+    )
+    keys, found, train = (
+        jax.random.split(data_key, max(moments) + 1),
+        [],
+        jax.jit(partial(lax.scan, one)),
+    )
+    for before, now in zip((0, *moments), moments, strict=False):
+        loss = float("nan")
+        if now > before:
+            state, metrics = train(state, keys[before:now])
+            loss = float(metrics.loss[-min(100, now - before) :].mean())
+        found.append((state.params, loss))
+    return found
+
+
+def quality(sizes: Sizes) -> dict[str, Any]:
+    """Compare all rules on all tasks, at every moment of training."""
+    results = {}
+    for name in sizes.tasks:
+        task, length = all_tasks()[name]
+        rnn = network(task, sizes.hidden, leak=0.5)
+        batch = task.draw(jax.random.key(1), sizes.batch, length)
+        algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
+        results[name] = {"floors": task.floors}
+        moments = trained(rnn, task, length, sizes.moments, sizes.batch)
+        for updates, (params, loss) in zip(sizes.moments, moments, strict=True):
+            table = jaxrnn.compare(
+                algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=1
+            )
+            print(f"\n{name}, H={sizes.hidden}, after {updates} updates, loss {loss:.4f}\n{table}")
+            results[name][updates] = {"loss": rounded(loss), "rules": summary(table)}
+    return results
+
+
+def over_sizes(sizes: Sizes) -> dict[int, Any]:
+    """Compare all rules over H, on the add task after some training."""
+    results, (task, length) = {}, all_tasks()["add"]
+    batch = task.draw(jax.random.key(1), sizes.batch, length)
+    for hidden_size in sizes.hidden_sizes:
+        rnn = network(task, hidden_size, leak=0.5)
+        [(params, _)] = trained(rnn, task, length, sizes.moments[1:2], sizes.batch)
+        algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
+        table = jaxrnn.compare(
+            algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=5
+        )
+        print(f"\nadd, H={hidden_size}, after {sizes.moments[1]} updates\n{table}", flush=True)
+        results[hidden_size] = summary(table)
+    return results
+
+
+def summary(table: jaxrnn.Comparison) -> dict[str, Any]:
+    """Keep what the plots and the README need of a comparison."""
+    return {
+        row.rule: {
+            **{name: rounded(value) for name, value in row.whole._asdict().items()},
+            "flops": row.cost.flops,
+            "temp_bytes": row.cost.temp_bytes,
+            "microseconds": rounded(1e6 * row.seconds),
+        }
+        for row in table.rows
+    }
+
+
+def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Train by every rule, all seeds at once; return the losses (seeds, updates) and the floors."""
+    task = tasks.add(*DELAYS)
+    rnn = network(task, sizes.hidden, leak=1.0)
+    optimizer = optax.adam(0.003)
+
+    def chunks(key):
+        """Draw one long sequence, without the first steps, which depend on coins before it."""
+        before = max(DELAYS)
+        batch = task.draw(key, sizes.rows, before + sizes.updates * sizes.chunk)
+        return jax.tree.map(
+            lambda leaf: (
+                leaf[:, before:]
+                .reshape(sizes.rows, sizes.updates, sizes.chunk, *leaf.shape[2:])
+                .swapaxes(0, 1)
+            ),
+            batch,
+        )
+
+    def train(algorithm, key):
+        params_key, state_key, data_key = jax.random.split(key, 3)
+        start = rnn.initial_state(sizes.rows)
+        state = jaxrnn.init_train_state(
+            algorithm, optimizer, rnn.init(params_key), start, key=state_key
+        )
+        _, metrics = lax.scan(jaxrnn.make_train_step(algorithm, optimizer), state, chunks(data_key))
+        return metrics.loss
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(sizes.seeds))
+    losses = {}
+    for rule in sizes.learners:
+        algorithm = LEARNERS[rule](rnn)
+        losses[rule] = np.asarray(jax.jit(jax.vmap(partial(train, algorithm)))(keys))
+        print(f"learned by {rule}", flush=True)
+    return losses, task.floors
+
+
+def blocks(losses: np.ndarray, number: int) -> np.ndarray:
+    """Average over so many blocks of updates: (seeds, number)."""
+    return losses.reshape(len(losses), number, -1).mean(-1)
+
+
+def print_learning(losses: dict[str, np.ndarray], floors: dict[str, float]) -> None:
+    """Print where each rule ended: quantiles over the seeds, and how many are below each floor."""
+    print("\nloss over the last tenth of training, in nats; quantiles are over the seeds")
+    heads = "".join(f"{head:>9}" for head in QUANTILES)
+    counts = "".join(f"{f'< {floor:.4f}':>10}" for floor in floors.values())
+    print(f"{'':20}{heads}{counts}{'best tenth':>12}")
+    for rule, values in losses.items():
+        tenths = blocks(values, 10)
+        last = tenths[:, -1]
+        row = "".join(f"{q:9.4f}" for q in np.quantile(last, [*QUANTILES.values()]))
+        row += "".join(f"{int((last < floor).sum()):10}" for floor in floors.values())
+        print(f"{rule:20}{row}{np.median(tenths.min(1)):12.4f}")
+
+
+def rounded(value: float) -> float | None:
+    """Keep four significant digits; None for what is not finite."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def plot(
+    results: dict[str, Any],
+    by_size: dict[int, Any],
+    losses: dict[str, np.ndarray],
+    floors: dict[str, float],
+    sizes: Sizes,
+    path: Path,
+) -> None:
+    """Draw the cosines as a table of colours, noise over H, and the learning curves."""
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
+    colours, noise, curves = (
+        figure.add_subplot(grid[at]) for at in ((0, 0), (0, 1), (1, slice(0, 2)))
+    )
+
+    columns = [(task, moment) for task in results for moment in sizes.moments]
+    values = np.array(
+        [
+            [results[task][m]["rules"][rule]["cosine"] for task, m in columns]
+            for rule in sizes.rules
+        ],
+        float,
+    )
+    colours.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        ink = "white" if abs(value) > 0.6 else "black"
+        colours.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+    colours.set_yticks(range(len(sizes.rules)), sizes.rules, fontsize=8)
+    labels = [f"{task}\n{moment}" for task, moment in columns]
+    colours.set_xticks(range(len(columns)), labels, fontsize=8)
+    colours.set_title(
+        f"cosine to the exact gradient, by task and updates (H={sizes.hidden}, leak 0.5)",
+        fontsize=10,
+    )
+
+    at = list(by_size)
+    for rule in [rule for rule in sizes.rules if rule in UNBIASED]:
+        noise.plot(at, [by_size[H][rule]["variance"] for H in at], "o-", label=rule, markersize=4)
+    noise.set(xscale="log", yscale="log", xlabel="H", ylabel="variance / ‖exact‖²")
+    noise.set_xticks([*by_size], [str(H) for H in by_size], minor=False)
+    noise.set_title(f"noise of unbiased rules (add task, {sizes.draws} draws)", fontsize=10)
+    noise.legend(fontsize=8)
+
+    number = min(60, sizes.updates)
+    centres = (np.arange(number) + 0.5) * sizes.updates / number
+    for i, (rule, values) in enumerate(losses.items()):
+        low, median, high = np.quantile(blocks(values, number), [0.25, 0.5, 0.75], axis=0)
+        curves.fill_between(centres, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        curves.plot(centres, median, color=f"C{i}", linewidth=1.5, label=rule)
+    for name, floor in floors.items():
+        curves.axhline(floor, color="black", linestyle=":", linewidth=1)
+        curves.annotate(
+            f"{name}: {floor:.4f}", (sizes.updates, floor), fontsize=8, ha="right", va="bottom"
+        )
+    curves.set(xlabel="updates", ylabel="loss (nats)", xlim=(0, sizes.updates))
+    curves.set_title(
+        f"add task, delays {DELAYS[0]} and {DELAYS[1]}, H={sizes.hidden}: median and quartiles of "
+        f"{sizes.seeds} seeds, and the least loss with nothing, one or both coins known",
+        fontsize=10,
+    )
+    curves.legend(fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1, 0.93))
+    for axes in (noise, curves):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Answer all three questions; print the tables; write the results and the plot."""
+    parser = argparse.ArgumentParser(description="Every rule on tasks with known floors.")
+    parser.add_argument("--quick", action="store_true", help="tiny: 3 seeds, 20 updates")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
+    arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else Sizes()
+    versions = {package: version(package) for package in ("jax", "jaxrnn", "numpy", "optax")}
+    print(f"seeds 0 … {sizes.seeds - 1} of learning, float32, {versions}")
+    results, by_size = quality(sizes), over_sizes(sizes)
+    losses, floors = learning(sizes)
+    print_learning(losses, floors)
+
+    last = {rule: [rounded(v) for v in blocks(x, 10)[:, -1]] for rule, x in losses.items()}
+    best = {rule: [rounded(v) for v in blocks(x, 10).min(1)] for rule, x in losses.items()}
+    report = {
+        "sizes": sizes._asdict(),
+        "versions": versions,
+        "quality": results,
+        "over_H": by_size,
+        "learning": {"delays": DELAYS, "floors": floors, "last_tenth": last, "best_tenth": best},
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "rules.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(results, by_size, losses, floors, sizes, arguments.out / "rules.png")
+
+
+if __name__ == "__main__":
+    main()
