@@ -9,8 +9,8 @@ what has come of them, d_t, by gradient descent on ½ ‖Ω_t S - d_t‖²,
 
     d_t = J_t d_{t-1} + ξ_t,        Ω_t = κ Ω_{t-1} + ξ_t,        Γ_t = ∂Ω_t/∂γ
 
-The paper runs a second network with changes of finite size; here they are infinitesimal, so that
-d_t is exact.
+where κ stays at most 1. The paper runs a second network with changes of finite size; here they are
+infinitesimal, so that d_t is exact.
 """
 
 from typing import NamedTuple
@@ -36,12 +36,13 @@ class Kernel(NamedTuple):
     Gamma: Float[Array, " H"]
 
 
-def kernl(rnn: RNN, learning_rate: float = 0.05, decay: float = 0.5) -> GradientAlgorithm:
+def kernl(rnn: RNN, learning_rate: float = 0.1, decay: float = 0.5) -> GradientAlgorithm:
     """Carry an eligibility trace, read through a learned kernel; O(B H (I + H)) per step, memory.
 
     Biased. Each row of the batch learns its own kernel; `init` needs a key. A step of learning is
-    `learning_rate` / ‖Ω_t‖² long, so that one rate fits all sizes. A network that amplifies changes
-    without end lets d_t grow without end too. In a stack it is applied layer by layer.
+    as long as `learning_rate` over the squared slopes of what is foretold, so that one rate fits
+    all sizes. A network that amplifies changes without end lets d_t grow without end too. In a
+    stack it is applied layer by layer.
 
     Args:
         rnn: the network.
@@ -74,7 +75,8 @@ def kernl(rnn: RNN, learning_rate: float = 0.05, decay: float = 0.5) -> Gradient
         Gamma = kappa * (past.Gamma - past.omega)
         omega = kappa * past.omega + xi
         off = omega @ past.S - d
-        rate = learning_rate / (omega @ omega)
+        slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # by S, and by one γ
+        rate = learning_rate / slopes
         return Kernel(
             trace=kappa * past.trace + jnp.outer(read_by(cell, tape), tape.gain),
             S=past.S - rate * jnp.outer(omega, off),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxrnn import checks, layer
@@ -66,31 +67,63 @@ def reduce_rank(
 ) -> tuple[Float[Array, "m N"], Float[Array, "m M"]]:
     """Replace Σ_k u_k ⊗ v_k by one product less, with the same mean over the signs.
 
-    In the bases of the singular vectors the sum is diag(d). Its largest values stay; the others,
-    too even to drop one, are mixed by an orthonormal Z with random signs, whose missing column z
-    has z_i² = 1 - d_i (number - 1) / Σ d.
+    Written as Σ_k d_k p_k ⊗ q_k with orthonormal p and q, the largest d stay as they are; the
+    others, too even to drop one, are mixed by an orthonormal Z with random signs, whose missing
+    column z has z_k² = 1 - d_k (number - 1) / Σ d.
     """
     n, least = len(u), jnp.finfo(u.dtype).tiny
-    (Q_u, R_u), (Q_v, R_v) = jnp.linalg.qr(_tall(u.T)), jnp.linalg.qr(_tall(v.T))
-    P, d, Q = jnp.linalg.svd(R_u @ R_v.T)
-    d = jnp.where(
-        d > n * jnp.finfo(d.dtype).eps * d[0], d, 0
-    )  # the root of a rounding is no mean one
-    kept = jnp.arange(n - 1)  # if so many stay, the other n - kept become one less
-    tail = jnp.cumsum(d[::-1])[::-1]  # Σ of d_i and all after it
-    kept = jnp.argmax((n - 1 - kept) * d[:-1] <= tail[:-1])
-    number, total = n - 1 - kept, jnp.maximum(tail[kept], least)
-    i = jnp.arange(n)
-    z = jnp.where(i < kept, 0, jnp.sqrt(jnp.maximum(0, 1 - d * number / total)))
-    mirror = z - (i == n - 1)  # the Householder reflection that takes the last axis to z
-    Z = jnp.eye(n, dtype=d.dtype) - 2 * jnp.outer(mirror, mirror) / jnp.maximum(
-        mirror @ mirror, least
-    )
-    scale = jnp.sqrt(jnp.where(i < kept, d, total / number))
-    mixed = (signs[:, None] * Z * scale)[:, :-1]
-    return (Q_u @ (P @ mixed)).T[:, : u.shape[1]], (Q_v @ (Q.T @ mixed)).T[:, : v.shape[1]]
+    p, v = _orthonormal(u, v)
+    W = _eigenvectors(v @ v.T)
+    p, v = W.T @ p, W.T @ v
+    d = jnp.linalg.norm(v, axis=1)
+    order = jnp.argsort(-d)
+    p, d, q = p[order], d[order], v[order] / jnp.maximum(d[order], least)[:, None]
+    d = jnp.where(d > n * jnp.finfo(d.dtype).eps * d[0], d, 0)  # a rounding's root is no rounding
+
+    tail = jnp.cumsum(d[::-1])[::-1]  # Σ of d_k and all after it
+    kept = jnp.argmax(jnp.arange(n - 1, 0, -1) * d[:-1] <= tail[:-1])
+    number, total, k = n - 1 - kept, tail[kept], jnp.arange(n)
+    z = jnp.where(k < kept, 0, jnp.sqrt(jnp.maximum(0, 1 - d * number / jnp.maximum(total, least))))
+    mirror = z + (k == n - 1)  # the Householder reflection that takes the last axis to -z
+    Z = jnp.eye(n, dtype=d.dtype) - 2 * jnp.outer(mirror, mirror) / (mirror @ mirror)
+    mixed = (signs[:, None] * Z * jnp.sqrt(jnp.where(k < kept, d, total / number)))[:, :-1]
+    return mixed.T @ p, mixed.T @ q
 
 
-def _tall(columns: Float[Array, "N n"]) -> Float[Array, "M n"]:
-    """Add rows of zeros where there are fewer rows than columns."""
-    return jnp.pad(columns, ((0, max(0, columns.shape[1] - columns.shape[0])), (0, 0)))
+# LAPACK's QR and SVD, called from within a loop, were seen to hang for ever on a CPU (JAX 0.10.2).
+# For a handful of rows these two do as well, on any device.
+
+
+def _orthonormal(
+    u: Float[Array, "n N"], v: Float[Array, "n M"]
+) -> tuple[Float[Array, "n N"], Float[Array, "n M"]]:
+    """Write Σ_k u_k ⊗ v_k with orthonormal u by Gram and Schmidt; a dependent row becomes zero."""
+    rows, eps = [], jnp.finfo(u.dtype).eps
+    R = jnp.zeros((len(u), len(u)), u.dtype)
+    for k, row in enumerate(u):
+        smallest = len(u) * eps * jnp.linalg.norm(row)
+        for j, other in enumerate(rows):
+            share = row @ other
+            row, R = row - share * other, R.at[k, j].set(share)
+        length = jnp.linalg.norm(row)
+        length = jnp.where(length > smallest, length, 0)
+        rows.append(jnp.where(length > 0, row / jnp.where(length > 0, length, 1), 0))
+        R = R.at[k, k].set(length)
+    return jnp.stack(rows), R.T @ v
+
+
+def _eigenvectors(G: Float[Array, "n n"], sweeps: int = 6) -> Float[Array, "n n"]:
+    """Diagonalise a symmetric matrix by Jacobi's rotations: return W, with Wᵀ G W diagonal."""
+    n, one = len(G), jnp.eye(len(G), dtype=G.dtype)
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+
+    def rotate(carry, pair):
+        (G, W), (i, j) = carry, pair
+        apart = G[i, i] - G[j, j]
+        angle = jnp.where(apart < 0, -1, 1) * jnp.arctan2(2 * G[i, j], jnp.abs(apart)) / 2
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        turn = one.at[i, i].set(cos).at[j, j].set(cos).at[i, j].set(-sin).at[j, i].set(sin)
+        return (turn.T @ G @ turn, W @ turn), None
+
+    several = jnp.array(pairs * (sweeps if n > 2 else 1))  # one rotation is exact for two rows
+    return lax.scan(rotate, (G, one), (several[:, 0], several[:, 1]))[0][1]
