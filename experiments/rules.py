@@ -301,7 +301,8 @@ def plot(
     for rule in [rule for rule in sizes.rules if rule in UNBIASED]:
         noise.plot(at, [by_size[H][rule]["variance"] for H in at], "o-", label=rule, markersize=4)
     noise.set(xscale="log", yscale="log", xlabel="H", ylabel="variance / ‖exact‖²")
-    noise.set_xticks([*by_size], [str(H) for H in by_size], minor=False)
+    noise.set_xticks(at, map(str, at))
+    noise.set_xticks([], minor=True)
     noise.set_title(f"noise of unbiased rules (add task, {sizes.draws} draws)", fontsize=10)
     noise.legend(fontsize=8)
 
@@ -322,7 +323,7 @@ def plot(
         f"{sizes.seeds} seeds, and the least loss with nothing, one or both coins known",
         fontsize=10,
     )
-    curves.legend(fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1, 0.93))
+    curves.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.22))
     for axes in (noise, curves):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

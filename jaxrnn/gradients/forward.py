@@ -7,8 +7,8 @@ N = I + H + 1, and the influence of θ_pj on unit i is
     dL/dθ = Σ_t M_t e_t
 
 (Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule says what it keeps of M, how that
-advances, and what gradient it makes of an error, all for ONE sequence: each row of a batch has its
-own influence and its own random numbers, so that a batch is the sum of its rows.
+advances, and what gradient it makes of an error. The first two are for ONE sequence: each row of a
+batch has its own influence and its own random numbers, so that a batch is the sum of its rows.
 
 The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks is the
 same wherever they are cut. In a stack each layer has its own influence, and hands down the error of
@@ -16,6 +16,7 @@ the same step; what a lower layer's past did through an upper layer's state is l
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,8 @@ class ForwardRule(NamedTuple):
         init: cell -> the influence before the first step, any pytree.
         advance: (cell, influence, tape, key) -> the influence one step on. The tape is the step's:
             x (I,) or an id, h_prev (H,) and gain (H,).
-        read: (influence, e_t (H,)) -> its part of dL/dθ, (N, H).
+        read: (influence, e_t (B, H)) -> their part of dL/dθ, (N, H): the influence of every row of
+            a batch, B in front, and the sum over the rows.
         draws: whether `advance` draws random numbers: then its key is new at every step of every
             row, and else None.
     """
@@ -92,16 +94,14 @@ def forward(rule: ForwardRule) -> LayerRule:
         return Past(influence, Draws(keys, jnp.zeros((), jnp.int32)))
 
     def grads(cell, past, tape, error):
-        def one_row(influence, tape_t, error_t, key):
-            influence = rule.advance(cell, influence, tape_t, key)
-            return influence, rule.read(influence, error_t)
+        advance = jax.vmap(partial(rule.advance, cell))
 
         def one_step(carry, step):
             (influence, draws), total = carry
             tape_t, error_t = step
             keys, draws = _keys_of_step(draws)
-            influence, part = jax.vmap(one_row)(influence, tape_t, error_t, keys)
-            return (Past(influence, draws), total + part.sum(0)), None
+            influence = advance(influence, tape_t, keys)
+            return (Past(influence, draws), total + rule.read(influence, error_t)), None
 
         nothing = jnp.zeros((read_size(cell), len(cell.W_hh)), error.dtype)
         (past, total), _ = lax.scan(one_step, (past, nothing), (tape, error))

@@ -87,6 +87,6 @@ def kernl(rnn: RNN, learning_rate: float = 0.1, decay: float = 0.5) -> GradientA
         )
 
     def read(kernel, error):
-        return kernel.trace * (kernel.S @ error)
+        return jnp.einsum("bpj,bji,bi->pj", kernel.trace, kernel.S, error)
 
     return lift(rnn, layer_by_layer(forward(ForwardRule(init, advance, read, draws=True))))

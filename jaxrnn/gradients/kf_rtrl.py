@@ -52,6 +52,6 @@ def kf_rtrl(rnn: RNN) -> GradientAlgorithm:
         )
 
     def read(influence, error):
-        return jnp.outer(influence.u, influence.A @ error)
+        return jnp.einsum("bp,bji,bi->pj", influence.u, influence.A, error)
 
     return lift(rnn, layer_by_layer(forward(ForwardRule(init, advance, read, draws=True))))

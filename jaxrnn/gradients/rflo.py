@@ -43,7 +43,7 @@ def rflo(rnn: RNN, feedback: Literal["readout", "random"] = "readout") -> Gradie
         return (1 - rnn.leak) * trace + jnp.outer(read_by(cell, tape), tape.gain)
 
     def read(trace, error):
-        return trace * error
+        return jnp.einsum("bpj,bj->pj", trace, error)
 
     rule = layer_by_layer(forward(ForwardRule(init, advance, read)))
     return lift(rnn, random_feedback(rnn, rule) if feedback == "random" else rule)

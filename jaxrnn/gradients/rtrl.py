@@ -5,6 +5,8 @@
 with the whole influence M of every weight on every unit.
 """
 
+import jax.numpy as jnp
+
 from jaxrnn.gradients.base import GradientAlgorithm, layer_by_layer, lift
 from jaxrnn.gradients.forward import ForwardRule, advance_influence, forward, no_influence
 from jaxrnn.network import RNN
@@ -25,6 +27,6 @@ def rtrl(rnn: RNN) -> GradientAlgorithm:
         return advance_influence(cell, M, tape, rnn.leak)
 
     def read(M, error):
-        return M @ error
+        return jnp.einsum("bpji,bi->pj", M, error)
 
     return lift(rnn, layer_by_layer(forward(ForwardRule(no_influence, advance, read))))

@@ -60,7 +60,7 @@ def _own_unit(rnn: RNN) -> ForwardRule:
         return slope * trace + jnp.outer(read_by(cell, tape), tape.gain)
 
     def read(trace, error):
-        return trace * error
+        return jnp.einsum("bpj,bj->pj", trace, error)
 
     return ForwardRule(init, advance, read)
 
@@ -74,7 +74,7 @@ def _reachable(rnn: RNN, n: int) -> ForwardRule:
         return influence._replace(M=jnp.where(influence.mask, M, 0))
 
     def read(influence, error):
-        return influence.M @ error
+        return jnp.einsum("bpji,bi->pj", influence.M, error)
 
     return ForwardRule(init, advance, read)
 

@@ -50,6 +50,6 @@ def uoro(rnn: RNN) -> GradientAlgorithm:
         return OuterProduct(rho_0 * pushed + rho_1 * signs, past.theta / rho_0 + direct / rho_1)
 
     def read(influence, error):
-        return (influence.h @ error) * influence.theta
+        return jnp.einsum("bi,bi,bpj->pj", influence.h, error, influence.theta)
 
     return lift(rnn, layer_by_layer(forward(ForwardRule(init, advance, read, draws=True))))
