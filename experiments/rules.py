@@ -323,7 +323,7 @@ def plot(
         f"{sizes.seeds} seeds, and the least loss with nothing, one or both coins known",
         fontsize=10,
     )
-    curves.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.22))
+    curves.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.34))
     for axes in (noise, curves):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -363,6 +363,38 @@ def full_optimisation():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+# Memory
+
+
+def held(rule: str, **sizes) -> int:
+    """Count the bytes of the compiled program: its working memory and what passes on."""
+    case = make_case(ids=True, dtype=jnp.float32, **sizes)
+    batch = case.batch._replace(inputs=case.batch.inputs.astype(jnp.int32))  # or it is copied
+    algorithm = RULES[rule].build(case.rnn)
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
+    cost = jaxrnn.cost(algorithm.value_and_grad, case.params, carry, batch)
+    return cost.temp_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+
+
+@pytest.mark.parametrize(("rule", "exponent"), [("bptt", 1), ("checkpointed_bptt", 1 / 2)])
+def test_memory_grows_with_this_power_of_the_steps(rule, exponent):
+    sizes = {"H": 16, "I": 1, "O": 1, "loss": "squared_error"}
+    short, long = (held(rule, T=steps, **sizes) for steps in (2**10, 2**14))
+    assert np.log2(long / short) / 4 == pytest.approx(exponent, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "exponent"),
+    [
+        *[("rtrl", 3), ("snap(2)", 3)],
+        *[(rule, 2) for rule in ("snap(1)", "rflo", "kernl", "dni", "uoro", "kf_rtrl", "ok(1)")],
+    ],
+)
+def test_memory_grows_with_this_power_of_the_units(rule, exponent):
+    few, many = (held(rule, H=units, T=2, I=1, O=1, loss="squared_error") for units in (64, 128))
+    assert np.log2(many / few) == pytest.approx(exponent, abs=0.2)
+
+
 # Truncation
 
 

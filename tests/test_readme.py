@@ -17,11 +17,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names, told = {}, io.StringIO()
     with jax.enable_x64(False), contextlib.redirect_stdout(told):
         for block in blocks:
             exec(block, names)
+    assert "se: the bias that the noise of 64 draws would give" in told.getvalue()
     assert "right: every error is at most 1e-12" in told.getvalue()
     assert "wrong: truncated at 3 in cells[0].W_xh, cells[0].W_hh" in told.getvalue()
     assert "(1, … 4 times, 0, … 12 times), residual" in told.getvalue()
@@ -113,3 +114,48 @@ def test_the_exploding_experiment_is_quoted_as_it_came_out():
     assert f"median is {source['median of max |dhs[40]|']:.1f}" in text
     radius = report["foretold"]["identity"]["radius"]
     assert f"(right in {radius:.1%})".replace("%", " %") in text
+
+
+def test_the_rules_experiment_is_quoted_as_it_came_out():
+    report = json.loads((ROOT / "experiments/rules.json").read_text())
+    learning, text = report["learning"], " ".join(README.split())
+    assert report["sizes"]["seeds"] == 32
+    floors = learning["floors"]
+    assert f"has at best {floors['first']:.4f} nats" in text
+    assert f"one that knows both {floors['both']:.4f}." in text
+    last, best = learning["last_tenth"], learning["best_tenth"]
+    below = {rule: int(np.less(losses, floors["first"]).sum()) for rule, losses in last.items()}
+    median = {rule: f"{np.median(losses):.4f}" for rule, losses in last.items()}
+    assert {below[rule] for rule in ("bptt", "rtrl", "ok(1)", "kf_rtrl")} == {32}
+    assert {below[rule] for rule in ("one-hop", "snap(1)", "kernl", "dni")} == {0}
+    assert (
+        f"RTRL ends at {median['rtrl']} in the median, `ok` at {median['ok(1)']} and `kf_rtrl` at "
+        f"{median['kf_rtrl']}, all below the first of these in 32 of 32 seeds; `uoro` in "
+        f"{below['uoro']}, at {median['uoro']}." in text
+    )
+    assert f"one-hop to {min(best['one-hop']):.4f} in its best seed" in text
+    cosine = {
+        task: [
+            report["quality"][task][when]["rules"]["one-hop"]["cosine"] for when in ("0", "3000")
+        ]
+        for task in ("copy", "text")
+    }
+    assert "falls from {:.2f} to {:.2f} as a network learns".format(*cosine["copy"]) in text
+    assert "on text it rises from {:.2f} to {:.2f}.".format(*cosine["text"]) in text
+
+
+def test_growth_is_quoted_as_it_was_measured():
+    report = json.loads((ROOT / "experiments/benchmarks/growth.json").read_text())
+    rows = {row.split("`")[1]: row for row in README.splitlines() if row.startswith("| `")}
+    rows |= {"snap(1)": rows["snap(n=1)"], "snap(2)": rows["snap(n)"], "ok(1)": rows["ok(rank=r)"]}
+    for rule, costs in report["over_H"].items():
+        measured = "{seconds:.1f}, {bytes:.1f} |".format(**costs["exponents"])
+        assert rule == "bptt" or rows[rule].endswith(measured)
+    for rule, costs in report["over_T"].items():
+        assert rows[rule].endswith(f"memory in T: {costs['exponent']:.2f} |")
+    one, other = (report["parallel"][rule] for rule in ("parallel_bptt", "bptt"))
+    assert (one["loops"].count(16384), other["loops"].count(16384)) == (1, 2)
+    assert max(one["error"], other["error"]) < 2e-15
+    assert f"{1e3 * one['seconds']:.1f} ms against {1e3 * other['seconds']:.1f}, for" in README
+    for what in ("flops", "bytes"):
+        assert f"{one[what] / other[what]:.1f} times the" in README

@@ -7,8 +7,8 @@ N = I + H + 1, and the influence of θ_pj on unit i is
     dL/dθ = Σ_t M_t e_t
 
 (Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule says what it keeps of M, how that
-advances, and what gradient it makes of an error. The first two are for ONE sequence: each row of a
-batch has its own influence and its own random numbers, so that a batch is the sum of its rows.
+advances, both for one sequence, and what gradient it makes of a batch's errors. Each row of a batch
+has its own influence and its own random numbers, so that the gradient is the sum of the rows'.
 
 The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks is the
 same wherever they are cut. In a stack each layer has its own influence, and hands down the error of
@@ -32,14 +32,14 @@ Influence = Any
 
 
 class ForwardRule(NamedTuple):
-    """A rule for one layer and one sequence.
+    """A rule for one layer.
 
     Attributes:
-        init: cell -> the influence before the first step, any pytree.
-        advance: (cell, influence, tape, key) -> the influence one step on. The tape is the step's:
+        init: cell -> the influence of one sequence before its first step, any pytree.
+        advance: (cell, influence, tape, key) -> that influence one step on. The tape is the step's:
             x (I,) or an id, h_prev (H,) and gain (H,).
-        read: (influence, e_t (B, H)) -> their part of dL/dθ, (N, H): the influence of every row of
-            a batch, B in front, and the sum over the rows.
+        read: (influence, e_t (B, H)) -> their part of dL/dθ, (N, H), summed over the rows of a
+            batch; the influence has B in front.
         draws: whether `advance` draws random numbers: then its key is new at every step of every
             row, and else None.
     """
