@@ -38,36 +38,35 @@ from jax import lax
 from matplotlib.figure import Figure
 
 import jaxrnn
-from jaxrnn import gradients, tasks
 
 Build = Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
 
 RULES: dict[str, Build] = {
-    "bptt": gradients.bptt,
-    "rtrl": gradients.rtrl,
-    "one-hop": partial(gradients.truncated_bptt, window=0),
-    "truncated_bptt(3)": partial(gradients.truncated_bptt, window=3),
-    "snap(1)": partial(gradients.snap, n=1),
-    "rflo": gradients.rflo,
-    "rflo, random feedback": partial(gradients.rflo, feedback="random"),
-    "kernl": gradients.kernl,
-    "dni": gradients.dni,
-    "uoro": gradients.uoro,
-    "kf_rtrl": gradients.kf_rtrl,
-    "ok(1)": gradients.ok,
-    "ok(4)": partial(gradients.ok, rank=4),
+    "bptt": jaxrnn.gradients.bptt,
+    "rtrl": jaxrnn.gradients.rtrl,
+    "one-hop": partial(jaxrnn.gradients.truncated_bptt, window=0),
+    "truncated_bptt(3)": partial(jaxrnn.gradients.truncated_bptt, window=3),
+    "snap(1)": partial(jaxrnn.gradients.snap, n=1),
+    "rflo": jaxrnn.gradients.rflo,
+    "rflo, random feedback": partial(jaxrnn.gradients.rflo, feedback="random"),
+    "kernl": jaxrnn.gradients.kernl,
+    "dni": jaxrnn.gradients.dni,
+    "uoro": jaxrnn.gradients.uoro,
+    "kf_rtrl": jaxrnn.gradients.kf_rtrl,
+    "ok(1)": jaxrnn.gradients.ok,
+    "ok(4)": partial(jaxrnn.gradients.ok, rank=4),
 }
 LEARNERS: dict[str, Build] = {
-    "bptt": gradients.bptt,
-    "truncated_bptt(10)": partial(gradients.truncated_bptt, window=10),
-    "rtrl": gradients.rtrl,
-    "ok(1)": gradients.ok,
-    "kf_rtrl": gradients.kf_rtrl,
-    "uoro": gradients.uoro,
-    "kernl": gradients.kernl,
-    "snap(1)": partial(gradients.snap, n=1),
-    "one-hop": partial(gradients.truncated_bptt, window=0),
-    "dni": gradients.dni,
+    "bptt": jaxrnn.gradients.bptt,
+    "truncated_bptt(10)": partial(jaxrnn.gradients.truncated_bptt, window=10),
+    "rtrl": jaxrnn.gradients.rtrl,
+    "ok(1)": jaxrnn.gradients.ok,
+    "kf_rtrl": jaxrnn.gradients.kf_rtrl,
+    "uoro": jaxrnn.gradients.uoro,
+    "kernl": jaxrnn.gradients.kernl,
+    "snap(1)": partial(jaxrnn.gradients.snap, n=1),
+    "one-hop": partial(jaxrnn.gradients.truncated_bptt, window=0),
+    "dni": jaxrnn.gradients.dni,
 }
 UNBIASED = {"uoro", "kf_rtrl", "ok(1)", "ok(4)"}
 DELAYS = (6, 10)
@@ -94,9 +93,9 @@ class Sizes(NamedTuple):
 QUICK = Sizes(
     hidden=4,
     batch=2,
-    moments=(0, 2),
+    moments=(0, 1),
     draws=2,
-    hidden_sizes=(2, 4),
+    hidden_sizes=(3,),
     seeds=3,
     updates=20,
     rows=2,
@@ -111,10 +110,10 @@ def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     vocabulary = jaxrnn.Vocabulary.from_text(text)
     return {
-        "copy": (tasks.copy(delay=10, symbols=4, recall=4), 18),
-        "adding": (tasks.adding(), 20),
-        "add": (tasks.add(*DELAYS), 20),
-        "text": (tasks.text(vocabulary.encode(text), vocabulary.size), 20),
+        "copy": (jaxrnn.tasks.copy(delay=10, symbols=4, recall=4), 18),
+        "adding": (jaxrnn.tasks.adding(), 20),
+        "add": (jaxrnn.tasks.add(*DELAYS), 20),
+        "text": (jaxrnn.tasks.text(vocabulary.encode(text), vocabulary.size), 20),
     }
 
 
@@ -128,7 +127,7 @@ def trained(
 ) -> list[tuple[jaxrnn.Params, float]]:
     """Train by BPTT; return the parameters at each moment, and the loss just before it."""
     params_key, state_key, data_key = jax.random.split(jax.random.key(0), 3)
-    algorithm = gradients.stateless(gradients.bptt(rnn))
+    algorithm = jaxrnn.gradients.stateless(jaxrnn.gradients.bptt(rnn))
     optimizer = optax.adam(0.003)
     step = jaxrnn.make_train_step(algorithm, optimizer)
 
@@ -203,7 +202,7 @@ def summary(table: jaxrnn.Comparison) -> dict[str, Any]:
 
 def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Train by every rule, all seeds at once; return the losses (seeds, updates) and the floors."""
-    task = tasks.add(*DELAYS)
+    task = jaxrnn.tasks.add(*DELAYS)
     rnn = network(task, sizes.hidden, leak=1.0)
     optimizer = optax.adam(0.003)
 

@@ -61,6 +61,8 @@ MISTAKES = {
     "jaxrnn.gradient_flow(rnn, params, jaxrnn.Batch(x, ids), lags=9)": "lags must lie in 1 … 6",
 }
 
+pytestmark = pytest.mark.xdist_group("mistakes")  # all are made in one process
+
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, jaxrnn

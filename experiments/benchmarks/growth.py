@@ -32,7 +32,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxrnn
-from jaxrnn import gradients
 
 
 class Group(NamedTuple):
@@ -47,23 +46,25 @@ OVER_H = [
     Group(
         1,
         (32, 64, 96, 128, 160),
-        {"rtrl": gradients.rtrl, "snap(2)": partial(gradients.snap, n=2)},
+        {"rtrl": jaxrnn.gradients.rtrl, "snap(2)": partial(jaxrnn.gradients.snap, n=2)},
     ),
-    Group(8, (64, 128, 256, 512), {"kf_rtrl": gradients.kf_rtrl, "ok(1)": gradients.ok}),
+    Group(
+        8, (64, 128, 256, 512), {"kf_rtrl": jaxrnn.gradients.kf_rtrl, "ok(1)": jaxrnn.gradients.ok}
+    ),
     Group(
         8,
         (64, 128, 256, 384, 512),
         {
-            "bptt": gradients.bptt,
-            "snap(1)": partial(gradients.snap, n=1),
-            "rflo": gradients.rflo,
-            "uoro": gradients.uoro,
-            "kernl": gradients.kernl,
-            "dni": gradients.dni,
+            "bptt": jaxrnn.gradients.bptt,
+            "snap(1)": partial(jaxrnn.gradients.snap, n=1),
+            "rflo": jaxrnn.gradients.rflo,
+            "uoro": jaxrnn.gradients.uoro,
+            "kernl": jaxrnn.gradients.kernl,
+            "dni": jaxrnn.gradients.dni,
         },
     ),
 ]
-OVER_T = {"bptt": gradients.bptt, "checkpointed_bptt": gradients.checkpointed_bptt}
+OVER_T = {"bptt": jaxrnn.gradients.bptt, "checkpointed_bptt": jaxrnn.gradients.checkpointed_bptt}
 MEASURES = ("flops", "bytes", "seconds")
 
 
@@ -129,7 +130,10 @@ def parallel(steps: int, rounds: int) -> dict:
     with jax.enable_x64(True):
         rnn = jaxrnn.RNN(8, 8, 8)
         params = rnn.init(jax.random.key(0), jnp.float64)
-        rules = {"bptt": gradients.bptt(rnn), "parallel_bptt": gradients.parallel_bptt(rnn)}
+        rules = {
+            "bptt": jaxrnn.gradients.bptt(rnn),
+            "parallel_bptt": jaxrnn.gradients.parallel_bptt(rnn),
+        }
         batch, key = ids_batch(8, 1, steps), jax.random.key(1)
         table = jaxrnn.compare(rules, rnn, params, batch, key, draws=2, rounds=rounds)
     print(f"\nH=8, T={steps}\n{table}")
@@ -186,7 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     groups, steps, long, rounds = OVER_H, [2**n for n in range(8, 19, 2)], 16384, 7
     if arguments.quick:
-        groups = [Group(2, (2, 3, 4), {"rtrl": gradients.rtrl})]
+        groups = [Group(2, (2, 3, 4), {"rtrl": jaxrnn.gradients.rtrl})]
         steps, long, rounds = [16, 64, 256], 64, 1
     by_size = over_hidden_size(groups, rounds)
     by_time = over_time(steps)
