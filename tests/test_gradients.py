@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,8 @@ RULES = {
 def rules(**claims) -> pytest.MarkDecorator:
     """Parametrise over the rules that make these claims."""
     rows = [n for n, r in RULES.items() if all(getattr(r, k) == v for k, v in claims.items())]
-    return pytest.mark.parametrize("rule", rows)
+    # In this scope all of a rule's tests are run together, and find what was compiled for others.
+    return pytest.mark.parametrize("rule", rows, scope="module")
 
 
 @cache
@@ -87,6 +88,7 @@ def algorithm_of(rule: str, rnn: jaxrnn.RNN) -> jaxrnn.GradientAlgorithm:
 
 
 every_rule = rules()
+USUAL: dict[str, Any] = {"num_layers": 2, "mask": True, "reduction": "mean"}
 
 
 # Every rule
@@ -95,7 +97,7 @@ every_rule = rules()
 @every_rule
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_gradient_is_a_finite_pytree_like_params(rule, dtype):
-    case = make_case(num_layers=2, dtype=dtype)
+    case = make_case(**USUAL, dtype=dtype)
     (loss, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
     assert jax.tree.structure(grads) == jax.tree.structure(case.params)
     like = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), case.params)
@@ -107,7 +109,7 @@ def test_gradient_is_a_finite_pytree_like_params(rule, dtype):
 
 @every_rule
 def test_loss_last_state_and_readout_gradient_are_exact(rule):
-    case = make_case(num_layers=2, mask=True, reduction="mean")
+    case = make_case(**USUAL)
     (loss, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
     (expected, expected_carry), expected_grads = gradient(algorithm_of("autodiff", case.rnn), case)
     assert_equal(
@@ -126,33 +128,26 @@ def test_one_step_from_a_fresh_carry_equals_autodiff(rule, ids):
 @every_rule
 @pytest.mark.parametrize("ids", [False, True])
 def test_second_call_does_not_retrace(rule, ids):
+    """What JAX looks at before it traces anew is the same of the carry after as before."""
     case = make_case(ids=ids, num_layers=2)
-    algorithm, traces = algorithm_of(rule, case.rnn), []
-
-    @jax.jit
-    def value_and_grad(params, carry, batch):
-        traces.append(1)
-        return algorithm.value_and_grad(params, carry, batch)
-
+    algorithm = algorithm_of(rule, case.rnn)
     carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
-    for _ in range(3):
-        (_, carry), _ = value_and_grad(case.params, carry, case.batch)
-    assert len(traces) == 1
+    (_, after), _ = jax.eval_shape(algorithm.value_and_grad, case.params, carry, case.batch)
+    assert jax.tree.structure(after) == jax.tree.structure(carry)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(carry), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.aval.weak_type)
 
 
 @every_rule
 def test_vmap_over_parameter_seeds_equals_a_loop(rule):
-    case = make_case(num_layers=2)
+    case = make_case(**USUAL)
     algorithm = algorithm_of(rule, case.rnn)
-
-    def grads(key):
-        params = case.rnn.init(key, jnp.float64)
-        carry = algorithm.init(params, case.h, key=jax.random.key(0))
-        return algorithm.value_and_grad(params, carry, case.batch)[1]
-
-    keys = jax.random.split(jax.random.key(3), 2)
-    together = jax.jit(jax.vmap(grads))(keys)
-    one_by_one = [jax.jit(grads)(key) for key in keys]
+    seeds = [case.rnn.init(jax.random.key(seed), jnp.float64) for seed in (3, 4)]
+    one_by_one = [gradient(algorithm, case._replace(params=params))[1] for params in seeds]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
+    value_and_grad = jax.vmap(algorithm.value_and_grad, in_axes=(0, None, None))
+    (_, _), together = jax.jit(value_and_grad)(params, carry, case.batch)
     assert_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
@@ -178,7 +173,7 @@ def test_carry_can_be_scanned(rule):
 @every_rule
 def test_masked_positions_count_for_nothing(rule):
     """What stands at a masked position does not matter, and a mean is over the others."""
-    case = make_case(mask=True, reduction="mean")
+    case = make_case(**USUAL)
     algorithm = algorithm_of(rule, case.rnn)
     (loss, _), grads = gradient(algorithm, case)
     mask = jnp.asarray(case.batch.mask)
@@ -186,7 +181,7 @@ def test_masked_positions_count_for_nothing(rule):
         other = case.batch._replace(targets=jnp.where(mask > 0, case.batch.targets, anything))
         (found, _), found_grads = gradient(algorithm, case._replace(batch=other))
         assert_equal((found, found_grads), (loss, grads))
-    total = make_case(mask=True, reduction="sum")
+    total = make_case(**USUAL | {"reduction": "sum"})
     (total_loss, _), total_grads = gradient(RULES[rule].build(total.rnn), total)
     mean = jax.tree.map(lambda leaf: leaf / mask.sum(), (total_loss, total_grads))
     assert_equal((loss, grads), mean)
@@ -194,7 +189,7 @@ def test_masked_positions_count_for_nothing(rule):
 
 @every_rule
 def test_nothing_counted_gives_zero_not_nan(rule):
-    case = make_case(reduction="mean")
+    case = make_case(**USUAL)
     case = case._replace(batch=case.batch._replace(mask=jnp.zeros((3, T))))
     (loss, _), grads = gradient(algorithm_of(rule, case.rnn), case)
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves((loss, grads)))
@@ -202,13 +197,14 @@ def test_nothing_counted_gives_zero_not_nan(rule):
 
 @every_rule
 def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
-    case = make_case()
-    algorithm = gradients.stateless(algorithm_of(rule, case.rnn))
-    carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
-    value_and_grad = jax.jit(algorithm.value_and_grad)
-    (_, after), grads = value_and_grad(case.params, carry, case.batch)
+    case = make_case(**USUAL)
+    stateful = algorithm_of(rule, case.rnn)
+    algorithm = gradients.stateless(stateful)
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
+    (loss, after), grads = jax.jit(algorithm.value_and_grad)(case.params, carry, case.batch)
     assert_equal(after, carry)
-    assert_equal(value_and_grad(case.params, after, case.batch)[1], grads)
+    (expected_loss, _), expected = gradient(stateful, case)
+    assert_equal((loss, grads), (expected_loss, expected))
 
 
 def test_every_rule_has_its_row_here_and_its_name_in_the_command():
@@ -471,7 +467,7 @@ def test_bptt_in_chunks_forgets_what_lies_before_the_chunk():
         expected = gradient(
             algorithm_of("autodiff", case.rnn), case._replace(h=carry.h, batch=chunk)
         )
-        (_, carry), grads = algorithm.value_and_grad(case.params, carry, chunk)
+        (_, carry), grads = jax.jit(algorithm.value_and_grad)(case.params, carry, chunk)
         assert_equal(grads, expected[1])
 
 
