@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 
 import jax
@@ -322,49 +320,3 @@ def test_what_is_costly_is_not_allocated_to_be_counted():
     found = cost(lambda a, b: a @ b, matrix, matrix)
     assert found.flops == 2 * 10**18
     assert (found.argument_bytes, found.output_bytes) == (16 * 10**12, 8 * 10**12)
-
-
-MISTAKES = {
-    "{}": "algorithms is empty: give {name: algorithm, …}",
-    "{'mine': bptt}": "algorithms['mine'] must be a GradientAlgorithm, got a function: build",
-    "{'mine': bptt(rnn)}, draws=1": "draws must be a whole number of at least 2, got 1",
-    "{'mine': bptt(rnn)}, draws=2.5": "draws must be a whole number of at least 2, got 2.5",
-    "{'mine': bptt(rnn)}, rounds=0": "rounds must be a whole number of at least 1, got 0",
-    "{'mine': bptt(rnn)}, h=h[:, :1]": "h has shape (1, 1, 4), but inputs of shape (3, 6, 5) need",
-    "{'mine': odd}": "the gradient of mine must have the structure and shapes of the parameters",
-}
-
-SCRIPT = """
-import json, sys
-import jax, jax.numpy as jnp
-from jaxrnn import RNN, Batch, GradientAlgorithm
-from jaxrnn.comparison import compare
-from jaxrnn.gradients import bptt
-rnn = RNN(5, 4, 2)
-params, h, key = rnn.init(jax.random.key(0)), rnn.initial_state(3), jax.random.key(1)
-batch = Batch(jnp.ones((3, 6, 5)), jnp.zeros((3, 6), int))
-odd = GradientAlgorithm(bptt(rnn).init, lambda params, carry, batch: ((0.0, carry), params.cells))
-def call(algorithms, **options):
-    return compare(algorithms, rnn, params, batch, key, **options)
-said = {}
-for mistake in json.load(sys.stdin):
-    try:
-        said[mistake] = f"nothing, but gave {eval(f'call({mistake})')!r}"
-    except ValueError as error:
-        said[mistake] = str(error)
-print(json.dumps(said))
-"""
-
-
-def test_a_mistake_is_answered_in_one_clear_line():
-    """In another process, without the tests' type checker."""
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps(list(MISTAKES)),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for mistake, said in json.loads(result.stdout).items():
-        assert MISTAKES[mistake] in said
-        assert "\n" not in said

@@ -206,6 +206,14 @@ def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     assert_equal((loss, grads), (expected_loss, expected))
 
 
+def test_a_key_of_the_old_kind_is_as_good():
+    case = make_case(num_layers=2)
+    algorithm = algorithm_of("uoro", case.rnn)
+    carry = algorithm.init(case.params, case.h, key=jax.random.PRNGKey(7))
+    _, grads = jax.jit(algorithm.value_and_grad)(case.params, carry, case.batch)
+    assert_equal(grads, gradient(algorithm, case)[1])
+
+
 def test_every_rule_has_its_row_here_and_its_name_in_the_command():
     assert set(run.RULES) == {row.split("(")[0] for row in RULES}
     rnn = make_case().rnn

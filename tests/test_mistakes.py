@@ -57,17 +57,53 @@ MISTAKES = {
     "jaxrnn.check_grad(grads, float)": "nothing to differentiate by",
     "jaxrnn.check_grad(grads, lambda x: float(x), x)": "JAX cannot differentiate the loss",
     "jaxrnn.gradient_flow(rnn, params, jaxrnn.Batch(x, ids), lags=9)": "lags must lie in 1 … 6",
+    "compare({})": "algorithms is empty: give {name: algorithm, …}",
+    "compare({'mine': bptt})": "algorithms['mine'] must be a GradientAlgorithm, got a function: bu",
+    "compare({'mine': bptt(rnn)}, draws=1)": "draws must be a whole number of at least 2, got 1",
+    "compare({'mine': bptt(rnn)}, draws=2.5)": "draws must be a whole number of at least 2, got 2.",
+    "compare({'mine': bptt(rnn)}, rounds=0)": "rounds must be a whole number of at least 1, got 0",
+    "compare({'mine': bptt(rnn)}, h=h[:, :1])": "h has shape (1, 1, 4), but inputs of shape (3, 6,",
+    "compare({'mine': odd})": "the gradient of mine must have the structure and shapes of the para",
+    "tasks.copy(0)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
+    "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
+    "tasks.copy(5, symbols=1)": "symbols must be a whole number of at least 2 (a single one need",
+    "tasks.copy(5, recall=0)": "recall must be a whole number of at least 1, got 0",
+    "tasks.copy(5).draw(key, 3, 24)": "length must be delay + 2 recall = 25, or left out, got 24",
+    "tasks.copy(5).draw(key, 0)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.adding().draw(key, 3, 1)": "at least 2 (one marker in each half), got 1",
+    "tasks.adding().draw(key, 0, 9)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.add(-1, 2)": "first must be a whole number of at least 0, got -1",
+    "tasks.add(1, 2.0)": "second must be a whole number of at least 0, got 2.0",
+    "tasks.add(4, 4)": "first and second must be different delays, got 4 for both",
+    "tasks.add(5, 9).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.add(9, 5).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.add().draw(key, -1, 20)": "batch_size must be a whole number of at least 1, got -1",
+    "tasks.text(thirds, 0)": "vocabulary_size must be a whole number of at least 1, got 0",
+    "tasks.text(thirds, 2)": "ids hold the id 2, but must lie in 0 … 1 (vocabulary_size=2)",
+    "tasks.text(thirds * 1.0, 3)": "ids of shape (9,) must be ids, whole numbers of an integer dty",
+    "tasks.text(thirds[None], 3)": "ids must be one text of at least 2, (N,), got shape (1, 9)",
+    "tasks.text(thirds[:1], 3)": "ids must be one text of at least 2, (N,), got shape (1,)",
+    "tasks.text(thirds, 3).draw(key, 3, 9)": "length must be at most 8, one less than the text's i",
+    "tasks.text(thirds, 3).draw(key, 3, 0)": "length must be a whole number of at least 1, got 0",
+    "tasks.text(thirds, 3).draw(key, 0, 3)": "batch_size must be a whole number of at least 1, got",
 }
 
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, jaxrnn
+from jaxrnn import tasks
 key = jax.random.key(0)
 rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
 square, custom = jaxrnn.RNN(2, 4, 2), jaxrnn.RNN(5, 4, 2, loss=lambda y, target: (y**2).sum())
 params, other = rnn.init(key), square.init(key)
 cell, h = params.cells[0], rnn.initial_state(3)
 x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)
+thirds = np.arange(9) % 3
+bptt = jaxrnn.gradients.bptt
+odd = jaxrnn.GradientAlgorithm(
+    bptt(rnn).init, lambda params, carry, batch: ((0.0, carry), params.cells))
+compare = lambda rules, **options: jaxrnn.compare(
+    rules, rnn, params, jaxrnn.Batch(x, ids), key, **options)
 grads = lambda params, batch: (0.0, params.cells)
 large = jaxrnn.RNN(500, 500, 2)
 big, long = large.init(key), jaxrnn.Batch(np.zeros((9, 999), int), np.zeros((9, 999), int))

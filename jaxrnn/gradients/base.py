@@ -158,13 +158,14 @@ def check_memory(carry: Carry, expected: Memory) -> None:
 
 
 def check_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    """Return the key of a rule that draws random numbers, if there is one."""
+    """Return the key of a rule that draws random numbers, typed if it is of the old kind."""
     if key is None:
         raise ValueError(
             "this rule draws random numbers and got no key: "
             "algorithm.init(params, h, key=jax.random.key(0))"
         )
-    return key
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if typed else jax.random.wrap_key_data(key)
 
 
 def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:

@@ -7,6 +7,7 @@ on unit i, if W_hh leads from j to i in at most n - 1 steps. Elsewhere it is tak
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxrnn import checks
@@ -81,9 +82,9 @@ def _reachable(rnn: RNN, n: int) -> ForwardRule:
 
 def _within(steps: int, cell: Cell) -> Bool[Array, "H H"]:
     """Say from which unit, the row, W_hh leads to which unit in at most so many steps."""
-    H = len(cell.W_hh)
-    reached = jnp.eye(H, dtype=bool)
-    for _ in range(min(steps, H - 1)):
-        further = (reached[:, :, None] & (cell.W_hh != 0)).any(1)
-        reached = reached | further
-    return reached
+    H, leads = len(cell.W_hh), (cell.W_hh != 0).astype(jnp.float32)
+
+    def one_further(_, reached):
+        return reached | (reached @ leads > 0)
+
+    return lax.fori_loop(0, min(steps, H - 1), one_further, jnp.eye(H, dtype=bool))
