@@ -290,6 +290,13 @@ def test_the_mean_over_all_signs_is_the_gradient(rule, network, monkeypatch):
     assert relative_error(jax.tree.map(lambda leaf: leaf[0], grads), expected) > 1e-2
 
 
+@pytest.mark.parametrize("steps", [13, 16])
+def test_checkpointed_bptt_is_exact_over_several_segments_and_a_shorter_last_one(steps):
+    case = make_case(**USUAL, T=steps)
+    by_hand = gradient(algorithm_of("checkpointed_bptt", case.rnn), case)[1]
+    assert_equal(by_hand, gradient(algorithm_of("autodiff", case.rnn), case)[1])
+
+
 @rules(exact=False)
 def test_what_does_not_claim_to_be_exact_is_not(rule):
     case = make_case()
