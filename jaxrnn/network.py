@@ -356,10 +356,9 @@ def _weights(
     return weights / jnp.where(total == 0, 1, total)
 
 
-def total_weight(batch: Batch) -> Array:
+def total_weight(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
     """Add up the positions' weights: what the mean of a batch divides by."""
-    shape = batch.inputs.shape[:2]
-    return (jnp.ones(shape) if batch.mask is None else jnp.asarray(batch.mask)).sum()
+    return (jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask).sum()
 
 
 # What a caller hands over is checked here, once, with its own names and both shapes.

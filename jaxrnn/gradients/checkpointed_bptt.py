@@ -40,7 +40,7 @@ def checkpointed_bptt(rnn: RNN) -> GradientAlgorithm:
     def value_and_grad(params, carry, batch):
         check_memory(carry, ())
         batch, h_0 = check_batch(rnn, params, batch, carry.h)
-        steps, total = batch.inputs.shape[1], total_weight(batch)
+        steps, total = batch.inputs.shape[1], total_weight(batch, h_0.dtype)
         length = math.ceil(math.sqrt(steps))
         starts = jnp.arange(0, steps - length, length)  # of all segments but the last
         last = len(starts) * length
