@@ -138,11 +138,8 @@ def trained(
     state = jaxrnn.init_train_state(
         algorithm, optimizer, rnn.init(params_key), start, key=state_key
     )
-    keys, found, train = (
-        jax.random.split(data_key, max(moments) + 1),
-        [],
-        jax.jit(partial(lax.scan, one)),
-    )
+    keys, found = jax.random.split(data_key, max(moments) + 1), []
+    train = jax.jit(partial(lax.scan, one))
     for before, now in zip((0, *moments), moments, strict=False):
         loss = float("nan")
         if now > before:
@@ -154,9 +151,9 @@ def trained(
 
 def quality(sizes: Sizes) -> dict[str, Any]:
     """Compare all rules on all tasks, at every moment of training."""
-    results = {}
+    results, drawn_from = {}, all_tasks()
     for name in sizes.tasks:
-        task, length = all_tasks()[name]
+        task, length = drawn_from[name]
         rnn = network(task, sizes.hidden, leak=0.5)
         batch = task.draw(jax.random.key(1), sizes.batch, length)
         algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}

@@ -50,6 +50,13 @@ class ForwardRule(NamedTuple):
     draws: bool = False
 
 
+class Draws(NamedTuple):
+    """One key a row, and the steps taken: from both follows the key of a step."""
+
+    keys: Key[Array, " B"]
+    steps: Int[Array, ""]
+
+
 class Past(NamedTuple):
     """The memory of a rule that works forward.
 
@@ -59,14 +66,7 @@ class Past(NamedTuple):
     """
 
     influence: Influence
-    draws: "Draws | None"
-
-
-class Draws(NamedTuple):
-    """One key a row, and the steps taken: from both follows the key of a step."""
-
-    keys: Key[Array, " B"]
-    steps: Int[Array, ""]
+    draws: Draws | None
 
 
 def forward(rule: ForwardRule) -> LayerRule:
@@ -103,8 +103,7 @@ def forward(rule: ForwardRule) -> LayerRule:
             influence = advance(influence, tape_t, keys)
             return (Past(influence, draws), total + rule.read(influence, error_t)), None
 
-        nothing = jnp.zeros((read_size(cell), len(cell.W_hh)), error.dtype)
-        (past, total), _ = lax.scan(one_step, (past, nothing), (tape, error))
+        (past, total), _ = lax.scan(one_step, (past, no_trace(cell)), (tape, error))
         I, H = cell.W_xh.shape
         b_h = None if cell.b_h is None else total[I + H]
         gradient = Cell(total[:I], total[I : I + H], b_h)
@@ -133,6 +132,26 @@ def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
         x = jax.nn.one_hot(x, len(cell.W_xh), dtype=gain.dtype)
     one = [] if cell.b_h is None else [jnp.ones_like(gain[:1])]
     return jnp.concatenate([x, h_prev, *one])
+
+
+def no_trace(cell: Cell) -> Float[Array, "N H"]:
+    """Return a number for each weight before the first step: zeros."""
+    return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
+
+
+def own_unit(slope: Callable[[Cell, Array], Array | float]) -> ForwardRule:
+    """Make a rule of the influence on a weight's own unit alone, an eligibility trace.
+
+    E_t = slope(cell, g_t) ⊙ E_{t-1} + s_tᵀ g_t,        dL/dθ = Σ_t E_t ⊙ e_t
+    """
+
+    def advance(cell, trace, tape, key):
+        return slope(cell, tape.gain) * trace + jnp.outer(read_by(cell, tape), tape.gain)
+
+    def read(trace, error):
+        return jnp.einsum("bpj,bj->pj", trace, error)
+
+    return ForwardRule(no_trace, advance, read)
 
 
 def no_influence(cell: Cell) -> Float[Array, "N H H"]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import checks, layer
 from jaxrnn.gradients.base import GradientAlgorithm, layer_by_layer, lift
-from jaxrnn.gradients.forward import ForwardRule, forward, read_by, read_size
+from jaxrnn.gradients.forward import ForwardRule, forward, no_trace, read_by
 from jaxrnn.network import RNN
 
 
@@ -61,7 +61,7 @@ def kernl(rnn: RNN, learning_rate: float = 0.1, decay: float = 0.5) -> GradientA
         H, dtype = len(cell.W_hh), cell.W_hh.dtype
         none = jnp.zeros(H, dtype)
         return Kernel(
-            trace=jnp.zeros((read_size(cell), H), dtype),
+            trace=no_trace(cell),
             S=jnp.eye(H, dtype=dtype),
             gamma=jnp.full(H, -jnp.log(decay), dtype),
             d=none,

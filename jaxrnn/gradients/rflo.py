@@ -9,12 +9,10 @@ through a fixed random matrix instead of the readout's transpose.
 
 from typing import Literal
 
-import jax.numpy as jnp
-
 from jaxrnn import checks
 from jaxrnn.gradients.base import GradientAlgorithm, layer_by_layer, lift
 from jaxrnn.gradients.feedback import random_feedback
-from jaxrnn.gradients.forward import ForwardRule, forward, read_by, read_size
+from jaxrnn.gradients.forward import forward, own_unit
 from jaxrnn.network import RNN
 
 FEEDBACK = ("readout", "random")
@@ -36,14 +34,5 @@ def rflo(rnn: RNN, feedback: Literal["readout", "random"] = "readout") -> Gradie
     """
     checks.one_of("feedback", feedback, FEEDBACK)
 
-    def init(cell):
-        return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
-
-    def advance(cell, trace, tape, key):
-        return (1 - rnn.leak) * trace + jnp.outer(read_by(cell, tape), tape.gain)
-
-    def read(trace, error):
-        return jnp.einsum("bpj,bj->pj", trace, error)
-
-    rule = layer_by_layer(forward(ForwardRule(init, advance, read)))
+    rule = layer_by_layer(forward(own_unit(lambda cell, gain: 1 - rnn.leak)))
     return lift(rnn, random_feedback(rnn, rule) if feedback == "random" else rule)

@@ -17,8 +17,7 @@ from jaxrnn.gradients.forward import (
     advance_influence,
     forward,
     no_influence,
-    read_by,
-    read_size,
+    own_unit,
 )
 from jaxrnn.layer import Cell
 from jaxrnn.network import RNN
@@ -48,22 +47,12 @@ def snap(rnn: RNN, n: int) -> GradientAlgorithm:
             more than 8 GiB.
     """
     checks.whole("n", n, 1)
-    rule = _own_unit(rnn) if n == 1 else _reachable(rnn, n)
+
+    def slope(cell, gain):
+        return (1 - rnn.leak) + gain * jnp.diag(cell.W_hh)  # J_t[j, j]
+
+    rule = own_unit(slope) if n == 1 else _reachable(rnn, n)
     return lift(rnn, layer_by_layer(forward(rule)))
-
-
-def _own_unit(rnn: RNN) -> ForwardRule:
-    def init(cell):
-        return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
-
-    def advance(cell, trace, tape, key):
-        slope = (1 - rnn.leak) + tape.gain * jnp.diag(cell.W_hh)  # J_t[j, j]
-        return slope * trace + jnp.outer(read_by(cell, tape), tape.gain)
-
-    def read(trace, error):
-        return jnp.einsum("bpj,bj->pj", trace, error)
-
-    return ForwardRule(init, advance, read)
 
 
 def _reachable(rnn: RNN, n: int) -> ForwardRule:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import layer
 from jaxrnn.gradients.base import GradientAlgorithm, layer_by_layer, lift
-from jaxrnn.gradients.forward import ForwardRule, balance, forward, read_by, read_size
+from jaxrnn.gradients.forward import ForwardRule, balance, forward, no_trace, read_by
 from jaxrnn.network import RNN
 
 
@@ -39,8 +39,7 @@ def uoro(rnn: RNN) -> GradientAlgorithm:
     """
 
     def init(cell):
-        H, dtype = len(cell.W_hh), cell.W_hh.dtype
-        return OuterProduct(jnp.zeros(H, dtype), jnp.zeros((read_size(cell), H), dtype))
+        return OuterProduct(jnp.zeros_like(cell.W_hh[0]), no_trace(cell))
 
     def advance(cell, past, tape, key):
         signs = jax.random.rademacher(key, tape.gain.shape, tape.gain.dtype)
