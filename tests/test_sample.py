@@ -1,4 +1,7 @@
-"""Sampling: the distribution, greed, ends and limits."""
+"""Sampling: the distribution, greed, ends, limits and pieces; and the likeliest sequence."""
+
+import re
+from itertools import islice, product
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +10,13 @@ import pytest
 from cases import assert_equal
 
 import jaxrnn
+from jaxrnn.sample import most_likely, stream
 
 RNN = jaxrnn.RNN(5, 7, 5, readout_init=jax.nn.initializers.normal(2.0))
 PARAMS = RNN.init(jax.random.key(0))
+SMALL = jaxrnn.RNN(3, 7, 3, readout_init=jax.nn.initializers.normal(1.0))
+STACK = jaxrnn.RNN(5, 7, 5, num_layers=2, readout_init=jax.nn.initializers.normal(2.0))
+PRIME, KEY = np.array([[1, 2]]), jax.random.key(0)
 
 
 def continued_by_hand(prime, length):
@@ -27,15 +34,78 @@ def test_temperature_zero_takes_the_likeliest_each_time():
     assert np.array_equal(ids, continued_by_hand(prime, 6))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_draws_follow_the_softmax_at_that_temperature(temperature):
+def truncated_by_hand(p, top_k, top_p):
+    """Keep the k likeliest, of these as few as reach top_p, and let what is left sum to 1."""
+    order = np.argsort(-p)[:top_k]
+    reached = np.cumsum(p[order]) / p[order].sum()
+    order = order[: None if top_p is None else np.flatnonzero(reached >= top_p)[0] + 1]
+    kept = np.zeros_like(p)
+    kept[order] = p[order] / p[order].sum()
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (0.5, None, None),
+        (1.0, None, None),
+        (3.0, None, None),
+        (1.0, 2, None),
+        (3.0, 4, None),
+        (1.0, None, 0.8),
+        (3.0, None, 0.7),
+        (3.0, 3, 0.6),
+    ],
+)
+def test_draws_follow_the_softmax_at_that_temperature_truncated(temperature, top_k, top_p):
     """Frequencies of the first id over 20,000 rows, within 4 standard errors at this seed."""
     prime = np.tile([[2, 4]], (20_000, 1))
-    ids = jaxrnn.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), temperature=temperature)
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    ids = jaxrnn.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), **how)
     outputs, _ = RNN.apply(PARAMS, prime[:1], RNN.initial_state(1))
-    p = np.asarray(jax.nn.softmax(outputs[0, -1] / temperature))
+    p = truncated_by_hand(np.asarray(jax.nn.softmax(outputs[0, -1] / temperature)), top_k, top_p)
     frequency = np.bincount(ids[:, 0], minlength=5) / len(prime)
-    assert np.all(np.abs(frequency - p) < 4 * np.sqrt(p * (1 - p) / len(prime)))
+    assert np.all(np.abs(frequency - p) <= 4 * np.sqrt(p * (1 - p) / len(prime)))
+
+
+@pytest.mark.parametrize("one", [{"top_k": 1}, {"top_p": 1e-9}])
+def test_a_draw_among_one_id_is_greedy(one):
+    prime = np.array([[0, 3], [4, 1]])
+    ids = jaxrnn.sample(RNN, PARAMS, prime, 9, key=jax.random.key(1), temperature=2.0, **one)
+    assert np.array_equal(ids, continued_by_hand(prime, 9))
+
+
+@pytest.mark.parametrize("all_ids", [{"top_k": 5}, {"top_k": 10**20}, {"top_p": 1.0}])
+def test_a_draw_among_all_ids_is_the_plain_draw(all_ids):
+    prime = np.tile([[1]], (200, 1))
+    plain = jaxrnn.sample(RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0)
+    ids = jaxrnn.sample(RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0, **all_ids)
+    assert np.array_equal(ids, plain)
+
+
+def with_probabilities(p, dtype):
+    """Make a network that gives each id the same probability always."""
+    rnn = jaxrnn.RNN(len(p), 3, len(p))
+    params = jax.tree.map(jnp.zeros_like, rnn.init(jax.random.key(0), dtype))
+    readout = params.readout._replace(b_y=jnp.log(jnp.asarray(p, dtype)))
+    return rnn, params._replace(readout=readout)
+
+
+def test_a_nucleus_of_probability_one_holds_what_rounding_would_lose(monkeypatch):
+    rnn, params = with_probabilities([1.0, 1e-9, 1e-18, 1e-27, 1e-36], jnp.float32)
+    monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmin(-1))
+    ids = jaxrnn.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=1.0)
+    assert ids.item() == 4
+
+
+@pytest.mark.parametrize(
+    ("few", "number"), [({"top_k": 1}, 1), ({"top_k": 3}, 3), ({"top_p": 0.5}, 2)]
+)
+def test_of_equally_likely_ids_the_smaller_ones_are_drawn_and_no_more(few, number):
+    rnn, params = with_probabilities([0.25, 0.25, 0.25, 0.25], jnp.float64)
+    prime = np.tile([[1]], (100, 1))
+    ids = jaxrnn.sample(rnn, params, prime, 1, key=jax.random.key(0), **few)
+    assert set(np.ravel(ids)) == set(range(number))
 
 
 def test_the_second_draw_is_conditioned_on_the_first():
@@ -71,19 +141,155 @@ def test_a_key_gives_the_same_rows_and_another_key_others():
     assert not jnp.array_equal(one[0], one[1])
 
 
-def test_a_jitted_caller_may_pass_temperature_and_end():
-    prime = np.tile([[1]], (50, 1))
+def test_a_jitted_caller_may_pass_temperature_top_p_and_end():
+    prime, key = np.tile([[1]], (50, 1)), jax.random.key(4)
 
-    @jax.jit
-    def draw(temperature, end):
-        key = jax.random.key(4)
-        return jaxrnn.sample(RNN, PARAMS, prime, 9, key=key, temperature=temperature, end=end)
-
-    for temperature in (0.0, 0.7):
-        plain = jaxrnn.sample(
-            RNN, PARAMS, prime, 9, key=jax.random.key(4), temperature=temperature, end=2
+    def draw(temperature, top_p, end):
+        return jaxrnn.sample(
+            RNN, PARAMS, prime, 9, key=key, temperature=temperature, top_k=4, top_p=top_p, end=end
         )
-        assert jnp.array_equal(draw(temperature, 2), plain)
+
+    for choice in ((0.0, 0.5, 2), (0.7, 0.5, 2), (0.7, 1.0, 3)):
+        assert jnp.array_equal(jax.jit(draw)(*choice), draw(*choice))
+
+
+@pytest.mark.parametrize("end", [None, 2])
+@pytest.mark.parametrize("piece", [1, 3, 20])
+def test_pieces_of_any_size_are_one_sample(piece, end):
+    prime, key = np.array([[0, 3], [4, 1], [2, 2]]), jax.random.key(9)
+    how = {"key": key, "temperature": 1.5, "top_k": 4, "top_p": 0.9, "end": end}
+    pieces = list(islice(stream(RNN, PARAMS, prime, **how, piece=piece), -(-20 // piece)))
+    assert {ids.shape for ids in pieces} == {(3, piece)}
+    drawn = np.concatenate(pieces, 1)
+    assert np.array_equal(drawn, jaxrnn.sample(RNN, PARAMS, prime, drawn.shape[1], **how))
+
+
+def test_a_stream_ends_with_the_piece_in_which_the_last_row_does():
+    prime = np.tile([[1]], (8, 1))
+    how = {"key": jax.random.key(4), "temperature": 2.0, "end": 2}
+    ids = np.asarray(jaxrnn.sample(RNN, PARAMS, prime, 200, **how))
+    longest = 1 + (ids == 2).argmax(1).max()
+    assert (ids == 2).any(1).all()
+    for piece in (1, 7, longest - 1, longest, longest + 1):
+        pieces = islice(stream(RNN, PARAMS, prime, **how, piece=int(piece)), 200)
+        assert len(list(pieces)) == -(-longest // piece)
+
+
+def test_a_stream_without_an_end_goes_on_and_compiles_once(monkeypatch):
+    apply, traced = jaxrnn.RNN.apply, []
+    monkeypatch.setattr(jaxrnn.RNN, "apply", lambda *args: traced.append(args) or apply(*args))
+    pieces = stream(RNN, PARAMS, np.array([[0]]), key=jax.random.key(0), top_k=3, piece=11)
+    next(pieces)
+    first = len(traced)
+    assert first > 0
+    assert len(list(islice(pieces, 40))) == 40
+    assert len(traced) == first
+
+
+def log_probabilities(rnn, params, prime, ids, end=None):
+    """Add up log p of each id given all before it, up to the first end; each row read whole."""
+    rows = np.concatenate([np.tile(prime, (len(ids), 1)), ids], 1)
+    outputs, _ = rnn.apply(params, rows, rnn.initial_state(len(ids)))
+    log_p = np.asarray(jax.nn.log_softmax(outputs))[:, len(prime) - 1 : -1]
+    log_p = np.take_along_axis(log_p, ids[:, :, None], 2)[:, :, 0]
+    after_end = np.cumsum(ids == end, 1) > (ids == end)
+    return np.where(after_end, 0, log_p).sum(1)
+
+
+@pytest.mark.parametrize("end", [None, 0])
+@pytest.mark.parametrize("beams", [27, 200])
+def test_the_most_likely_of_enough_beams_is_that_of_all_sequences(beams, end):
+    prime = np.array([1, 2])
+    sequences = np.array(list(product(range(3), repeat=4)))
+    after_end = np.cumsum(sequences == end, 1) > (sequences == end)
+    sequences = sequences[np.all(~after_end | (sequences == end), 1)]
+    found, greedy = [], []
+    for seed in range(6):
+        params = SMALL.init(jax.random.key(seed))
+        ids, score = most_likely(SMALL, params, prime, 4, beams=beams, end=end)
+        scores = log_probabilities(SMALL, params, prime, sequences, end)
+        assert np.array_equal(ids, sequences[scores.argmax()])
+        assert_equal(score, scores.max())
+        found.append(tuple(np.ravel(ids)))
+        greedy.append(tuple(np.ravel(most_likely(SMALL, params, prime, 4, beams=1, end=end)[0])))
+    assert found != greedy
+    assert end is None or 0 < sum(end in ids[:-1] for ids in found) < len(found)
+
+
+@pytest.mark.parametrize("end", [None, 3])
+@pytest.mark.parametrize("beams", [1, 2, 8])
+def test_the_score_of_the_most_likely_is_its_log_probability(beams, end):
+    params, prime = STACK.init(jax.random.key(0)), np.array([4, 1])
+    ids, score = most_likely(STACK, params, prime, 12, beams=beams, end=end)
+    assert_equal(score, log_probabilities(STACK, params, prime, np.asarray(ids)[None], end)[0])
+
+
+@pytest.mark.parametrize("end", [None, 2])
+def test_one_beam_is_greedy(end):
+    for first in range(5):
+        ids, _ = most_likely(RNN, PARAMS, np.array([first]), 12, beams=1, end=end)
+        greedy = jaxrnn.sample(
+            RNN, PARAMS, np.array([[first]]), 12, key=jax.random.key(0), temperature=0.0, end=end
+        )
+        assert np.array_equal(ids, greedy[0])
+
+
+def test_a_caller_may_map_the_search_over_primes_ends_and_parameters():
+    params = jax.vmap(STACK.init)(jax.random.split(jax.random.key(0), 3))
+    primes, ends = jnp.array([[0, 3], [4, 1], [2, 2]]), jnp.array([1, 2, 3])
+
+    def search(params, prime, end):
+        return most_likely(STACK, params, prime, 6, beams=4, end=end)
+
+    ids, scores = jax.jit(jax.vmap(search))(params, primes, ends)
+    for i, (prime, end) in enumerate(zip(primes, ends, strict=True)):
+        alone = search(jax.tree.map(lambda leaf, i=i: leaf[i], params), prime, end)
+        assert_equal((ids[i], scores[i]), alone)
+
+
+MISTAKES = [
+    (jaxrnn.sample, {"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
+    (
+        jaxrnn.sample,
+        {"top_p": 0.0},
+        "top_p must be above 0 and at most 1 (1 keeps every id), got 0",
+    ),
+    (
+        jaxrnn.sample,
+        {"top_p": 1.1},
+        "top_p must be above 0 and at most 1 (1 keeps every id), got 1",
+    ),
+    (
+        jaxrnn.sample,
+        {"top_p": np.nan},
+        "top_p must be above 0 and at most 1 (1 keeps every id), go",
+    ),
+    (jaxrnn.sample, {"end": -1}, "end must be an id in 0 … 4, got -1"),
+    (stream, {"piece": 0}, "piece must be a whole number of at least 1, got 0"),
+    (stream, {"prime": PRIME[:, :0]}, "prime must be ids (B, P) with at least one each, got shape"),
+    (stream, {"prime": PRIME + 9}, "inputs hold the id 11, but must lie in 0 … 4"),
+    (stream, {"params": SMALL.init(KEY)}, "params.cells[0].W_xh has shape (3, 7), but"),
+    (stream, {"temperature": -1.0}, "temperature must be at least 0 (0 is greedy), got -1.0"),
+    (stream, {"top_k": -2}, "top_k must be a whole number of at least 1, got -2"),
+    (stream, {"top_p": 2.0}, "top_p must be above 0 and at most 1 (1 keeps every id), got 2.0"),
+    (stream, {"end": 5}, "end must be an id in 0 … 4, got 5"),
+    (most_likely, {"prime": PRIME[0, :0]}, "prime must be ids (P,), at least one, got shape (0,)"),
+    (most_likely, {"prime": PRIME[0] - 2}, "inputs hold the id -1, but must lie in 0 … 4"),
+    (most_likely, {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
+    (most_likely, {"length": 0}, "length must be at least 1, got 0"),
+    (most_likely, {"end": 5}, "end must be an id in 0 … 4, got 5"),
+]
+
+
+@pytest.mark.parametrize(("function", "mistake", "message"), MISTAKES)
+def test_a_mistake_is_told_at_the_call(function, mistake, message):
+    given = {
+        jaxrnn.sample: {"prime": PRIME, "length": 5, "key": KEY},
+        stream: {"prime": PRIME, "key": KEY},
+        most_likely: {"prime": PRIME[0], "length": 5},
+    }[function]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        function(**{"rnn": RNN, "params": PARAMS} | given | mistake)
 
 
 def test_samples_are_those_of_a_stack_with_its_own_states():
