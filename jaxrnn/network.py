@@ -377,7 +377,7 @@ def check_inputs(
     Raises:
         ValueError: if shapes or dtypes do not fit the network, or an id is out of range.
     """
-    _check_params(rnn, params)
+    check_params(rnn, params)
     inputs = checks.as_inputs(params.cells[0], inputs, 2)
     h = as_state(params, h)
     expected = (rnn.num_layers, inputs.shape[0], rnn.hidden_size)
@@ -424,7 +424,8 @@ def param_shapes(rnn: RNN) -> Params:
     return jax.eval_shape(rnn.init, jax.random.key(0))
 
 
-def _check_params(rnn: RNN, params: Params) -> None:
+def check_params(rnn: RNN, params: Params) -> None:
+    """Refuse parameters of another structure or shape."""
     expected = param_shapes(rnn)
     if jax.tree.structure(params) != jax.tree.structure(expected):
         raise ValueError(
