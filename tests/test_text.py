@@ -85,7 +85,7 @@ def test_a_batch_depends_on_its_step_alone():
 
 
 def test_a_text_shorter_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"has 20 characters .* fewer than the 21 of one batch"):
+    with pytest.raises(ValueError, match=r"has 20 symbols .* fewer than the 21 of one batch"):
         data.stream(np.zeros(20, np.int32), 4, 5)
     assert data.stream(np.zeros(21, np.int32), 4, 5)(np.arange(1)).inputs.shape == (1, 4, 5)
 

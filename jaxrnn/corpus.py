@@ -1,0 +1,261 @@
+"""Texts of any size to ids: a text larger than memory is read piece by piece, and encoded once.
+
+What is encoded from a large text lies in a cache, an array named after the SHA-256 of the text and
+of the vocabulary, and is read by offset: a part of it is in memory only while a batch is made.
+"""
+
+import codecs
+import hashlib
+import io
+import json
+import os
+import platform
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from jaxrnn import files
+from jaxrnn.text import LINE, Level, Vocabulary
+
+PIECE = 2**22  # bytes read at once
+IN_MEMORY = 2**26  # bytes of a text up to which its ids are kept in memory
+
+
+class Text(NamedTuple):
+    """A text that can be read again and again.
+
+    Attributes:
+        name: what people call it.
+        blocks: gives its bytes, block by block.
+        size: in bytes.
+        encoding: of the bytes.
+        file: where it lies; None for one in memory.
+    """
+
+    name: str
+    blocks: Callable[[], Iterator[bytes]]
+    size: int
+    encoding: str
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Ids in a file of NumPy's, from `start` to `stop`: mapped into memory while they are read."""
+
+    file: Path
+    start: int = 0
+    stop: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._mapped())
+
+    def __getitem__(self, places: Any) -> Integer[np.ndarray, "..."]:
+        return np.array(self._mapped()[places])
+
+    def _mapped(self) -> np.ndarray:
+        return np.load(self.file, mmap_mode="r")[self.start : self.stop]
+
+
+Ids = Integer[np.ndarray, " _"] | OnDisk
+
+
+class Corpus(NamedTuple):
+    """A text as ids.
+
+    Attributes:
+        vocabulary: its symbols.
+        ids: one a symbol; of whole lines, with what starts and ends them.
+        characters: how many the text has; bytes, for a vocabulary of bytes.
+        sha256: of the text's bytes, in hexadecimal.
+    """
+
+    vocabulary: Vocabulary
+    ids: Ids
+    characters: int
+    sha256: str
+
+
+def cut(ids: Ids, place: int) -> tuple[Ids, Ids]:
+    """Cut ids in two, without reading them if they are on disk."""
+    if isinstance(ids, OnDisk):
+        return OnDisk(ids.file, 0, place), OnDisk(ids.file, place)
+    return ids[:place], ids[place:]
+
+
+def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
+    """Open a text file; without one, the documentation topics that ship with Python.
+
+    Raises:
+        ValueError: if there is no such file, it is empty, or the encoding is not known.
+    """
+    if file is None:
+        return documentation_topics()
+    file = Path(file)
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(f"{error}; try utf-8, utf-16, latin-1 or cp1252") from error
+
+    def blocks():
+        with _reading(file), file.open("rb") as stream:
+            while block := stream.read(PIECE):
+                yield block
+
+    with _reading(file), file.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{file} is no file that can be read again: give a regular file")
+        begins = stream.read(4).decode(encoding, "ignore").removeprefix("\ufeff")
+        if not status.st_size or (status.st_size <= 4 and not begins):
+            raise ValueError(f"{file} is empty: give a file with text in it")
+    return Text(str(file), blocks, status.st_size, encoding, file)
+
+
+def of_string(text: str, name: str = "a text in memory") -> Text:
+    """Make a text of what is in memory."""
+    content = text.encode()
+    return Text(name, lambda: iter([content]), len(content), "utf-8", None)
+
+
+def documentation_topics() -> Text:
+    """Return the documentation topics that ship with CPython: English, about 465,000 characters."""
+    try:
+        from pydoc_data import topics
+    except ImportError as error:
+        raise ValueError(
+            "this Python comes without its documentation topics: give a FILE"
+        ) from error
+    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    return of_string(text, f"the documentation topics of Python {platform.python_version()}")
+
+
+def read(
+    text: Text,
+    *,
+    level: Level = "char",
+    size: int = 8000,
+    lines: bool = False,
+    vocabulary: Vocabulary | None = None,
+    expected: str | None = None,
+    cache: Path | None = None,
+) -> Corpus:
+    r"""Encode a text.
+
+    Args:
+        text: the text.
+        level: what a symbol is.
+        size: of a vocabulary of words.
+        lines: whether it is read line by line: then each line is between two "\n", whatever ended
+            it (\n, \r\n or \r).
+        vocabulary: that of a trained model, instead of the text's own.
+        expected: the SHA-256 that the text must have.
+        cache: the folder for ids of large texts; default jaxrnn in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        ValueError: if the text is not the expected one, not in its encoding, or has a symbol that
+            is not in the vocabulary.
+    """
+    level = vocabulary.level if vocabulary else level
+    digest = hashlib.sha256()
+    for block in text.blocks():
+        digest.update(block)
+    if expected not in (None, digest.hexdigest()):
+        raise ValueError(
+            f"{text.name} is not the text that the run began with: its SHA-256 is "
+            f"{digest.hexdigest()[:12]}…, and was {expected[:12]}…; restore it and name it with "
+            f"--text FILE, or train anew"
+        )
+    if vocabulary is None:
+        vocabulary = Vocabulary.from_text(pieces(text, level, lines=lines), level, size)
+    counted = 0
+
+    def counting():
+        nonlocal counted
+        for piece in pieces(text, level, lines=lines):
+            counted += len(piece)
+            yield piece
+
+    parts = vocabulary.encode_pieces(counting())
+    dtype = np.min_scalar_type(vocabulary.size - 1)
+    if text.size <= IN_MEMORY:
+        ids = np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
+        return Corpus(vocabulary, ids, counted, digest.hexdigest())
+
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxrnn")
+    identity = [digest.hexdigest(), text.encoding, lines, level, vocabulary.symbols]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    ids, facts = folder / f"{name}.npy", folder / f"{name}.json"
+    if not facts.is_file():  # it is written last
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(ids, parts, dtype)
+            files.write(facts, json.dumps({"text": text.name, "characters": counted}) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"cannot keep the ids of a large text in {folder}: {error.strerror}; "
+                f"name another folder with XDG_CACHE_HOME"
+            ) from error
+    counted = json.loads(facts.read_text())["characters"]
+    return Corpus(vocabulary, OnDisk(ids), counted, digest.hexdigest())
+
+
+def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterator[str]:
+    """Decode a text piece by piece, its line ends as they are; or as lines, see `read`.
+
+    Bytes come as the characters of `BYTES`. A byte order mark is no character.
+
+    Raises:
+        ValueError: if the text is not in its encoding; says which byte, and where.
+    """
+    encoding = "latin-1" if level == "byte" else text.encoding
+    decoder: Any = codecs.getincrementaldecoder(encoding)()
+    if lines:
+        decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+    framed = lines and level != "word"
+    before, first = 0, True
+    if framed:
+        yield LINE
+    for block in chain(text.blocks(), [None]):
+        try:
+            piece = decoder.decode(block or b"", final=block is None)
+        except UnicodeDecodeError as error:
+            position = before + len(block or b"") - len(error.object) + error.start
+            raise ValueError(
+                f"{text.name} is not {encoding}: byte 0x{error.object[error.start]:02x} at "
+                f"position {position:,}; name its encoding, for example --encoding latin-1"
+            ) from error
+        before += len(block or b"")
+        yield piece.removeprefix("\ufeff") if first else piece
+        first = first and not piece
+    if framed:
+        yield LINE
+
+
+def _write(file: Path, parts: Iterator[Integer[np.ndarray, " M"]], dtype: np.dtype) -> None:
+    """Write parts as one array of NumPy's, never all of it in memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    with files.written(file) as out:
+        length, room = 0, out.write(bytes(128))  # a header's size, whatever the length
+        for part in parts:
+            length += len(part)
+            out.write(part.astype(dtype).tobytes())
+        out.seek(0)
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (length,)})
+        if out.tell() != room:
+            raise ValueError(f"the header takes {out.tell()} bytes, and has room for {room}")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}") from error
