@@ -1,7 +1,10 @@
 """jaxrnn: the laboratory for the gradient of a vanilla (Elman) RNN in JAX."""
 
 from jaxrnn import data as data
+from jaxrnn import exchange as exchange
 from jaxrnn import gradients as gradients
+from jaxrnn import model as model
+from jaxrnn import run as run
 from jaxrnn import tasks as tasks
 from jaxrnn.comparison import Comparison as Comparison
 from jaxrnn.comparison import compare as compare
@@ -14,6 +17,8 @@ from jaxrnn.network import RNN as RNN
 from jaxrnn.network import Batch as Batch
 from jaxrnn.network import Params as Params
 from jaxrnn.network import Readout as Readout
+from jaxrnn.options import Options as Options
+from jaxrnn.sample import most_likely as most_likely
 from jaxrnn.sample import sample as sample
 from jaxrnn.text import Vocabulary as Vocabulary
 from jaxrnn.train import Metrics as Metrics

@@ -1,159 +1,172 @@
-"""What lies on disk: a run is a folder of plain files, and nothing in it is ever unpickled.
+"""A checkpoint: any pytree in one safetensors file, with a checksum over the whole of it.
 
-run.json          the network, the options of the run and its results
-vocabulary.json   the symbols in the order of their ids
-params.npz        one array a leaf, by its name: "cells[0].W_xh", …
-losses.jsonl      {"step", "loss"}, one record a line
-loss.png          the same as a picture, drawn by the command
+The file's metadata has one entry, "jaxrnn": the SHA-256 of the file, in hexadecimal and with zeros
+in its own place, a space, and what the file is about, as JSON. Leaves are stored by their names,
+such as "params.cells[0].W_xh". Nothing is ever unpickled, and no path in a file is followed.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import stat
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialize
 
-from jaxrnn.network import RNN, Params, by_name, param_shapes
-from jaxrnn.text import Vocabulary
+from jaxrnn import files
+from jaxrnn.network import by_name
 
-
-class SavedRun(NamedTuple):
-    """A run as it comes from disk."""
-
-    rnn: RNN
-    vocabulary: Vocabulary
-    params: Params
-    options: dict[str, Any]
-    results: dict[str, Any]
+FORMAT = 1  # what this version writes; it reads all up to it
+MOST_HEADER = 2**25  # bytes of names, shapes and what the file is about, vocabulary included
+_MARK = re.compile(rb'"jaxrnn":"([0-9a-f]{64}) ')
+_ZEROS = b"0" * 64
 
 
-NETWORK = (
-    "input_size",
-    "hidden_size",
-    "output_size",
-    "num_layers",
-    "activation",
-    "leak",
-    "use_bias",
-    "reduction",
-)
+class DamagedError(ValueError):
+    """A file that is not, or no longer, a checkpoint."""
 
 
-def reserve(folder: Path, *, overwrite: bool = False) -> None:
-    """Make the empty folder of a run to come, or accept the run that it will replace.
+class Checkpoint(NamedTuple):
+    """A file whose checksum is right; its arrays are read by `restore`.
+
+    Attributes:
+        file: where it lies.
+        about: what `save` was told that it is about.
+        shapes: of its leaves, by their names.
+    """
+
+    file: Path
+    about: dict[str, Any]
+    shapes: dict[str, jax.ShapeDtypeStruct]
+
+
+def save(file: Path, tree: Any, about: dict[str, Any]) -> None:
+    """Write a pytree and what it is about (JSON) to a file: whole or not at all.
 
     Raises:
-        ValueError: if the folder exists and is not to be, or must not be, overwritten.
+        OSError: if it cannot be written; an older file of this name stands then.
     """
+    arrays = {name: np.asarray(_data(leaf), order="C") for name, leaf in by_name(tree).items()}
+    described = json.dumps({"format": FORMAT} | about)
+    content = memoryview(serialize(arrays, {"jaxrnn": f"{_ZEROS.decode()} {described}"}))
+    found = _MARK.search(content)
+    if found is None:
+        raise ValueError("the metadata does not begin as it should")
+    checksum = hashlib.sha256(content).hexdigest().encode()
+    with files.written(file) as out:
+        for part in (content[: found.start(1)], checksum, content[found.end(1) :]):
+            out.write(part)
+
+
+def load(file: Path) -> Checkpoint:
+    """Open a checkpoint, having compared its checksum; in memory that does not grow with it.
+
+    Raises:
+        DamagedError: if it is not, or no longer, what `save` wrote.
+        ValueError: if a newer version wrote it.
+    """
+    _check_sum(file)
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        if not overwrite:
-            raise ValueError(
-                f"{folder} exists already: choose another --out, or say --overwrite"
-            ) from None
-        is_run = (folder / "run.json").is_file()
-        if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not is_run):
-            raise ValueError(
-                f"{folder} is no run, and only runs are overwritten: choose another --out"
-            ) from None
+        with _opened(file) as arrays:
+            about = json.loads(arrays.metadata()["jaxrnn"][len(_ZEROS) + 1 :])
+            slices = {name: arrays.get_slice(name) for name in arrays.keys()}  # noqa: SIM118
+        shapes = {
+            name: jax.ShapeDtypeStruct(tuple(found.get_shape()), _DTYPES[found.get_dtype()])
+            for name, found in slices.items()
+        }
+        made_as = about["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{file} does not say what it is about") from error
+    if not isinstance(made_as, int) or made_as > FORMAT:
+        raise ValueError(
+            f"{file} was made by a newer jaxrnn, in format {made_as!r}, and this one reads formats "
+            f"up to {FORMAT}: pip install --upgrade jaxrnn"
+        )
+    return Checkpoint(file, about, shapes)
 
 
-def release(folder: Path) -> None:
-    """Remove a reserved folder in which nothing was saved."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def save(
-    folder: Path,
-    run: SavedRun,
-    losses: list[float],
-    also: Callable[[Path], None] = lambda new: None,
-) -> None:
-    """Write a run beside its reserved place, and then put it there: whole or not at all.
+def restore(checkpoint: Checkpoint, like: Any, part: str = "") -> Any:
+    """Read a checkpoint's pytree, or a part of it.
 
     Args:
-        folder: where; what is there is replaced.
-        run: the run.
-        losses: of each step.
-        also: writes what else belongs in the folder that it is given.
-    """
-    folder = folder.resolve()
-    with TemporaryDirectory(dir=folder.parent, prefix=".jaxrnn-") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        network = {name: getattr(run.rnn, name) for name in NETWORK}
-        described = {"network": network, "options": run.options, "results": run.results}
-        (new / "run.json").write_text(json.dumps(described, indent=1) + "\n")
-        (new / "vocabulary.json").write_text(json.dumps(run.vocabulary.symbols) + "\n")
-        np.savez(new / "params.npz", allow_pickle=False, **by_name(run.params))
-        with (new / "losses.jsonl").open("w") as records:
-            for step, loss in enumerate(losses, 1):
-                records.write(json.dumps({"step": step, "loss": loss}) + "\n")
-        also(new)
-        for path in [*new.iterdir(), new]:
-            _sync(path)
-        folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            old.rename(folder)
-            raise
-        _sync(folder.parent)
-
-
-def load(folder: Path) -> SavedRun:
-    """Read a run.
+        checkpoint: an opened file.
+        like: arrays or shapes (`jax.eval_shape`) in the structure that is wanted; all names, shapes
+            and dtypes must be the file's.
+        part: the name of the part that is wanted alone, such as "params".
 
     Raises:
-        ValueError: if the folder is no run, or a file in it is damaged or does not fit the others.
+        ValueError: if they are not, and says which; nothing is allocated then.
     """
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is no run: it holds no run.json (jaxrnn train makes one)")
+    wanted = {f"{part}.{name}".lstrip("."): leaf for name, leaf in by_name(like).items()}
+    for name, leaf in wanted.items():
+        data, found = jax.eval_shape(_data, leaf), checkpoint.shapes.get(name)
+        if found is None:
+            raise ValueError(
+                f"{checkpoint.file} holds no {name}: it is of another rule, optimiser or network; "
+                f"continue it with what it was made with"
+            )
+        if (found.shape, found.dtype) != (data.shape, data.dtype):
+            raise ValueError(
+                f"{name} in {checkpoint.file} is {found.dtype} of shape {found.shape}, but "
+                f"{data.dtype} of shape {data.shape} is needed: it is of another rule, optimiser, "
+                f"network or precision"
+            )
+    with _opened(checkpoint.file) as arrays:
+        leaves = [_leaf(arrays.get_tensor(name), leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+_DTYPES = {
+    "BOOL": np.dtype(bool),
+    **{f"{kind}{bits}": np.dtype(f"{name}{bits}") for kind, name, bits in (
+        ("F", "float", 16), ("F", "float", 32), ("F", "float", 64),
+        ("I", "int", 8), ("I", "int", 16), ("I", "int", 32), ("I", "int", 64),
+        ("U", "uint", 8), ("U", "uint", 16), ("U", "uint", 32), ("U", "uint", 64),
+    )},
+}  # fmt: skip
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    """Take the numbers out of a PRNG key; anything else is numbers already."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _leaf(data: np.ndarray, like: Any) -> jax.Array:
+    array = jnp.array(data)
+    return jax.random.wrap_key_data(array) if _is_key(like) else array
+
+
+def _check_sum(file: Path) -> None:
+    """Compare the checksum, having refused sizes that cannot be before anything is allocated."""
+    with file.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        room = status.st_size - 8
+        length = int.from_bytes(stream.read(8), "little") if stat.S_ISREG(status.st_mode) else 0
+        if not 0 < length <= min(room, MOST_HEADER):
+            raise DamagedError(f"{file} is damaged: it is no checkpoint, or cut off")
+        header = length.to_bytes(8, "little") + stream.read(length)
+        found = _MARK.search(header)
+        if found is None:
+            raise DamagedError(f"{file} is damaged: it has no checksum")
+        digest = hashlib.sha256(header[: found.start(1)] + _ZEROS + header[found.end(1) :])
+        while block := stream.read(2**16):
+            digest.update(block)
+    if digest.hexdigest().encode() != found[1]:
+        raise DamagedError(f"{file} is damaged: its checksum is not that of its content")
+
+
+def _opened(file: Path) -> Any:
     try:
-        described = json.loads((folder / "run.json").read_text())
-        if set(described["network"]) != set(NETWORK):
-            raise ValueError(f"run.json must describe the network by {', '.join(NETWORK)}")
-        rnn = RNN(**described["network"])
-        vocabulary = Vocabulary(tuple(json.loads((folder / "vocabulary.json").read_text())))
-        if vocabulary.size != rnn.input_size:
-            raise ValueError(f"{vocabulary.size} symbols for {rnn.input_size} inputs")
-        params = _load_params(folder / "params.npz", rnn)
-        options, results = dict(described["options"]), dict(described["results"])
-        return SavedRun(
-            rnn, vocabulary, params, options | {"lines": bool(options["lines"])}, results
-        )
-    except Exception as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the run {folder} is damaged: {what}") from error
-
-
-def _load_params(file: Path, rnn: RNN) -> Params:
-    shapes = param_shapes(rnn)
-    leaves = []
-    with np.load(file, allow_pickle=False) as arrays:
-        for name, expected in by_name(shapes).items():
-            leaf = arrays[name]
-            if leaf.shape != expected.shape or not np.issubdtype(leaf.dtype, np.floating):
-                raise ValueError(
-                    f"{name} is {leaf.dtype} of shape {leaf.shape}, the network needs floats of "
-                    f"{expected.shape}"
-                )
-            if not np.isfinite(leaf).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
-            leaves.append(jnp.asarray(leaf))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return safe_open(file, framework="np")
+    except SafetensorError as error:
+        raise DamagedError(f"{file} is damaged: {error}") from error

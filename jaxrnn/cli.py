@@ -1,14 +1,13 @@
-"""The command `jaxrnn`: train, sample, check, explain."""
+"""The command `jaxrnn`: train, resume, eval, sample, plot, check, explain."""
 
 import io
+import itertools
 import json
-import platform
 import signal
 import sys
 import time
-from dataclasses import asdict
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,14 +21,17 @@ try:
 except ImportError as error:  # the extra is missing: one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
-from jaxrnn import checkpoint, gradients, run, trial
+from jaxrnn import corpus, folder, gradients, run, trial
+from jaxrnn.model import continuation, stream, write
+from jaxrnn.model import evaluate as score_text
 from jaxrnn.network import RNN, Batch
-from jaxrnn.text import Vocabulary
+from jaxrnn.options import INITIALIZERS, Init, Options, build, seed_key
+from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.verification import gradient_flow, verify
 from jaxrnn.walkthrough import walkthrough
 
 DEFAULT_OUT = Path("jaxrnn-run")
-DEFAULTS = run.Options()
+DEFAULTS = Options()
 CHECK_DEFAULTS = trial.Options()
 
 
@@ -37,107 +39,200 @@ def train(
     file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     /,
     *,
-    options: Annotated[run.Options, tyro.conf.arg(name="")] = DEFAULTS,
+    options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
     encoding: str = "utf-8",
+    quiet: bool = False,
 ) -> int:
-    """Train a character model, having first shown that its gradient is right.
+    """Train a model of a text, having first shown that its gradient is right.
 
     Args:
         file: A text file. Without one: the documentation topics that ship with Python.
         options: How to train.
-        out: The folder to save the run in; default jaxrnn-run, or jaxrnn-run-2 and so on.
-        overwrite: Replace the folder if it exists.
+        out: The folder of the run; default jaxrnn-run, or jaxrnn-run-2 and so on.
+        overwrite: Replace the run that is in the folder.
         encoding: The text file's encoding.
+        quiet: Print nothing.
     """
-    if file is None:
-        text, name = run.documentation_topics(), "the documentation topics of Python "
-        name += platform.python_version()
-        display.say("text", f"{name}, since no FILE was given")
-    else:
-        text, name = run.read_text(file, encoding), str(file)
-        display.say("text", name)
-    training = run.prepare(text, options)
-    display.network(text, training)
-    out = _reserve(out, overwrite)
-    try:
-        return _train(training, out, name)
-    finally:
-        checkpoint.release(out)
-
-
-def _train(training: run.Run, out: Path, name: str) -> int:
+    display.console.quiet = quiet
+    out = _free(DEFAULT_OUT) if out is None else out
+    with display.working("reading the text"):
+        training = run.start(out, file, options, encoding=encoding, overwrite=overwrite)
+    display.text(training, given=file is not None)
+    display.network(training)
+    one = (
+        training
+        if not training.population
+        else training._replace(state=jax.tree.map(lambda leaf: leaf[0], training.state))
+    )
     first = jax.tree.map(lambda leaf: leaf[0], training.source(np.arange(1)))
-    report = verify(gradients.bptt(training.rnn), training.rnn, training.state.params, first)
+    report = verify(gradients.bptt(training.rnn), training.rnn, one.state.params, first)
     display.gradient(report, first)
     if not report.ok:
+        folder.remove(out)
         raise ValueError(f"{report.findings[0]}; nothing was trained, try other initial weights")
+    return _train(training)
 
-    state, losses, diverged, stopped = training.state, [], False, False
-    started = time.perf_counter()
-    try:
-        for block in display.with_progress(training):
-            state, diverged = block.state, block.diverged
-            losses.extend(np.asarray(block.metrics.loss).tolist())
-    except KeyboardInterrupt:
-        stopped = True
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was learnt will be saved, come what may
-    seconds, good = time.perf_counter() - started, int(state.step)
-    display.say("trained", f"{good:,} of {training.options.steps:,} steps in {seconds:.0f} s")
-    remedy = "try a smaller --learning-rate or --clip, or --activation tanh"
-    if good == 0:
-        if diverged:
-            raise ValueError(f"step 1 is not finite (loss {losses[0]:.4g}): {remedy}")
-        raise KeyboardInterrupt
 
-    held_out = run.held_out_loss(training, state.params)
-    display.say("held out", f"{held_out:.4f} nats = {held_out / np.log(2):.4f} bits per character")
-    saved = checkpoint.SavedRun(
-        training.rnn,
-        training.vocabulary,
-        state.params,
-        options=asdict(training.options) | {"text": name},
-        results={"steps": good, "seconds": seconds, "held_out_nats": held_out} | _versions(),
-    )
-    losses, last = losses[:good], losses[-1]
-    checkpoint.save(out, saved, losses, also=partial(display.plot_losses, losses, held_out))
-    if diverged:
-        raise ValueError(
-            f"step {good + 1:,} is not finite (loss {last:.4g}): training stopped, "
-            f"{out} holds the state after step {good:,}; {remedy}"
-        )
-    display.samples(run.write(saved, length=300, count=2, seed=training.options.seed))
+def resume(
+    place: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    steps: int | None = None,
+    quiet: bool = False,
+) -> int:
+    """Go on with a run from its newest good checkpoint, exactly as if it had not been interrupted.
+
+    Args:
+        place: The folder of the run.
+        text: Where its text lies now; default where it was.
+        steps: Updates to make in all; default as the run was told.
+        quiet: Print nothing.
+    """
+    display.console.quiet = quiet
+    with display.working("reading the text"):
+        training = run.resume(place, file=text, steps=steps)
+    display.text(training, given=True)
+    display.network(training)
+    display.remarks(training.remarks)
+    display.say("resumed", f"{place} after step {training.done:,}")
+    return _train(training)
+
+
+def _train(training: run.Run) -> int:
+    """Train, and show what came of it."""
+    out, started = training.folder, time.perf_counter()
+    assert out is not None
+    begun, over, trouble = training.done, "steps", None
+    with _signals() as told:
+        for block in display.with_progress(training, run.train(training, lambda: bool(told))):
+            training, over, trouble = block.run, block.over, block.trouble
+    done, seconds = training.done, time.perf_counter() - started
+    display.say("trained", f"{done - begun:,} steps in {seconds:.0f} s, {done:,} in all")
+    if done:
+        display.curves([out], out / "loss.png")
+    if trouble is not None:
+        display.trouble(trouble)
+        kept = f"{out} holds the state after step {done:,}" if done else "nothing was learnt"
+        if not done:
+            folder.remove(out)
+        raise ValueError(f"step {done + 1:,} is not finite ({trouble.what}): {kept}")
+    if over == "stopped":
+        display.say("saved", f"{out}; go on with: jaxrnn resume {out}")
+        return 128 + told[0]
+    if over == "patience":
+        display.say("stopped", f"{training.options.patience} evaluations without a better one")
+    display.held_out(training)
+    display.samples(write(run.load(out), length=300, count=2, seed=training.options.seed))
     display.say("saved", f"{out}; write more with: jaxrnn sample {out}")
-    return 130 if stopped else 0
+    return 0
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note the first SIGINT or SIGTERM, so that training ends in order; the second ends at once."""
+    told: list[int] = []
+
+    def note(number, frame):
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def evaluate(
+    place: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    file: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    /,
+    *,
+    encoding: str = "utf-8",
+    newest: bool = False,
+) -> int:
+    """Score a text with a trained model, over the whole of it, the state carried from end to end.
+
+    Args:
+        place: The folder of a run, or a checkpoint.
+        file: The text.
+        encoding: The text's encoding.
+        newest: Take the newest checkpoint instead of the best.
+    """
+    model = run.load(place, newest=newest)
+    display.remarks(model.remarks)
+    scores = score_text(model, corpus.open_text(file, encoding))
+    display.scored(model, display.with_share(scores))
+    return 0
 
 
 def sample(
-    folder: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    place: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     prime: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     length: int = 500,
     count: int = 1,
     temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    beams: int | None = None,
+    newest: bool = False,
     seed: int = 0,
 ) -> int:
-    """Write text with a trained model.
+    """Write text with a trained model, shown as it is made.
 
     Args:
-        folder: The folder of a run, as jaxrnn train saved it.
+        place: The folder of a run, or a checkpoint.
         prime: What the text begins with; default the start of a line.
-        length: Characters to write at most; a model of lines also stops at its line's end.
+        length: Characters (bytes, words) to write at most; a model of lines also stops at its
+            line's end.
         count: How many texts.
         temperature: 1 is the model's own distribution, less is more cautious, 0 the likeliest.
+        top_k: Draw among so many of the likeliest only.
+        top_p: Draw among the likeliest that together have this probability only.
+        stop: Stop where this text comes.
+        beams: Search for the likeliest text, with so many kept at each step, instead of drawing.
+        newest: Take the newest checkpoint instead of the best.
         seed: Another seed, another text.
     """
-    saved = checkpoint.load(folder)
-    display.samples(
-        run.write(
-            saved, prime=prime, length=length, count=count, temperature=temperature, seed=seed
-        )
-    )
+    model = run.load(place, newest=newest)
+    display.remarks(model.remarks)
+    if beams is not None:
+        if (top_k, top_p, stop, count) != (None, None, None, 1):
+            raise ValueError("--beams searches and does not draw: leave out what is for drawing")
+        text, nats = continuation(model, prime, length, beams)
+        print(text)
+        display.say("", f"log-probability {nats:.4f} nats")
+        return 0
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop, "seed": seed}
+    display.streamed(stream(model, prime=prime, length=length, count=count, **how))
+    return 0
+
+
+def plot(
+    places: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None,
+) -> int:
+    """Draw the training and held-out losses of runs; of many models the median and quartiles.
+
+    Args:
+        places: The folders of runs, at least one.
+        out: The PNG to draw; default loss.png in the folder of one run, or here for several.
+    """
+    if not places:
+        raise ValueError("plot needs the folder of a run: jaxrnn plot RUN")
+    out = out or (places[0] / "loss.png" if len(places) == 1 else Path("loss.png"))
+    display.curves(list(places), out)
+    display.say("saved", str(out))
     return 0
 
 
@@ -159,7 +254,7 @@ def check(
     """
     rnn, params, h, batch = trial.prepare(options)
     if options.function is None:
-        candidate = run.build(
+        candidate = build(
             options.algorithm, rnn, window=options.window, n=options.n, rank=options.rank
         )
     else:
@@ -189,7 +284,7 @@ def explain(
     /,
     *,
     hidden_size: int = 3,
-    init: run.Init = "small-normal",
+    init: Init = "small-normal",
     seed: int = 0,
 ) -> int:
     """Show every number of the forward and backward pass for one word, step by step.
@@ -205,16 +300,16 @@ def explain(
     """
     if not word:
         raise ValueError("the word is empty: give at least one character")
-    vocabulary = Vocabulary.from_text(word + run.LINE)
+    vocabulary = Vocabulary.from_text(word + LINE)
     rnn = RNN(
         vocabulary.size,
         hidden_size,
         vocabulary.size,
         reduction="sum",
-        **run.INITIALIZERS[init],
+        **INITIALIZERS[init],
     )
-    ids = vocabulary.encode(word + run.LINE)
-    key = run.seed_key(seed)
+    ids = vocabulary.encode(word + LINE)
+    key = seed_key(seed)
     with jax.enable_x64(True):
         params = rnn.init(key)
         walk = walkthrough(rnn, params, Batch(ids[None, :-1], ids[None, 1:]))
@@ -222,14 +317,22 @@ def explain(
     return 0
 
 
-COMMANDS = {"train": train, "sample": sample, "check": check, "explain": explain}
+COMMANDS = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "sample": sample,
+    "plot": plot,
+    "check": check,
+    "explain": explain,
+}
 
 
 def main() -> None:
     """Run the command; a mistake in what was typed or given ends with one line and status 2."""
-    for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows another
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    for output in (sys.stdout, sys.stderr):  # a console that lacks a character shows another
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -250,21 +353,10 @@ def main() -> None:
     sys.exit(status)
 
 
-def _reserve(out: Path | None, overwrite: bool) -> Path:
-    """Reserve the folder of a new run before any work is done: the default's first free name."""
-    if out is not None:
-        checkpoint.reserve(out, overwrite=overwrite)
-        return out
-    number, out = 1, DEFAULT_OUT
-    while out.exists():
-        number += 1
-        out = DEFAULT_OUT.with_name(f"{DEFAULT_OUT}-{number}")
-    checkpoint.reserve(out)
-    return out
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "optax", "numpy")}
+def _free(first: Path) -> Path:
+    """Return the first free one of the names NAME, NAME-2, NAME-3, …."""
+    names = itertools.chain([first.name], (f"{first.name}-{n}" for n in itertools.count(2)))
+    return next(place for place in map(first.with_name, names) if not place.exists())
 
 
 if __name__ == "__main__":

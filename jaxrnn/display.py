@@ -1,10 +1,14 @@
 """What the command shows: lines, progress, a plot, and a walk through one word."""
 
+import itertools
+import math
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib
@@ -14,9 +18,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxrnn import run
-from jaxrnn.network import Batch
-from jaxrnn.text import Vocabulary
+from jaxrnn import folder, run
+from jaxrnn.model import Model, Score, units
+from jaxrnn.network import Batch, param_shapes
+from jaxrnn.options import from_json, members
+from jaxrnn.text import LINE, Vocabulary
+from jaxrnn.trouble import Trouble
 from jaxrnn.verification import Report
 from jaxrnn.verification.compare import HEADER, cells
 from jaxrnn.walkthrough import Walkthrough
@@ -30,15 +37,27 @@ def say(label: str, text: str) -> None:
     console.print(text, markup=False)
 
 
-def network(text: str, training: run.Run) -> None:
-    """Say what is trained on what."""
+def text(training: run.Run, *, given: bool) -> None:
+    """Say what is trained on."""
+    told, vocabulary = training.text, training.vocabulary
+    say("text", told["name"] + ("" if given else ", since no FILE was given"))
+    say("", f"{told['characters']:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
+        f"{vocabulary.size:,} different {vocabulary.unit}s")  # fmt: skip
+
+
+def network(training: run.Run) -> None:
+    """Say what is trained, and how many of it."""
     rnn = training.rnn
-    say("", f"{len(text):,} characters, {training.vocabulary.size} different")
     layers = [f"{rnn.hidden_size} {rnn.activation}"] * rnn.num_layers
     leak = "" if rnn.leak == 1 else f", leak {rnn.leak}"
-    size = sum(leaf.size for leaf in jax.tree.leaves(training.state.params))
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(rnn)))
     sizes = " → ".join([str(rnn.input_size), *layers, str(rnn.output_size)])
     say("network", f"{sizes}{leak}, {size:,} parameters")
+    if training.population:
+        many = members(training.options)
+        rates = training.options.learning_rates
+        of_rates = f", at {len(rates)} learning rates" if rates else ""
+        say("", f"{len(many)} models at once{of_rates}, from {training.options.seeds} seeds each")
 
 
 def gradient(report: Report, batch: Batch) -> None:
@@ -53,7 +72,7 @@ def gradient(report: Report, batch: Batch) -> None:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show on a terminal that something is going on."""
-    with console.status(what) if console.is_terminal else nullcontext():
+    with console.status(what) if console.is_terminal and not console.quiet else nullcontext():
         yield
 
 
@@ -79,6 +98,8 @@ def report(found: Report) -> None:
 
 def samples(texts: list[str]) -> None:
     """Print generated texts, ruled off from each other where they are longer than a line."""
+    if console.quiet:
+        return
     ruled = len(texts) > 1 and any("\n" in text for text in texts)
     for text in texts:
         if ruled:
@@ -88,15 +109,28 @@ def samples(texts: list[str]) -> None:
         console.rule(style="dim")
 
 
-def with_progress(training: run.Run) -> Iterator[run.Block]:
-    """Show a bar on a terminal, and ten plain lines elsewhere."""
-    steps, told = training.options.steps, 0
-    started = before = time.perf_counter()
+def streamed(parts: Iterator[list[str]]) -> None:
+    """Print a text as it is made; several when all are there."""
+    first = next(parts)
+    if len(first) > 1:
+        samples(["".join(row) for row in zip(first, *parts, strict=True)])
+        return
+    for (new,) in itertools.chain([first], parts):
+        print(new, end="", flush=True)
+    print()
 
-    def describe(block, seconds):
-        loss, bits = float(block.metrics.loss.mean()), float(block.metrics.bits.mean())
-        speed = block.characters / seconds / 1000
-        return f"loss {loss:.4f} ({bits:.4f} bits) {speed:,.0f}k char/s"
+
+def remarks(lines: Iterable[str]) -> None:
+    """Print what is to be noted, beside the output."""
+    for line in lines:
+        print(f"jaxrnn: note: {line}", file=sys.stderr)
+
+
+def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[run.Block]:
+    """Show a bar on a terminal and plain lines elsewhere, one for each evaluation."""
+    steps, unit = training.options.steps, training.vocabulary.unit
+    started = before = time.perf_counter()
+    first, held_out = training.done, ""
 
     columns = (
         TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
@@ -104,32 +138,141 @@ def with_progress(training: run.Run) -> Iterator[run.Block]:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", total=steps, status="compiling …")
-        for block in run.train(training):
-            now, done = time.perf_counter(), int(block.state.step)
-            status = describe(block, now - before)
+    visible = console.is_terminal and not console.quiet
+    with Progress(*columns, console=console, disable=not visible) as progress:
+        task = progress.add_task("training", total=steps, completed=first, status="compiling …")
+        for block in blocks:
+            now, done = time.perf_counter(), block.run.done
+            speed = block.characters / (now - before) / 1000
             before = now
+            loss = (
+                np.median(np.nanmean(block.metrics.loss, 0)) if block.over != "trouble" else np.nan
+            )
+            if block.held_out is not None:
+                held_out = f", held out {folder.lowest(block.held_out):.4f}"
+            status = f"loss {loss:.4f}{held_out}, {speed:,.0f}k {unit[:4]}/s"
             progress.update(task, completed=done, status=status)
-            if not console.is_terminal and done * 10 // steps > told:
-                told = done * 10 // steps
-                left = (now - started) * (steps / done - 1)
+            if not visible and block.held_out is not None:
+                left = (now - started) * (steps - done) / max(1, done - first)
                 say("training", f"{done:,}/{steps:,} {status}, {left:.0f} s left")
+            if block.growing is not None:
+                norm = np.max(block.metrics.grad_norm)
+                say("warning", f"the gradient's norm rose above 100 times its median at step "
+                    f"{block.growing:,}, to {norm:.2g}")  # fmt: skip
             yield block
 
 
-def plot_losses(losses: list[float], held_out: float, folder: Path) -> None:
-    """Draw the training loss over the steps, and the held-out loss at the end."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # takes its time: only when there is something to draw
+def with_share(scores: Iterator[tuple[float, Score]]) -> Score:
+    """Show on a terminal how much of a text has been scored, and return the last score."""
+    last = None
+    with Progress(
+        TextColumn("[bold]scoring[/bold]"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=1.0)
+        for share, last in scores:  # noqa: B007
+            progress.update(task, completed=share)
+    assert last is not None
+    return last
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(range(1, len(losses) + 1), losses, linewidth=0.7, label="training, one batch a step")
-    axes.axhline(held_out, color="black", linestyle="--", label=f"held out: {held_out:.3f}")
-    axes.set(xlabel="step", ylabel="loss, nats per character")
-    axes.legend()
-    figure.savefig(folder / "loss.png", dpi=120)
-    plt.close(figure)
+
+def scored(model: Model, found: Score) -> None:
+    """Say how well a text was foretold."""
+    vocabulary, nats = model.vocabulary, found.nats
+    say("model", f"after step {model.step:,}")
+    say("scored", f"{found.symbols:,} {vocabulary.unit}s, state carried from "
+        f"{'each line' if model.options.lines else 'the first'} to its end")  # fmt: skip
+    say("loss", f"{nats:.4f} nats per {vocabulary.unit} = {units(nats, vocabulary)}")
+    if vocabulary.level == "word":
+        bits = nats * found.symbols / found.characters / np.log(2)
+        say("", f"{bits:.4f} bits per character; {found.unknown:,} words are not known")
+
+
+def held_out(training: run.Run) -> None:
+    """Say the held-out loss at last, and the best if that was another."""
+    history, vocabulary = training.history, training.vocabulary
+    if not history:
+        return
+    best_step, best = min(history, key=lambda each: folder.lowest(each[1]))
+    lowest = folder.lowest(best)
+    say("held out", f"{lowest:.4f} nats = {units(lowest, vocabulary)}, after step {best_step:,}")
+    last_step, last = history[-1]
+    if training.population:
+        said = [np.nan if loss is None else loss for loss in last]
+        low, middle, high = np.nanquantile(said, [0.25, 0.5, 0.75])
+        say("", f"the best of {len(said)} models; at the last step the median is {middle:.4f}")
+        say("", f"and the quartiles are {low:.4f} and {high:.4f}")
+    elif last_step != best_step:
+        say("", f"the best checkpoint; the last has {folder.lowest(last):.4f}")
+
+
+def trouble(found: Trouble) -> None:
+    """Say where something that is not finite began, and what to try."""
+    for number, line in enumerate(str(found).splitlines()):
+        say("" if number else "trouble", line)
+
+
+def curves(places: list[Path], picture: Path) -> None:
+    """Draw training and held-out losses over the steps; of many models, median and quartiles."""
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure  # takes its time: only when there is something to draw
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    colors = (f"C{number}" for number in itertools.count())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where all are nan, so is what is drawn
+        for place in places:
+            _curves_of(place, axes, colors, f"{place.name}: " if len(places) > 1 else "")
+    quartiles = ", median and quartiles" if max(map(_members_of, places)) > 1 else ""
+    axes.set(xlabel="step", ylabel=f"loss, nats a symbol{quartiles}")
+    axes.legend(fontsize=8)
+    figure.savefig(picture, dpi=120)
+
+
+def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None:
+    chosen, records = from_json(folder.describe(place)["options"]), folder.metrics(place)
+    if not any("loss" in each for each in records):
+        raise ValueError(f"{place} has no losses to draw yet: train it further")
+    rates, seeds = chosen.learning_rates or (None,), chosen.seeds
+    for number, rate in enumerate(rates):
+        color, which = next(colors), slice(number * seeds, (number + 1) * seeds)
+        said = name + (f"learning rate {rate:g}: " if rate is not None else "")
+        for what, style, alpha in (("loss", "-", 0.45), ("held_out", ".--", 1.0)):
+            steps, losses = _of(records, what, which)
+            if what == "loss":
+                steps, losses = _smoothed(steps), _smoothed(losses)
+            if not len(steps):
+                continue
+            low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75], axis=1)
+            label = "training" if what == "loss" else f"held out, lowest {np.nanmin(middle):.3f}"
+            axes.plot(steps, middle, style, color=color, alpha=alpha, label=said + label)
+            if seeds > 1:
+                axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _members_of(place: Path) -> int:
+    return len(members(from_json(folder.describe(place)["options"])))
+
+
+def _of(records: list[dict], what: str, which: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (N,) at which a loss was recorded, and those of some members (N, M)."""
+    there = [each for each in records if what in each]
+    losses = [each[what] if isinstance(each[what], list) else [each[what]] for each in there]
+    losses = np.array(losses, float).reshape(len(there), -1)
+    return np.array([each["step"] for each in there]), losses[:, which]
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Average neighbours, so that about 200 points are left."""
+    block = max(1, len(values) // 200)
+    whole = len(values) // block * block
+    return np.nanmean(values[:whole].reshape(-1, block, *values.shape[1:]), 1)
 
 
 def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
@@ -151,7 +294,7 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
             show(prefix + name, leaf)
 
     symbols = vocabulary.symbols
-    answers = word[1:] + run.LINE
+    answers = word[1:] + LINE
     print(f"characters  {' '.join(map(repr, symbols))}")
     print("\nparameters  (rows are what a weight reads, columns what it writes)")
     weights(walk.params)

@@ -1,349 +1,483 @@
-"""A whole run: text to batches, training, evaluation, samples.
+"""A whole run: text to batches, training, evaluation, and what is kept of it on disk.
 
-Nothing is printed here; the command prints. `prepare` makes a `Run`, and `train` yields it forward
-block by block.
+Nothing is printed here; the command prints. `start` and `resume` make a `Run`, and `train` takes it
+forward block by block. A run is what its text and options say, and nothing else: however it is
+interrupted and cut into blocks, its parameters come out the same to the last bit on the same
+machine with the same versions.
 """
 
-import inspect
+import dataclasses
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import PRNGKeyArray
 
-from jaxrnn import data, gradients
-from jaxrnn.checkpoint import SavedRun
-from jaxrnn.gradients import GradientAlgorithm
-from jaxrnn.network import LECUN_NORMAL, ORTHOGONAL, RNN, Batch, Initializer, Params
-from jaxrnn.sample import sample
+from jaxrnn import checkpoint, corpus, data, files, folder, options, trouble
+from jaxrnn.checkpoint import Checkpoint
+from jaxrnn.corpus import Corpus, Text
+from jaxrnn.model import Model, write
+from jaxrnn.network import RNN, Batch, param_shapes
+from jaxrnn.options import Options
 from jaxrnn.text import Vocabulary
 from jaxrnn.train import (
     Metrics,
     TrainState,
     TrainStep,
-    adagrad,
-    evaluate,
     init_train_state,
     make_train_loop,
     make_train_step,
-    sgd,
+    mean_loss,
+    score,
 )
-
-_UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/√fan_in
-_SMALL_NORMAL = jax.nn.initializers.normal(0.01)
-_NORMAL = jax.nn.initializers.normal(1.0)
-
-Init = Literal["default", "uniform", "small-normal", "normal"]
-RULES = {  # what is exported under the name of its own file
-    name: rule
-    for name, rule in sorted(vars(gradients).items())
-    if getattr(rule, "__module__", None) == f"{gradients.__name__}.{name}"
-}
-if TYPE_CHECKING:
-    Algorithm = str
-else:
-    Algorithm = Literal[tuple(RULES)]
-
-
-def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
-    return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
-
-
-INITIALIZERS: dict[Init, dict[str, Any]] = {
-    "default": _weights(LECUN_NORMAL, ORTHOGONAL),
-    "uniform": _weights(_UNIFORM, _UNIFORM),
-    "small-normal": _weights(_SMALL_NORMAL, _SMALL_NORMAL),
-    "normal": _weights(_NORMAL, _NORMAL),
-}
+from jaxrnn.trouble import Trouble
 
 BLOCK = 50  # at most so many steps in one jitted call, between two signs of life
-LINE = "\n"  # starts and ends a line
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train."""
-
-    hidden_size: int = 256
-    """Units in each layer (H)."""
-    num_layers: int = 1
-    """Layers in the stack."""
-    activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The nonlinearity."""
-    leak: float = 1.0
-    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
-    init: Init = "default"
-    """Initial weights: LeCun normal with an orthogonal W_hh; uniform within 1/√fan-in; 0.01 times
-    standard normal; or standard normal."""
-    batch_size: int = 32
-    """Rows of the text, or lines, read at once (B)."""
-    length: int = 64
-    """Characters that a row advances in a step: as far as gradients reach back (T)."""
-    lines: bool = False
-    """Train on each line by itself, from h = 0 to its end, instead of on one long text."""
-    steps: int = 4000
-    """Updates to make."""
-    algorithm: Algorithm = "bptt"
-    """How gradients are computed."""
-    window: int = 8
-    """Recurrent steps that truncated_bptt reaches back; 0 is the one-hop gradient."""
-    n: int = 1
-    """Steps within which snap keeps a weight's influence."""
-    rank: int = 1
-    """Kronecker products that ok keeps."""
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    """Adam; or Adagrad or gradient descent with the settings of min-char-rnn."""
-    learning_rate: float | None = None
-    """At the start, falling to 0 along a cosine; default 0.003 for adam, 0.1 for the others."""
-    clip: float | None = None
-    """Largest gradient: for adam its norm, default 1; for adagrad and sgd each element, default 5
-    and 1."""
-    held_out: float = 0.1
-    """The share of the text kept for evaluation: its end, or lines chosen at random."""
-    seed: int = 0
-    """For the weights, the order of lines and the samples."""
+PACE = 0.5  # seconds that such a call should take
+_HELD_OUT = 1_000_000  # symbols that are held out at most
+_IN_BLOCK = 2**22  # symbols that are read for one call at most
+_NORMS = 1000  # of the last steps, that a gradient's norm is compared with
+_DEFAULTS = Options()
 
 
 class Run(NamedTuple):
-    """A run before its first step.
+    """A run at some step.
 
     Attributes:
         options: how to train.
         rnn: the network.
-        vocabulary: the characters of the whole text.
+        vocabulary: the symbols.
+        text: {"name", "file", "encoding", "sha256", "characters"} of what it is trained on.
         step: the train step.
-        state: the train state.
+        state: the train state; of a population each leaf begins with the members.
         source: step numbers to batches.
-        held_out: the batches to evaluate on, (N, B, T).
+        held_out: what to evaluate on.
+        history: [step, held-out loss or losses] of each evaluation.
+        folder: where it is kept; None for one in memory.
+        remarks: which checkpoints were damaged, and what differs from where the run was made.
     """
 
     options: Options
     rnn: RNN
     vocabulary: Vocabulary
+    text: dict[str, Any]
     step: TrainStep
     state: TrainState
     source: data.Source
-    held_out: Batch
+    held_out: data.Passage
+    history: tuple[tuple[int, Any], ...] = ()
+    folder: Path | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def population(self) -> bool:
+        """Whether many models are trained at once."""
+        return len(options.members(self.options)) > 1
+
+    @property
+    def done(self) -> int:
+        """The number of updates made."""
+        return int(np.max(self.state.step))
 
 
 class Block(NamedTuple):
-    """Some steps of training.
+    """Some steps of training, and what followed on them.
 
     Attributes:
-        state: after the last good one of them.
-        metrics: of each; if it diverged, the last is the step that went wrong.
-        characters: how many were read.
-        diverged: whether a loss, gradient or update was not finite; then no block follows.
+        run: after the last good one of them.
+        metrics: of each; if the run went wrong, the last is the step that did.
+        characters: how many symbols were read.
+        held_out: the loss on the held-out text in nats a symbol, if it was evaluated.
+        saved: the checkpoint, if one was written.
+        growing: the step at which the gradient's norm rose above 100 times its median, if it did.
+        trouble: what was not finite, and where it began; then no block follows.
+        over: why no block follows: "steps", "patience", "stopped" or "trouble"; "" if one does.
     """
 
-    state: TrainState
+    run: Run
     metrics: Metrics
     characters: int
-    diverged: bool
+    held_out: Any
+    saved: Path | None
+    growing: int | None
+    trouble: Trouble | None
+    over: str
 
 
-def read_text(file: Path, encoding: str) -> str:
-    """Read a text, its line ends as they are.
-
-    Raises:
-        ValueError: if there is no such file, it is empty, or not in this encoding.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    try:
-        text = content.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is not {encoding}: byte 0x{content[error.start]:02x} at position "
-            f"{error.start:,}; name its encoding, for example --encoding latin-1"
-        ) from error
-    except LookupError as error:
-        raise ValueError(f"{error}; try utf-8, utf-16, latin-1 or cp1252") from error
-    if not text:
-        raise ValueError(f"{file} is empty: give a file with text in it")
-    return text
-
-
-def documentation_topics() -> str:
-    """Return the documentation topics that ship with CPython: English, about 465,000 characters."""
-    try:
-        from pydoc_data import topics
-    except ImportError as error:
-        raise ValueError(
-            "this Python comes without its documentation topics: give a FILE"
-        ) from error
-    return "\n".join(topics.topics[name] for name in sorted(topics.topics))
-
-
-def prepare(text: str, options: Options) -> Run:
-    """Make everything that a run needs from its text.
+def prepare(text: Text | str, chosen: Options) -> Run:
+    """Make everything that a run needs from its text, in memory.
 
     Raises:
-        ValueError: if an option is outside its range, or the text is too short for the options.
+        ValueError: if an option is outside its range, or the text does not fit the options.
     """
-    for name in ("steps", "batch_size", "length"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
-    for name in ("learning_rate", "clip"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite, got {value}")
-    if not 0 < options.held_out < 1:
-        raise ValueError(f"held_out must lie between 0 and 1, got {options.held_out}")
-
-    params_key, state_key = jax.random.split(seed_key(options.seed))
-    vocabulary = Vocabulary.from_text(text + LINE if options.lines else text)
-    rnn = RNN(
-        vocabulary.size,
-        options.hidden_size,
-        vocabulary.size,
-        num_layers=options.num_layers,
-        activation=options.activation,
-        leak=options.leak,
-        **INITIALIZERS[options.init],
-    )
-    source, held_out = (_lines if options.lines else _stream)(text, vocabulary, options)
-    algorithm = build(options.algorithm, rnn, window=options.window, n=options.n, rank=options.rank)
-    if options.lines:
-        algorithm = gradients.stateless(algorithm)
-    optimizer = _optimizer(options)
-    state = init_train_state(
-        algorithm,
-        optimizer,
-        rnn.init(params_key),
-        rnn.initial_state(options.batch_size),
-        key=state_key,
-    )
-    step = make_train_step(algorithm, optimizer)
-    return Run(options, rnn, vocabulary, step, state, source, held_out)
+    options.check(chosen)
+    text = corpus.of_string(text) if isinstance(text, str) else text
+    size = chosen.vocabulary_size or 8000
+    read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
+    run, first_state = _make(text, read, chosen)
+    return run._replace(state=first_state())
 
 
-def seed_key(seed: int) -> PRNGKeyArray:
-    """Make a key of a seed; ValueError if it is negative or above 2⁶³ - 1."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie in 0 … 2⁶³ - 1, got {seed}")
-    return jax.random.key(seed)
-
-
-def train(run: Run) -> Iterator[Block]:
-    """Train to the last step, or to the first that is not finite; the state is given back good."""
-    loop = make_train_loop(run.step)
-    steps, state = run.options.steps, run.state
-    # Blocks of one size are one compilation; where no good size divides, the last one is another.
-    block = max((size for size in range(10, BLOCK + 1) if steps % size == 0), default=BLOCK)
-    for first in range(0, steps, block):
-        batches = run.source(np.arange(first, min(first + block, steps)))
-        # A copy is donated: the last good state outlives a step that fails or is interrupted.
-        new_state, metrics = loop(jax.tree.map(jnp.copy, state), batches)
-        if not metrics.finite.all():
-            good = int(metrics.finite.argmin())
-            batches = jax.tree.map(lambda leaf, n=good: leaf[:n], batches)
-            state, _ = loop(jax.tree.map(jnp.copy, state), batches)
-            metrics = jax.tree.map(lambda leaf, n=good: leaf[: n + 1], metrics)
-            yield Block(state, metrics, 0, diverged=True)
-            return
-        mask = batches.mask
-        characters = batches.inputs.size if mask is None else int(mask.sum())
-        state = new_state
-        yield Block(state, metrics, characters, diverged=False)
-
-
-def held_out_loss(run: Run, params: Params) -> float:
-    """Compute the mean loss on the text that was kept back, in nats per character."""
-    loss = partial(evaluate, run.rnn, stateful=not run.options.lines)
-    return float(jax.jit(loss)(params, run.held_out))
-
-
-def write(
-    saved: SavedRun,
+def start(
+    place: str | Path,
+    file: str | Path | None = None,
+    chosen: Options = _DEFAULTS,
     *,
-    prime: str | None = None,
-    length: int = 500,
-    count: int = 1,
-    temperature: float = 0.8,
-    seed: int = 0,
-) -> list[str]:
-    """Write texts with a trained model.
+    encoding: str = "utf-8",
+    overwrite: bool = False,
+) -> Run:
+    """Make a run and its folder, in which its state before the first step is the first checkpoint.
 
     Args:
-        saved: the run.
-        prime: what each text begins with; the start of a line if not given.
-        length: characters to write; a model of lines stops at its line's end before that.
-        count: how many texts.
-        temperature: as in `jaxrnn.sample`.
-        seed: of the draws.
+        place: the folder.
+        file: what to train on; None: the documentation topics that ship with Python.
+        chosen: how.
+        encoding: the file's encoding.
+        overwrite: whether a run that is there may be replaced.
 
     Raises:
-        ValueError: for a character that the model does not know, or an argument out of its range.
+        ValueError: as `prepare` does, or if the folder is not free or cannot be written.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    vocabulary, of_lines = saved.vocabulary, saved.options["lines"]
-    start = LINE if LINE in vocabulary.symbols else vocabulary.symbols[0]
-    if prime is not None:
-        if not prime or (of_lines and LINE in prime):
-            raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
-        start = LINE + prime if of_lines else prime
-    drawn = sample(
-        saved.rnn,
-        saved.params,
-        np.tile(vocabulary.encode(start), (count, 1)),
-        length,
-        key=seed_key(seed),
-        temperature=temperature,
-        end=int(vocabulary.encode(LINE)[0]) if of_lines else None,
+    place = Path(place)
+    folder.check_free(place, overwrite=overwrite)
+    run = prepare(corpus.open_text(file, encoding), chosen)
+
+    def fill(new):
+        described = {"format": checkpoint.FORMAT, "options": options.to_json(chosen)}
+        described |= {"text": run.text, "made with": _versions()}
+        files.write(new / "run.json", json.dumps(described, indent=1) + "\n")
+        symbols = {"level": run.vocabulary.level, "symbols": run.vocabulary.symbols}
+        files.write(new / "vocabulary.json", json.dumps(symbols) + "\n")
+        files.write(new / "metrics.jsonl", "")
+        _save(run._replace(folder=new))
+
+    folder.create(place, fill, overwrite=overwrite)
+    return run._replace(folder=place)
+
+
+def resume(place: str | Path, *, file: str | Path | None = None, steps: int | None = None) -> Run:
+    """Go on with a run from its newest good checkpoint.
+
+    Args:
+        place: the run's folder.
+        file: where its text lies now; default where it was.
+        steps: updates to make in all; default as the run was told. The schedule of the learning
+            rate follows them.
+
+    Raises:
+        ValueError: if there is no run or no good checkpoint, or the text is another.
+    """
+    place = Path(place)
+    told = folder.describe(place).get("text")
+    told = told if isinstance(told, dict) else {}
+    found = folder.newest(place)
+    chosen, vocabulary, about = _read(found.checkpoint)
+    if steps is not None:
+        chosen = dataclasses.replace(chosen, steps=steps)
+        options.check(chosen)
+    text = corpus.open_text(file or told.get("file"), told.get("encoding", "utf-8"))
+    expected = about["text"]["sha256"]
+    read = corpus.read(text, lines=chosen.lines, vocabulary=vocabulary, expected=expected)
+    run, _ = _make(text, read, chosen)
+    state = checkpoint.restore(found.checkpoint, run.state)
+    history = tuple((int(step), held_out) for step, held_out in about["history"])
+    here, there = _versions(), about.get("made with", {})
+    differs = [f"{name} {there.get(name)} (here {now})" for name, now in here.items()
+               if there.get(name) != now]  # fmt: skip
+    remarks = found.remarks
+    if differs:
+        remarks += (f"made with {', '.join(differs)}: the last digits may differ",)
+    with folder.locked(place):
+        folder.rewind(place, int(about["step"]))
+    return run._replace(state=state, history=history, folder=place, remarks=remarks)
+
+
+def load(place: str | Path, *, newest: bool = False) -> Model:
+    """Load the best model of a run, by its held-out loss, or the newest; of a population the best.
+
+    Args:
+        place: the run's folder, or one checkpoint.
+        newest: whether to take the newest checkpoint instead of the best.
+
+    Raises:
+        ValueError: if there is no run, or no checkpoint that can be read.
+    """
+    place = Path(place)
+    if place.is_file():
+        found = folder.only(place)
+    else:
+        folder.describe(place)
+        found = folder.newest(place) if newest else folder.best(place)
+    chosen, vocabulary, about = _read(found.checkpoint)
+    rnn, number = options.make_rnn(chosen, vocabulary.size), len(options.members(chosen))
+    precision = found.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
+    leading = (number,) if number > 1 else ()
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), precision.dtype),
+        param_shapes(rnn),
     )
-    texts = [start.removeprefix(LINE) + vocabulary.decode(row) for row in np.asarray(drawn)]
-    return [text.split(LINE, 1)[0] for text in texts] if of_lines else texts
+    params = checkpoint.restore(found.checkpoint, shapes, "params")
+    held_out = dict(map(tuple, about["history"])).get(about["step"])
+    if number > 1:
+        params, held_out = _best(params, held_out)
+    step = int(about["step"])
+    return Model(rnn, vocabulary, params, chosen, step, held_out, found.remarks)
 
 
-def _stream(text: str, vocabulary: Vocabulary, options: Options) -> tuple[data.Source, Batch]:
-    ids = vocabulary.encode(text)
-    cut = len(ids) - max(2, math.ceil(options.held_out * len(ids)))
-    source = data.stream(ids[: max(cut, 0)], options.batch_size, options.length)
-    return source, data.whole_text(ids[cut:], options.batch_size, options.length)
+def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+    """Train to the last step, to the first that is not finite, or as long as patience lasts.
+
+    Args:
+        run: from where; if it has a folder, metrics, checkpoints and samples are kept in it.
+        stop: asked after each block; when it says so the run is saved and ends there.
+
+    Raises:
+        ValueError: if the folder cannot be written any more, or another process trains the run.
+    """
+    if run.folder is None:
+        yield from _train(run, stop)
+        return
+    with folder.locked(run.folder):
+        try:
+            yield from _train(run, stop)
+        except OSError as error:
+            last = folder.newest(run.folder).checkpoint.file
+            raise ValueError(
+                f"cannot write {run.folder}: {error.strerror}; {last.name} stands: mend that, "
+                f"and go on with: jaxrnn resume {run.folder}"
+            ) from error
 
 
-def _lines(text: str, vocabulary: Vocabulary, options: Options) -> tuple[data.Source, Batch]:
-    lines = [line for line in (line.rstrip("\r") for line in text.split(LINE)) if line]
-    if len(lines) < 2:
-        raise ValueError(f"training on lines needs at least 2 that are not empty, got {len(lines)}")
-    order = np.random.default_rng(options.seed).permutation(len(lines))
-    kept = max(1, round(options.held_out * len(lines)))
-    rows = data.pad_lines(vocabulary, [lines[i] for i in order], start=LINE, end=LINE)
-    held_out = jax.tree.map(lambda leaf: leaf[:kept], rows)
-    rows = jax.tree.map(lambda leaf: leaf[kept:], rows)
-    if len(rows.inputs) < options.batch_size:
+def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
+    chosen, loop = run.options, make_train_loop(run.step)
+    every = chosen.evaluate_every or max(1, chosen.steps // 20)
+    size = math.prod(run.source(np.arange(1)).inputs.shape)
+    room = max(1, min(BLOCK, _IN_BLOCK // size))
+    seconds_a_step, norms, saved_at = math.inf, np.zeros(0), time.monotonic()
+    while not _over(run, None, lambda: False):
+        begun, first = time.monotonic(), run.done
+        paced = min(PACE, chosen.save_every) / seconds_a_step
+        number = max(1, min(room, int(paced), chosen.steps - first, every - first % every))
+        batches = run.source(np.arange(first, first + room))
+        # A copy is donated: the last good state outlives a step that fails.
+        state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+        metrics = jax.tree.map(np.asarray, metrics)
+        seconds_a_step = (time.monotonic() - begun) / number
+        good, told, found = metrics.finite[:number].reshape(number, -1).any(1), number, None
+        if not good.all():
+            number = int(good.argmin())
+            told = number + 1
+            state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+            found = _diagnose(run._replace(state=state), _pick(batches, number))
+        metrics = _pick(metrics, slice(told))
+        run = run._replace(state=state)
+        mask = batches.mask
+        characters = number * size if mask is None else int(mask[:number].sum())
+        norms = np.concatenate([norms, metrics.grad_norm.reshape(told, -1).max(1)])
+        growing = trouble.growing(norms)  # the first; one in an earlier block was told already
+        growing = None if growing is None else growing - len(norms) + told
+        norms = norms[-_NORMS:]
+
+        held_out = None
+        if found is None and (run.done % every == 0 or run.done == chosen.steps):
+            held_out = _evaluate(run)
+            run = run._replace(history=(*run.history, (run.done, held_out)))
+        over = _over(run, found, stop)
+        saved = None
+        if run.folder is not None:
+            folder.record(run.folder, _records(first, metrics, run, held_out))
+            if held_out is not None:
+                _write_sample(run)
+            if over or held_out is not None or time.monotonic() - saved_at >= chosen.save_every:
+                saved, saved_at = _save(run), time.monotonic()
+        grown = None if growing is None or growing < 0 else first + 1 + growing
+        yield Block(run, metrics, characters, held_out, saved, grown, found, over)
+        if over:
+            return
+
+
+def _over(run: Run, found: Trouble | None, stop: Callable[[], bool]) -> str:
+    if found is not None:
+        return "trouble"
+    if run.done >= run.options.steps:
+        return "steps"
+    losses = [folder.lowest(held_out) for _, held_out in run.history]
+    patience = run.options.patience
+    if patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience:
+        return "patience"
+    return "stopped" if stop() else ""
+
+
+def _make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], TrainState]]:
+    """Make a run of an encoded text, with the shapes of its state, and what makes its first one."""
+    vocabulary = read.vocabulary
+    rnn = options.make_rnn(chosen, vocabulary.size)
+    source, held_out = (_lines if chosen.lines else _stream)(read, chosen)
+    algorithm = options.make_algorithm(chosen, rnn)
+
+    def initial(key, rate):
+        params_key, state_key = jax.random.split(key)
+        optimizer, params = options.make_optimizer(chosen, rate), rnn.init(params_key)
+        h = rnn.initial_state(chosen.batch_size)
+        return init_train_state(algorithm, optimizer, params, h, key=state_key)
+
+    def step(rate, state, batch):
+        return make_train_step(algorithm, options.make_optimizer(chosen, rate))(state, batch)
+
+    members = options.members(chosen)
+    keys = [options.seed_key(member.seed) for member in members]
+    if len(members) == 1:
+        rate = members[0].learning_rate
+        state, whole_step = partial(initial, keys[0], rate), partial(step, rate)
+    else:
+        rates = jnp.array([member.learning_rate for member in members])
+        state = partial(jax.jit(jax.vmap(initial)), jnp.stack(keys), rates)
+        whole_step = partial(jax.vmap(step, in_axes=(0, 0, None)), rates)
+    told = {
+        "name": text.name,
+        "file": text.file and str(text.file.resolve()),
+        "encoding": text.encoding,
+        "sha256": read.sha256,
+        "characters": read.characters,
+    }
+    return Run(
+        chosen, rnn, vocabulary, told, whole_step, jax.eval_shape(state), source, held_out
+    ), state
+
+
+def _stream(read: Corpus, chosen: Options) -> tuple[data.Source, data.Passage]:
+    total, length = len(read.ids), options.length_of(chosen)
+    kept = max(2, min(math.ceil(chosen.held_out * total), _HELD_OUT))
+    ids, held_out = corpus.cut(read.ids, max(total - kept, 0))
+    source = data.stream(ids, chosen.batch_size, length)
+    return source, data.passage(held_out[:], chosen.batch_size, length)
+
+
+def _lines(read: Corpus, chosen: Options) -> tuple[data.Source, data.Passage]:
+    ends = read.vocabulary.ends
+    rows = data.find_lines(read.ids, ends) if ends else None
+    total = 0 if rows is None else len(rows.starts)
+    if rows is None or total < 2:
+        raise ValueError(f"training on lines needs at least 2 that are not empty, got {total}")
+    order = np.random.default_rng(chosen.seed).permutation(total)
+    long = np.cumsum((rows.ends - rows.starts)[order]) > _HELD_OUT
+    most = int(long.argmax()) if long.any() else total
+    kept = max(1, min(round(chosen.held_out * total), most))
+    held_out, rows = (
+        rows._replace(starts=rows.starts[picked], ends=rows.ends[picked])
+        for picked in (order[:kept], order[kept:])
+    )
+    if len(rows.starts) < chosen.batch_size:
         raise ValueError(
-            f"{len(rows.inputs)} lines to train on, beside {kept} held out, are fewer than a batch "
-            f"of {options.batch_size}: use a smaller batch size, or hold out less"
+            f"{len(rows.starts)} lines to train on, beside {kept} held out, are fewer than a batch "
+            f"of {chosen.batch_size}: use a smaller batch size, or hold out less"
         )
-    source = data.shuffled(rows, options.batch_size, options.seed)
-    return source, data.grouped(held_out, options.batch_size)
+    length = options.length_of(chosen, max(rows.longest, held_out.longest))
+    source = data.shuffled(rows, chosen.batch_size, chosen.seed, length)
+    return source, data.rows_passage(held_out, chosen.batch_size, length)
 
 
-def build(name: Algorithm, rnn: RNN, **settings: int) -> GradientAlgorithm:
-    """Make a gradient algorithm by its name, with those of the settings that it takes."""
-    takes = inspect.signature(RULES[name]).parameters
-    return RULES[name](rnn, **{key: value for key, value in settings.items() if key in takes})
+def _evaluate(run: Run) -> Any:
+    """Compute the held-out loss, or that of each member."""
+    params, population = run.state.params, run.population
+    losses = mean_loss(score(run.rnn, params, run.held_out, population=population))
+    return losses.tolist() if population else float(losses)
 
 
-def _optimizer(options: Options) -> optax.GradientTransformation:
-    default = 0.003 if options.optimizer == "adam" else 0.1
-    start = default if options.learning_rate is None else options.learning_rate
-    learning_rate = optax.cosine_decay_schedule(start, options.steps)
-    clip = {} if options.clip is None else {"clip": options.clip}
-    if options.optimizer == "adagrad":
-        return adagrad(learning_rate, **clip)
-    if options.optimizer == "sgd":
-        return sgd(learning_rate, **clip)
-    return optax.chain(optax.clip_by_global_norm(clip.get("clip", 1.0)), optax.adam(learning_rate))
+def _pick(tree: Any, places: Any) -> Any:
+    """Pick one or some of what a pytree's leaves begin with: members, steps."""
+    return jax.tree.map(lambda leaf: leaf[places], tree)
+
+
+def model(run: Run) -> Model:
+    """Return a run's model as it is now; of a population the one that was the best at last."""
+    held_out = run.history[-1][1] if run.history else None
+    params = run.state.params
+    if run.population:
+        params, held_out = _best(params, held_out)
+    return Model(run.rnn, run.vocabulary, params, run.options, run.done, held_out)
+
+
+def _best(params: Any, losses: Any) -> tuple[Any, float | None]:
+    """Pick the best member, the first if none was evaluated, and its held-out loss."""
+    if losses is None:
+        return _pick(params, 0), None
+    number = int(np.argmin([folder.lowest(loss) for loss in losses]))
+    return _pick(params, number), losses[number]
+
+
+def _diagnose(run: Run, batch: Batch) -> Trouble:
+    """Find where a step that is not finite went wrong; of a population, in its first member."""
+    member = options.members(run.options)[0]
+    algorithm = options.make_algorithm(run.options, run.rnn)
+    optimizer = options.make_optimizer(run.options, member.learning_rate)
+    state = _pick(run.state, 0) if run.population else run.state
+    return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
+
+
+def _records(first: int, metrics: Metrics, run: Run, held_out: Any) -> list[dict[str, Any]]:
+    told = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), strict=True)
+    records: list[dict[str, Any]] = [
+        {"step": step, "loss": loss, "grad_norm": norm}
+        for step, (loss, norm) in enumerate(told, first + 1)
+    ]
+    return records + ([] if held_out is None else [{"step": run.done, "held_out": held_out}])
+
+
+def _save(run: Run) -> Path:
+    assert run.folder is not None
+    chosen, vocabulary = run.options, run.vocabulary
+    about = {
+        "step": run.done,
+        "position": run.done
+        * chosen.batch_size
+        * (1 if chosen.lines else options.length_of(chosen)),
+        "options": options.to_json(chosen),
+        "text": {name: run.text[name] for name in ("name", "sha256", "characters")},
+        "vocabulary": {"level": vocabulary.level, "symbols": vocabulary.symbols},
+        "history": run.history,
+        "made with": _versions(),
+    }
+    return folder.save(run.folder, run.state, about, keep=chosen.keep)
+
+
+def _write_sample(run: Run) -> None:
+    assert run.folder is not None
+    (text,) = write(model(run), length=200, seed=run.options.seed)
+    file = f"step-{run.done:08d}.txt"
+    files.write(run.folder / "samples" / file, text + "\n")
+
+
+def _read(found: Checkpoint) -> tuple[Options, Vocabulary, dict[str, Any]]:
+    """Read what a checkpoint is about: options, vocabulary, and all of it."""
+    about = found.about
+    try:
+        chosen = options.from_json(about["options"])
+        said = about["vocabulary"]
+        vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
+        if not isinstance(about["text"]["sha256"], str):
+            raise ValueError("its text has no SHA-256")
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{found.file} cannot be used: {what}") from error
+    return chosen, vocabulary, about
+
+
+def _versions() -> dict[str, str]:
+    """Tell what the last digits may depend on."""
+    names = ("jaxrnn", "jax", "jaxlib", "optax", "numpy")
+    device = jax.devices()[0]
+    return {name: version(name) for name in names} | {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()} {device.device_kind}",
+        "processors": str(os.cpu_count()),
+    }

@@ -1,14 +1,18 @@
 """Training: a pure step for any gradient algorithm and any Optax optimiser, and many in one jit."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxrnn.data import Passage
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
 from jaxrnn.network import RNN, Batch, Params
 
@@ -91,13 +95,29 @@ def make_train_step(
 
 def make_train_loop(
     step: TrainStep,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Make many steps one jitted call: (state, batches) -> (state, metrics).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Make many steps one jitted call: (state, batches, count=N) -> (state, metrics).
 
-    The batches' leaves begin with N, and so do the metrics'. The state is donated: its buffers are
-    used for the new one, so copy it first if the old one is still wanted.
+    The batches' leaves begin with N, and so do the metrics'. With a `count` only the first so many
+    are read and the other metrics are zero: one compiled program serves any number of steps, and
+    they come out the same to the last bit however they are cut into calls. The state is donated:
+    its buffers are used for the new one, so copy it first if the old one is still wanted.
     """
-    return jax.jit(lambda state, batches: lax.scan(step, state, batches), donate_argnums=0)
+
+    def loop(state, batches, count=None):
+        number = len(batches.inputs)
+
+        def one(i, carry):
+            state, metrics = carry
+            state, now = step(state, jax.tree.map(lambda leaf: leaf[i], batches))
+            return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
+
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        _, shapes = jax.eval_shape(step, state, first)
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), shapes)
+        return lax.fori_loop(0, number if count is None else count, one, (state, metrics))
+
+    return jax.jit(loop, donate_argnums=0)
 
 
 def evaluate(
@@ -112,6 +132,63 @@ def evaluate(
         stateful: whether h passes from batch to batch; if not, each is read from h = 0.
     """
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
+    _, (totals, counts) = _losses(rnn, params, h_0, batches, stateful)
+    return totals.sum() / counts.sum()
+
+
+class Scored(NamedTuple):
+    """What a part of a passage adds.
+
+    Attributes:
+        total: its summed loss.
+        positions: how many that is the sum of.
+        done: the share of the passage that has been read after it.
+    """
+
+    total: Float[np.ndarray, "*members"]
+    positions: float
+    done: float
+
+
+def score(
+    rnn: RNN, params: Params, passage: Passage, *, population: bool = False
+) -> Iterator[Scored]:
+    """Evaluate on a passage of any size, part by part, the state carried from one to the next.
+
+    Args:
+        rnn: the network.
+        params: its parameters; of a population each leaf begins with the members.
+        passage: what to evaluate on.
+        population: whether there are many.
+    """
+    shape = passage.batches(np.zeros(1, int)).inputs.shape[1:]
+    part = max(1, min(passage.number, _POSITIONS // math.prod(shape)))
+    members = (len(params.readout.W_hy),) if population else ()
+    h_0 = rnn.initial_state(shape[0], params.readout.W_hy.dtype)
+    h = jnp.broadcast_to(h_0, (*members, *h_0.shape))
+    for first in range(0, passage.number, part):
+        batches = passage.batches(np.arange(first, first + part))
+        run = _population_losses if population else _losses
+        h, (totals, counts) = run(rnn, params, h, batches, passage.stateful)
+        totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
+        positions = float(counts.reshape(-1, counts.shape[-1])[0].sum())
+        done = min(1.0, (first + part) / passage.number)
+        yield Scored(np.asarray(totals.sum(-1)), positions, done)
+
+
+def mean_loss(scored: Iterable[Scored]) -> Float[np.ndarray, "*members"]:
+    """Compute the mean loss a position, of everything that was scored."""
+    totals, positions, _ = zip(*scored, strict=True)
+    return np.asarray(np.sum(totals, 0) / sum(positions))
+
+
+_POSITIONS = 2**20  # of a passage that are evaluated in one jitted call
+
+
+@partial(jax.jit, static_argnames=("rnn", "stateful"))
+def _losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+    """Return the last h, and of each batch its summed loss and how many positions count."""
+    h_0 = jnp.zeros_like(h)
 
     def forward(h, batch):
         loss, h_last = rnn.loss(params, h, batch)
@@ -119,8 +196,13 @@ def evaluate(
         total = loss * mask.sum() if rnn.reduction == "mean" else loss
         return h_last if stateful else h_0, (total, mask.sum())
 
-    _, (totals, counts) = lax.scan(forward, h_0, batches)
-    return totals.sum() / counts.sum()
+    return lax.scan(forward, h, batches)
+
+
+@partial(jax.jit, static_argnames=("rnn", "stateful"))
+def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+    one = partial(_losses, rnn, batches=batches, stateful=stateful)
+    return jax.vmap(lambda params, h: one(params, h))(params, h)
 
 
 def sgd(

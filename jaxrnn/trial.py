@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn import run
 from jaxrnn.network import RNN, Batch, Params
+from jaxrnn.options import INITIALIZERS, Algorithm, Init, seed_key
 from jaxrnn.verification import Reference, complex_step, finite_difference
 from jaxrnn.verification.judge import Dtype
 
@@ -20,7 +20,7 @@ from jaxrnn.verification.judge import Dtype
 class Options:
     """Which gradient to check, on what network and batch."""
 
-    algorithm: run.Algorithm = "bptt"
+    algorithm: Algorithm = "bptt"
     """The gradient to check: one of jaxrnn's rules;"""
     function: str | None = None
     """or your own function (params, batch) -> (loss, gradient), as MODULE:NAME; the module is
@@ -61,7 +61,7 @@ class Options:
     """Steps (T)."""
     mask: bool = False
     """Whether to mask a part of the positions."""
-    init: run.Init = "default"
+    init: Init = "default"
     """Initial weights, as in jaxrnn train. Biases are drawn at random, so that they matter."""
     seed: int = 0
     """For the weights and the batch."""
@@ -96,9 +96,9 @@ def prepare(options: Options) -> Trial:
         loss=options.loss,
         reduction=options.reduction,
         bias_init=jax.nn.initializers.normal(0.1),
-        **run.INITIALIZERS[options.init],
+        **INITIALIZERS[options.init],
     )
-    params_key, state_key = jax.random.split(run.seed_key(options.seed))
+    params_key, state_key = jax.random.split(seed_key(options.seed))
     rng, positions = np.random.default_rng(options.seed), (options.batch_size, options.length)
     if options.inputs == "ids":
         inputs = rng.integers(0, options.input_size, positions)

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxrnn"
 
 FLOORS = [
-    {"layer", "losses", "text", "costs"},
-    {"checks"},
+    {"layer", "losses", "text", "costs", "files"},
+    {"checks", "corpus"},
     {"network"},
-    {"gradients.base", "data", "sample", "tasks"},
+    {"gradients.base", "data", "sample", "tasks", "checkpoint", "exchange"},
+    {"folder"},
     {"gradients.forward", "gradients.feedback", "gradients.series"},
     {"gradients.*", "train", "walkthrough"},
     {"gradients"},
@@ -29,9 +30,10 @@ FLOORS = [
     {"verification.rounding", "verification.diagnosis", "verification.flow"},
     {"verification.judge"},
     {"verification.check"},
-    {"verification", "comparison", "checkpoint"},
+    {"verification", "comparison"},
+    {"options", "trouble"},
+    {"model", "trial"},
     {"run"},
-    {"trial"},
     {"display"},
     {"cli"},
 ]

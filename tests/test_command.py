@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import checkpoint, run
+from jaxrnn import run
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 SMALL = ("--hidden-size", "16", "--batch-size", "4", "--length", "8", "--steps", "60")
@@ -90,46 +88,81 @@ def test_train_shows_its_gradient_trains_evaluates_samples_and_saves(trained):
     error = re.search(r"largest error (\S+), in \S+: right", told)
     assert error
     assert float(error[1]) < 1e-12
-    assert re.search(r"training  60/60 loss \d\.\d+ \(\d\.\d+ bits\) .* char/s, 0 s left", told)
-    held_out = re.search(r"held out  (\S+) nats = (\S+) bits per character", told)
+    last = r"training  60/60 loss \d\.\d+, held out \d\.\d+, [\d,]+k char/s, 0 s left"
+    assert re.search(last, told)
+    held_out = re.search(r"held out  (\S+) nats = (\S+) bits per character, after step \d+", told)
     assert held_out
     assert float(held_out[1]) / np.log(2) == pytest.approx(float(held_out[2]), abs=1e-3)
     assert "write more with: jaxrnn sample fox" in told
     before_samples = lines[: next(i for i, line in enumerate(lines) if line.startswith("─"))]
     assert max(map(len, before_samples)) <= 80
-    names = {"run.json", "vocabulary.json", "params.npz", "losses.jsonl", "loss.png"}
+    names = {"run.json", "vocabulary.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"}
     assert {path.name for path in (folder / "fox").iterdir()} == names
-    records = [json.loads(line) for line in (folder / "fox/losses.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == list(range(1, 61))
-    assert records[-1]["loss"] < records[0]["loss"]
-
-
-def test_a_saved_run_gives_back_its_held_out_loss(trained):
-    folder, _ = trained
-    saved = checkpoint.load(folder / "fox")
-    prepared = run.prepare(TEXT, run.Options(batch_size=4, length=8))
-    assert prepared.vocabulary == saved.vocabulary
-    loss = jaxrnn.evaluate(saved.rnn, saved.params, prepared.held_out)
-    assert float(loss) == pytest.approx(saved.results["held_out_nats"], rel=1e-5)
 
 
 def test_sample_writes_what_was_asked_for(trained):
     folder, _ = trained
-    result = jaxrnn_command("sample", "fox", "--prime", "the ", "--length", "30", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("the ")
-    assert len(result.stdout.rstrip("\n")) <= 34
-    again = jaxrnn_command("sample", "fox", "--prime", "the ", "--length", "30", cwd=folder)
-    assert again.stdout == result.stdout
+    how = ("--prime", "the ", "--length", "30")
+    one, again, several, stopped, likeliest = one_after_another(
+        [
+            ("sample", "fox", *how),
+            ("sample", "fox", *how),
+            ("sample", "fox", *how, "--count", "3", "--top-k", "3", "--top-p", "0.9"),
+            ("sample", "fox", *how, "--stop", "e"),
+            ("sample", "fox", *how, "--beams", "4"),
+        ],
+        folder,
+    )
+    assert one.status == 0, one.stderr
+    assert one.stdout.startswith("the ")
+    assert len(one.stdout.rstrip("\n")) <= 34
+    assert again.stdout == one.stdout
+    assert several.stdout.count("the ") >= 3
+    assert "e" not in stopped.stdout.removeprefix("the ")
+    assert one.stdout.startswith(stopped.stdout.rstrip("\n"))
+    assert "log-probability -" in likeliest.stdout
 
 
-def test_training_without_out_finds_a_free_folder_and_never_overwrites(trained, tmp_path):
+def test_eval_scores_a_whole_text(trained):
+    """The same as one pass over it with `RNN.loss`, whatever the length of the chunks."""
+    folder, _ = trained
+    (folder / "other.txt").write_text(TEXT[7:1500])
+    (answer,) = one_after_another([("eval", "fox", "other.txt")], folder)
+    assert answer.status == 0, answer.stderr
+    model = run.load(folder / "fox")
+    ids = model.vocabulary.encode(TEXT[7:1500])[None]
+    params = jax.tree.map(lambda leaf: leaf.astype("float32"), model.params)
+    batch = jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
+    nats, _ = model.rnn.loss(params, model.rnn.initial_state(1), batch)
+    told = re.search(
+        r"loss      (\S+) nats per character = (\S+) bits per character", answer.stdout
+    )
+    assert told
+    assert float(told[1]) == pytest.approx(float(nats), abs=1e-4)
+    assert "scored    1,492 characters" in answer.stdout
+
+
+def test_plot_draws_runs(trained, tmp_path):
+    folder, _ = trained
+    one, two = one_after_another(
+        [
+            ("plot", str(folder / "fox"), "--out", "one.png"),
+            ("plot", str(folder / "fox"), str(folder / "fox"), "--out", "two.png"),
+        ],
+        tmp_path,
+    )
+    assert (one.status, two.status) == (0, 0), one.stderr + two.stderr
+    for name in ("one.png", "two.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_without_out_finds_a_free_folder_and_quiet_prints_nothing(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     (tmp_path / "jaxrnn-run").mkdir()
-    result = jaxrnn_command(
-        "train", "fox.txt", *SMALL, "--algorithm", "truncated_bptt", cwd=tmp_path
-    )
+    other = ("--algorithm", "truncated_bptt", "--quiet", "--seeds", "2")
+    result = jaxrnn_command("train", "fox.txt", *SMALL, *other, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stdout + result.stderr == ""
     assert (tmp_path / "jaxrnn-run-2" / "run.json").exists()
     assert not list((tmp_path / "jaxrnn-run").iterdir())
 
@@ -138,26 +171,54 @@ def test_training_on_lines_ends_them(tmp_path):
     (tmp_path / "names.txt").write_bytes(
         "\r\n".join(["anna", "bob", "hannah", "otto"] * 20).encode()
     )
-    arguments = ("--lines", "--hidden-size", "16", "--batch-size", "8", "--steps", "300")
-    result = jaxrnn_command("train", "names.txt", *arguments, "--out", "n", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    result = jaxrnn_command("sample", "n", "--count", "20", "--temperature", "0.2", cwd=tmp_path)
-    assert set(result.stdout.split()) <= {"anna", "bob", "hannah", "otto"}
-    assert len(result.stdout.split()) == 20
+    arguments = ("--lines", "--hidden-size", "16", "--batch-size", "8", "--steps", "500")
+    trained, sampled, scored = one_after_another(
+        [
+            ("train", "names.txt", *arguments, "--out", "n"),
+            ("sample", "n", "--count", "20", "--temperature", "0.2"),
+            ("eval", "n", "names.txt"),
+        ],
+        tmp_path,
+    )
+    assert trained.status == 0, trained.stderr
+    assert set(sampled.stdout.split()) <= {"anna", "bob", "hannah", "otto"}
+    assert len(sampled.stdout.split()) == 20
+    assert "scored    420 characters, state carried from each line to its end" in scored.stdout
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+def test_words_are_trained_scored_and_sampled(tmp_path):
+    (tmp_path / "fox.txt").write_text("The fox jumps. The dog sleeps! A cat? " * 60)
+    trained, sampled, scored = one_after_another(
+        [
+            ("train", "fox.txt", *SMALL, "--level", "word", "--vocabulary-size", "9", "--out", "w"),
+            ("sample", "w", "--length", "30", "--prime", "The dog"),
+            ("eval", "w", "fox.txt"),
+        ],
+        tmp_path,
+    )
+    assert trained.status == 0, trained.stderr
+    assert "2,280 characters, 9 different words" in trained.stdout
+    assert sampled.stdout.startswith("The ")
+    assert re.search(r"loss      \S+ nats per word = perplexity \S+", scored.stdout)
+    assert "words are not known" in scored.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_says_where_and_keeps_the_last_good_state(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "3")
-    result = jaxrnn_command(
-        "train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad", cwd=tmp_path
+    (answer,) = one_after_another(
+        [("train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad")], tmp_path
     )
-    assert result.returncode == 2
-    message = re.search(r"step (\d+) is not finite", result.stderr)
-    assert message, result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    saved = checkpoint.load(tmp_path / "bad")
-    assert saved.results["steps"] == int(message[1]) - 1
+    assert answer.status == 2
+    message = re.search(r"step (\d+) is not finite \((.*)\)", answer.stderr)
+    assert message, answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    told = answer.stdout[answer.stdout.index("trouble   It began in") :]
+    assert message[2] in " ".join(told.split())
+    assert "Try" in told
+    assert max(map(len, told.splitlines())) <= 80
+    saved = run.load(tmp_path / "bad", newest=True)
+    assert saved.step == int(message[1]) - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
 
 
@@ -165,10 +226,12 @@ def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     trouble = ("--init", "normal", "--activation", "identity", "--hidden-size", "64")
     sizes = ("--batch-size", "2", "--length", "60")  # overflows in float32, not in float64
-    result = jaxrnn_command("train", "fox.txt", *trouble, *sizes, "--out", "bad", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "step 1 is not finite" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    (answer,) = one_after_another(
+        [("train", "fox.txt", *trouble, *sizes, "--out", "bad")], tmp_path
+    )
+    assert answer.status == 2
+    assert "step 1 is not finite" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
     assert not (tmp_path / "bad").exists()
 
 
@@ -195,27 +258,59 @@ def test_explain_leaves_nothing_out(tmp_path):
     assert "..." not in result.stdout
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("sample",), ("explain",)])
-def test_help_helps(command, tmp_path):
-    result = jaxrnn_command(*command, "--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "usage: jaxrnn" in result.stdout
+HELPED = [(), ("train",), ("resume",), ("eval",), ("sample",), ("plot",), ("explain",)]
+
+
+@pytest.fixture(scope="module")
+def helped(tmp_path_factory) -> dict[tuple[str, ...], Answer]:
+    folder = tmp_path_factory.mktemp("helped")
+    asked = [(*command, "--help") for command in HELPED]
+    return dict(zip(HELPED, one_after_another(asked, folder), strict=True))
+
+
+@pytest.mark.parametrize("command", HELPED)
+def test_help_helps(command, helped):
+    answer = helped[command]
+    assert answer.status == 0
+    assert "usage: jaxrnn" in answer.stdout
     if not command:
-        assert all(name in result.stdout for name in ("train", "sample", "explain"))
+        names = ("train", "resume", "eval", "sample", "plot", "check", "explain")
+        assert all(name in answer.stdout for name in names)
 
 
 MISTAKES = {
     ("train", "missing.txt"): "cannot read missing.txt: No such file or directory",
     ("train", "."): "cannot read .: Is a directory",
     ("train", "empty.txt"): "empty.txt is empty: give a file with text in it",
-    ("train", "short.txt"): "the text has 7 characters to train on, fewer than the 2,049",
+    ("train", "short.txt"): "the text has 7 symbols to train on, fewer than the 2,049",
     ("train", "latin.txt"): "latin.txt is not utf-8: byte 0xe9 at position 3; name its encoding",
     ("train", "short.txt", "--encoding", "klingon"): "unknown encoding: klingon; try utf-8",
     ("train", "fox.txt", "--hidden-size", "0"): "hidden_size must be a whole number of at least 1",
     ("train", "fox.txt", "--algorithm", "truncated_bptt", "--window", "-1"): "window must be a",
-    ("train", "fox.txt", "--out", "fox"): "fox exists already: choose another --out, or say --over",
+    (
+        "train",
+        "fox.txt",
+        "--out",
+        "fox",
+    ): "fox exists already: choose another --out, say --ov",
     ("sample", "nowhere"): "nowhere is no run: it holds no run.json",
-    ("sample", "broken"): "the run broken is damaged:",
+    ("sample", "broken"): "broken/run.json is damaged: Expecting value",
+    ("resume", "nowhere"): "nowhere is no run: it holds no run.json",
+    ("resume", "fox", "--text", "other.txt"): "other.txt is not the text that the run began with",
+    ("resume", "fox", "--steps", "0"): "steps must be at least 1, got 0",
+    ("eval", "fox", "missing.txt"): "cannot read missing.txt: No such file or directory",
+    ("eval", "fox", "latin.txt"): "latin.txt is not utf-8: byte 0xe9 at position 3",
+    ("eval", "fox", "strange.txt"): "character 'é' (U+00E9) at position 3 is not in the vocabulary",
+    ("plot",): "plot needs the folder of a run: jaxrnn plot RUN",
+    ("plot", "nowhere"): "nowhere is no run: it holds no run.json",
+    ("train", "fox.txt", "--window", "3"): "window=3 is for algorithm truncated_bptt alone",
+    ("train", "fox.txt", "--learning-rate", "1", "--learning-rates", "1"): "contradict each other",
+    ("train", "fox.txt", "--out", "fox.txt/deep"): "cannot write fox.txt/deep: ",
+    ("train", "fox.txt", "--out", "/proc/run"): "cannot write /proc/run: ",
+    ("sample", "fox", "--top-k", "0"): "top_k must be a whole number of at least 1, got 0",
+    ("sample", "fox", "--top-p", "2"): "top_p must be above 0 and at most 1",
+    ("sample", "fox", "--stop", ""): "stop must be a text of at least one character",
+    ("sample", "fox", "--beams", "2", "--count", "2"): "--beams searches and does not draw",
     ("sample", "fox", "--prime", "é"): "character 'é' (U+00E9) at position 0 is not in the vocab",
     ("sample", "fox", "--prime", ""): "prime must be the beginning of a text, of one line, got",
     ("sample", "fox", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
@@ -237,6 +332,8 @@ def mistaken(trained) -> dict[tuple[str, ...], Answer]:
     folder, _ = trained
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("too short")
+    (folder / "other.txt").write_text(TEXT + "!")
+    (folder / "strange.txt").write_text("café")
     (folder / "latin.txt").write_bytes("café au lait".encode("latin-1"))
     for name in ("broken", "mine"):
         (folder / name).mkdir(exist_ok=True)
@@ -256,74 +353,6 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, mistak
     assert len(answer.stderr.splitlines()) == 1
 
 
-def damaged(folder, file, change):
-    saved = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps(change(saved)))
-
-
-DAMAGES = {
-    "another vocabulary": ("vocabulary.json", lambda symbols: symbols[:-1], "symbols for"),
-    "symbols that are words": ("vocabulary.json", lambda symbols: ["be"], "single characters"),
-    "no options": ("run.json", lambda run: run | {"options": {}}, "'lines' is missing"),
-    "options that are none": ("run.json", lambda run: run | {"options": 3}, "is damaged"),
-    "a network without its leak": (
-        "run.json",
-        lambda run: run | {"network": {k: v for k, v in run["network"].items() if k != "leak"}},
-        "must describe the network by",
-    ),
-    "a network of another size": (
-        "run.json",
-        lambda run: run | {"network": run["network"] | {"hidden_size": 15}},
-        "the network needs floats of",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_refused(damage, trained, tmp_path):
-    file, change, message = DAMAGES[damage]
-    shutil.copytree(trained[0] / "fox", tmp_path / "run")
-    damaged(tmp_path / "run", file, change)
-    with pytest.raises(ValueError, match=r"the run .* is damaged: ") as raised:
-        checkpoint.load(tmp_path / "run")
-    assert message in str(raised.value)
-
-
-@pytest.mark.parametrize("value", [np.array(1), np.full((16, 16), np.nan)])
-def test_damaged_parameters_are_refused(value, trained, tmp_path):
-    shutil.copytree(trained[0] / "fox", tmp_path / "run")
-    with np.load(tmp_path / "run" / "params.npz") as arrays:
-        leaves = dict(arrays) | {"cells[0].W_hh": value}
-    np.savez(tmp_path / "run" / "params.npz", allow_pickle=False, **leaves)
-    with pytest.raises(ValueError, match=r"damaged: cells\[0\].W_hh"):
-        checkpoint.load(tmp_path / "run")
-
-
-def test_a_run_that_cannot_take_its_place_leaves_the_old_one(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained[0] / "fox", tmp_path / "run")
-    saved, rename = checkpoint.load(tmp_path / "run"), Path.rename
-
-    def failing(self, target):
-        if self.name == "new":
-            raise OSError("no space left")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="no space left"):
-        checkpoint.save(tmp_path / "run", saved, [1.0])
-    assert checkpoint.load(tmp_path / "run").results == saved.results
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_run_is_overwritten_when_asked(trained, tmp_path):
-    shutil.copytree(trained[0] / "fox", tmp_path / "run")
-    saved = checkpoint.load(tmp_path / "run")
-    checkpoint.reserve(tmp_path / "run", overwrite=True)
-    checkpoint.save(tmp_path / "run", saved._replace(results={"steps": 7}), [1.0])
-    assert checkpoint.load(tmp_path / "run").results == {"steps": 7}
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
 # A process that was started in the background is deaf to SIGINT, and so would its children be.
 HEARING = """
 import signal
@@ -333,10 +362,10 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("seconds", [0, 6])
-def test_interrupting_saves_what_was_learnt_and_leaves_no_empty_folder(seconds, tmp_path):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(signal_number, tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
-    endless = ("--steps", "10000000", "--out", "run")
+    endless = ("--steps", "10000000", "--evaluate-every", "100", "--out", "run")
     with subprocess.Popen(
         [sys.executable, "-u", "-c", HEARING, "train", "fox.txt", *SMALL, *endless],
         cwd=tmp_path,
@@ -346,17 +375,20 @@ def test_interrupting_saves_what_was_learnt_and_leaves_no_empty_folder(seconds, 
     ) as process:
         assert process.stdout
         try:
-            next(line for line in process.stdout if line.startswith("gradient"))
-            time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
+            next(line for line in process.stdout if line.startswith("training"))
+            process.send_signal(signal_number)
             told, error = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130, told + error
-    assert "Traceback" not in error
-    assert (tmp_path / "run").exists() == (seconds > 0)
-    if seconds:
-        assert checkpoint.load(tmp_path / "run").results["steps"] > 0
+    assert process.returncode == 128 + signal_number, told + error
+    assert error == ""
+    assert "go on with: jaxrnn resume run" in told
+    done = run.load(tmp_path / "run", newest=True).step
+    assert done >= 100
+    (answer,) = one_after_another([("resume", "run", "--steps", f"{done + 20}")], tmp_path)
+    assert answer.status == 0, answer.stderr
+    assert f"resumed   run after step {done:,}" in answer.stdout
+    assert re.search(rf"trained   20 steps in \d+ s, {done + 20:,} in all", answer.stdout)
 
 
 def test_an_unknown_option_is_named(tmp_path):

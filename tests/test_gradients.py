@@ -21,7 +21,7 @@ from cases import (
 from jax import lax
 
 import jaxrnn
-from jaxrnn import gradients, run
+from jaxrnn import gradients, options
 
 T = 6
 
@@ -219,13 +219,13 @@ def test_a_key_of_the_old_kind_is_as_good():
 
 
 def test_every_rule_has_its_row_here_and_its_name_in_the_command():
-    assert set(run.RULES) == {row.split("(")[0] for row in RULES}
+    assert set(options.RULES) == {row.split("(")[0] for row in RULES}
     rnn = make_case().rnn
     settings = {"window": 2, "n": 2, "rank": 2}
-    for name in run.RULES:
-        assert isinstance(run.build(name, rnn, **settings), jaxrnn.GradientAlgorithm)
+    for name in options.RULES:
+        assert isinstance(options.build(name, rnn, **settings), jaxrnn.GradientAlgorithm)
     with pytest.raises(ValueError, match="rank must be a whole number of at least 1, got 0"):
-        run.build("ok", rnn, **settings | {"rank": 0})
+        options.build("ok", rnn, **settings | {"rank": 0})
 
 
 # Exact rules

@@ -64,6 +64,9 @@ MISTAKES = {
     "compare({'mine': bptt(rnn)}, rounds=0)": "rounds must be a whole number of at least 1, got 0",
     "compare({'mine': bptt(rnn)}, h=h[:, :1])": "h has shape (1, 1, 4), but inputs of shape (3, 6,",
     "compare({'mine': odd})": "the gradient of mine must have the structure and shapes of the para",
+    "prepare('ab' * 99, Options(schedule='sudden'))": "schedule must be one of constant,",
+    "options.from_json({'optimizer': 'x'})": "optimizer must be one of adam, rmsprop, adagrad, sgd",
+    "jaxrnn.Vocabulary(('a',), 'letter')": "level must be one of char, byte, word, got 'letter'",
     "tasks.copy(0)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(5, symbols=1)": "symbols must be a whole number of at least 2 (a single one need",
@@ -91,7 +94,8 @@ MISTAKES = {
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, jaxrnn
-from jaxrnn import tasks
+from jaxrnn import Options, options, tasks
+from jaxrnn.run import prepare
 key = jax.random.key(0)
 rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
 square, custom = jaxrnn.RNN(2, 4, 2), jaxrnn.RNN(5, 4, 2, loss=lambda y, target: (y**2).sum())

@@ -11,7 +11,7 @@ import pytest
 from cases import assert_equal, make_case
 
 import jaxrnn
-from jaxrnn import data, gradients, run
+from jaxrnn import data, gradients
 
 LOW, HIGH = -0.02, 0.02  # a clip that bites
 
@@ -112,22 +112,21 @@ def test_the_state_is_donated_and_the_callers_arrays_are_not():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((case.params, case.h)))
 
 
-@pytest.mark.parametrize("algorithm", ["bptt", "truncated_bptt", "kf_rtrl"])
-def test_a_train_step_compiles_once_for_a_whole_run(algorithm):
-    text = "in the beginning was the word " * 40
-    options = run.Options(
-        hidden_size=8, batch_size=4, length=5, steps=70, algorithm=algorithm, window=3
-    )
-    prepared = run.prepare(text, options)
-    traces = []
-
-    def counted(state, batch):
-        traces.append(1)
-        return prepared.step(state, batch)
-
-    blocks = list(run.train(prepared._replace(step=counted)))
-    assert [int(block.state.step) for block in blocks] == [35, 70]
-    assert len(traces) == 1
+@pytest.mark.parametrize("algorithm", [gradients.bptt, gradients.kf_rtrl])
+def test_a_train_loop_compiles_once_for_any_number_of_steps(algorithm):
+    """And what it gives for the first few is that of fewer batches, to the last bit."""
+    case = make_case(reduction="mean", ids=True)
+    algorithm, optimizer = algorithm(case.rnn), optax.adam(1e-2)
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    batches = repeated(case.batch, 6)
+    carried = state_of(case, algorithm, optimizer)
+    for count in (2, 0, 1, 3):
+        carried, metrics = loop(carried, batches, count)
+        assert np.asarray(metrics.finite).sum() == count
+    whole, _ = loop(state_of(case, algorithm, optimizer), batches, 6)
+    assert loop._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(carried.params), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.mark.parametrize("algorithm", [gradients.bptt, lambda r: gradients.truncated_bptt(r, 3)])
@@ -169,27 +168,6 @@ def test_evaluation_of_lines_reads_each_from_zero():
 # Trouble
 
 
-def test_training_stops_at_the_first_loss_that_is_not_finite_with_the_last_good_state():
-    text = "to be or not to be, that is the question; " * 20
-    options = run.Options(hidden_size=8, batch_size=4, length=5, steps=40)
-    prepared = run.prepare(text, options)
-
-    def poisoned(state, batch):
-        new, metrics = prepared.step(state, batch)
-        bad = jnp.where(state.step == 23, jnp.nan, 1.0)
-        params = jax.tree.map(lambda leaf: leaf * bad, new.params)
-        loss = metrics.loss * bad
-        return new._replace(params=params), metrics._replace(loss=loss, finite=jnp.isfinite(loss))
-
-    blocks = list(run.train(prepared._replace(step=poisoned)))
-    assert [block.diverged for block in blocks] == [True]
-    assert int(blocks[-1].state.step) == 23
-    assert len(blocks[-1].metrics.loss) == 24
-    assert np.isnan(blocks[-1].metrics.loss[-1])
-    good = list(run.train(prepared._replace(options=run.Options(steps=23))))[-1]
-    assert_equal(blocks[-1].state.params, good.state.params, 1e-6)
-
-
 @pytest.mark.parametrize("where", ["loss", "gradient", "update"])
 def test_a_step_is_finite_only_if_loss_gradient_and_parameters_are(where):
     case = make_case(reduction="mean", dtype=jnp.float32)
@@ -221,32 +199,3 @@ def test_a_gradient_whose_square_overflows_is_finite_all_the_same():
     )
     assert jnp.isinf(metrics.grad_norm)
     assert metrics.finite
-
-
-@pytest.mark.parametrize("steps", [53, 120])
-def test_any_number_of_steps_is_trained(steps):
-    prepared = run.prepare(
-        "to be or not to be " * 20, run.Options(hidden_size=4, batch_size=2, length=3, steps=steps)
-    )
-    blocks = list(run.train(prepared))
-    assert int(blocks[-1].state.step) == steps == sum(len(b.metrics.loss) for b in blocks)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
-        ({"length": 0}, "length must be at least 1, got 0"),
-        ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
-        ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite, got -0.1"),
-        ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
-        ({"seed": -1}, "seed must lie in 0 … .*, got -1"),
-        ({"seed": 10**20}, "seed must lie in 0 … .*, got 1"),
-        ({"batch_size": 1000}, "the text has 450 characters to train on, fewer than the 64,001"),
-        ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        run.prepare("a" * 499 + "b", run.Options(**options))

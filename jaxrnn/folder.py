@@ -1,0 +1,269 @@
+"""What a run has on disk: a folder of plain files, nothing in which is ever unpickled.
+
+run.json             the options, the text and where it lies, the versions
+vocabulary.json      the symbols in the order of their ids
+metrics.jsonl        {"step", "loss", "grad_norm"} and {"step", "held_out"}, one record a line
+checkpoints/         step-00000400.safetensors, …: the newest, and the best
+samples/             step-00000400.txt, …: what the model wrote at each evaluation
+loss.png             the metrics as a picture
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from jaxrnn import checkpoint, files
+from jaxrnn.checkpoint import Checkpoint, DamagedError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
+_STEP = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+class Found(NamedTuple):
+    """A checkpoint of a run, and what is to be said about those that were passed over."""
+
+    checkpoint: Checkpoint
+    remarks: tuple[str, ...]
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that is not to be, or must not be, overwritten.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if not (folder.exists() or folder.is_symlink()):
+        return
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{folder} exists already: choose another --out, say --overwrite, or go on with it: "
+            f"jaxrnn resume {folder}"
+        )
+    if folder.is_symlink() or not folder.is_dir() or not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is no run, and only runs are overwritten: choose another --out")
+
+
+def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Make the folder of a run: filled beside its place and then put there, whole or not at all.
+
+    Args:
+        folder: where.
+        fill: writes what belongs in the folder that it is given.
+        overwrite: whether a run that is there may be replaced.
+
+    Raises:
+        ValueError: as `check_free` does, or if it cannot be written.
+    """
+    check_free(folder, overwrite=overwrite)
+    place = folder.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place.parent, prefix=".jaxrnn-") as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            for part in (new, new / "checkpoints", new / "samples"):
+                part.mkdir()
+            fill(new)
+            files.sync(new)
+            if place.exists():
+                place.rename(old)
+            try:
+                new.rename(place)
+            except BaseException:
+                if old.exists():
+                    old.rename(place)
+                raise
+            files.sync(place.parent)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises:
+        ValueError: if the folder is no run, or the file cannot be read.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no run: it holds no run.json (jaxrnn train makes one)")
+    try:
+        described = json.loads(file.read_text())
+        if not isinstance(described, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    return described
+
+
+def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append to the metrics; on disk when this returns."""
+    lines = "".join(json.dumps(_finite(each)) + "\n" for each in records)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(lines)
+        file.flush()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read the metrics; a last line that was cut off is left out."""
+    file = folder / "metrics.jsonl"
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        try:
+            each = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(each, dict) or not isinstance(each.get("step"), int):
+            break
+        found.append(each)
+    return found
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Take back what was recorded after a step, and what was left half written."""
+    kept = [each for each in metrics(folder) if each["step"] <= step]
+    files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in kept))
+    for place in (folder, folder / "checkpoints", folder / "samples"):
+        files.remove_temporary(place)
+
+
+def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
+    """Write a checkpoint, and then remove those that are neither the newest nor the best.
+
+    Args:
+        folder: of the run.
+        tree: the train state.
+        about: with "step", and "history": [[step, held-out loss or losses], …].
+        keep: how many of the newest to keep.
+    """
+    file = folder / "checkpoints" / f"step-{about['step']:08d}.safetensors"
+    checkpoint.save(file, tree, about)
+    newest = sorted(_steps(folder), reverse=True)
+    kept = {*newest[:keep], *ranked(about["history"], newest)[:1]}
+    for step, path in _steps(folder).items():
+        if step not in kept:
+            path.unlink(missing_ok=True)
+    return file
+
+
+def newest(folder: Path) -> Found:
+    """Find the newest checkpoint that is whole, going back past damaged ones.
+
+    Raises:
+        ValueError: if there is none, or a newer version made it.
+    """
+    steps = _steps(folder)
+    return _first(folder, [steps[step] for step in sorted(steps, reverse=True)])
+
+
+def only(file: Path) -> Found:
+    """Open one checkpoint, wherever it lies.
+
+    Raises:
+        ValueError: if it is damaged, not of a run, or a newer version made it.
+    """
+    return _checked(file, checkpoint.load(file))
+
+
+def best(folder: Path) -> Found:
+    """Find the checkpoint with the lowest held-out loss; the newest if none was evaluated.
+
+    Raises:
+        ValueError: as `newest` does.
+    """
+    last, steps = newest(folder), _steps(folder)
+    order = ranked(last.checkpoint.about["history"], steps)
+    if not order:
+        return last
+    return _first(folder, [*(steps[step] for step in order), last.checkpoint.file])
+
+
+def ranked(history: Iterable[Any], steps: Iterable[int]) -> list[int]:
+    """Sort those of the steps that were evaluated, the lowest held-out loss first.
+
+    Of many members' losses the lowest counts.
+    """
+    losses = {step: lowest(held_out) for step, held_out in history}
+    there = [step for step in steps if losses.get(step, math.inf) < math.inf]
+    return sorted(there, key=lambda step: (losses[step], step))
+
+
+def lowest(losses: Any) -> float:
+    """Return the lowest of one loss or many; those that are None or nan do not count."""
+    every = losses if isinstance(losses, list | tuple) else [losses]
+    return min((loss for loss in every if loss is not None and loss == loss), default=math.inf)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training the same run; the lock ends with the process."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"{folder} is being trained by another process: wait for it") from error
+    finally:
+        os.close(descriptor)
+
+
+def remove(folder: Path) -> None:
+    """Remove a run in which nothing was learnt."""
+    if (folder / "run.json").is_file():
+        shutil.rmtree(folder)
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    place = folder / "checkpoints"
+    found = {path: _STEP.fullmatch(path.name) for path in place.iterdir()} if place.is_dir() else {}
+    return {int(match[1]): path for path, match in found.items() if match}
+
+
+def _first(folder: Path, paths: list[Path]) -> Found:
+    remarks = []
+    for path in paths:
+        try:
+            opened = checkpoint.load(path)
+        except DamagedError as error:
+            remarks.append(str(error))
+            continue
+        if remarks:
+            remarks.append(f"going back to {path.name}")
+        return _checked(path, opened)._replace(remarks=tuple(remarks))
+    what = f"; {remarks[0]}" if remarks else ""
+    raise ValueError(f"{folder} has no checkpoint that can be read{what}: train anew")
+
+
+def _checked(file: Path, opened: Checkpoint) -> Found:
+    """Refuse a checkpoint that is not of a run."""
+    try:
+        losses = [lowest(held_out) for _, held_out in opened.about["history"]]
+        if len(losses) > opened.about["step"] or any(loss < 0 for loss in losses):
+            raise ValueError("its history and its step do not fit together")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no checkpoint of a run: {error!r}") from error
+    return Found(opened, ())
+
+
+def _finite(value: Any) -> Any:
+    """Turn numbers that JSON does not know into None."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,298 @@
+"""What can be chosen for a run, and the parts that are made of it."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
+from jaxrnn import checks, gradients
+from jaxrnn.gradients import GradientAlgorithm
+from jaxrnn.network import LECUN_NORMAL, ORTHOGONAL, RNN, Initializer
+from jaxrnn.text import Level
+from jaxrnn.train import adagrad, sgd
+
+_UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/√fan_in
+_SMALL_NORMAL = jax.nn.initializers.normal(0.01)
+_NORMAL = jax.nn.initializers.normal(1.0)
+
+Init = Literal["default", "uniform", "small-normal", "normal"]
+RULES = {  # what is exported under the name of its own file
+    name: rule
+    for name, rule in sorted(vars(gradients).items())
+    if getattr(rule, "__module__", None) == f"{gradients.__name__}.{name}"
+}
+if TYPE_CHECKING:
+    Algorithm = str
+else:
+    Algorithm = Literal[tuple(RULES)]
+
+
+def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
+    return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
+
+
+INITIALIZERS: dict[Init, dict[str, Any]] = {
+    "default": _weights(LECUN_NORMAL, ORTHOGONAL),
+    "uniform": _weights(_UNIFORM, _UNIFORM),
+    "small-normal": _weights(_SMALL_NORMAL, _SMALL_NORMAL),
+    "normal": _weights(_NORMAL, _NORMAL),
+}
+
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; a factor, 1 at first
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+    "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
+}
+_MOST_LINE = 10_000  # symbols of a line that are read without having been asked for
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train. What is None has a default that depends on the others."""
+
+    level: Level = "char"
+    """What the model reads and writes: characters, bytes, or words with sentence ends."""
+    vocabulary_size: int | None = None
+    """Words to know at most, the most frequent; default 8000. For --level word."""
+    hidden_size: int = 256
+    """Units in each layer (H)."""
+    num_layers: int = 1
+    """Layers in the stack."""
+    activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
+    """The nonlinearity."""
+    leak: float = 1.0
+    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
+    use_bias: bool = True
+    """Whether there are b_h and b_y."""
+    init: Init = "default"
+    """Initial weights: LeCun normal with an orthogonal W_hh; uniform within 1/√fan-in; 0.01 times
+    standard normal; or standard normal."""
+    batch_size: int = 32
+    """Rows of the text, or lines, read at once (B)."""
+    length: int | None = None
+    """Symbols that a row advances in a step: as far as gradients reach back (T); default 64. With
+    --lines: as far as a line is read; default to its end."""
+    lines: bool = False
+    """Train on each line (of words: sentence) by itself, from h = 0 to its end, instead of on one
+    long text."""
+    steps: int = 4000
+    """Updates to make."""
+    algorithm: Algorithm = "bptt"
+    """How gradients are computed."""
+    window: int | None = None
+    """Recurrent steps that truncated_bptt reaches back, default 8; 0 is the one-hop gradient."""
+    n: int | None = None
+    """Steps within which snap keeps a weight's influence; default 1."""
+    rank: int | None = None
+    """Kronecker products that ok keeps; default 1."""
+    optimizer: Literal["adam", "rmsprop", "adagrad", "sgd"] = "adam"
+    """Adam, RMSProp; or Adagrad or gradient descent with the settings of min-char-rnn."""
+    learning_rate: float | None = None
+    """The largest; default 0.003 for adam, 0.002 for rmsprop, 0.1 for the others."""
+    learning_rates: tuple[float, ...] = ()
+    """Train a model with each of these, all at once in one program."""
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
+    """How the learning rate falls over the steps: not; to 0 along a cosine or a line; or by equal
+    factors to a hundredth."""
+    warmup: int = 0
+    """Steps in which the learning rate first rises from 0."""
+    weight_decay: float = 0.0
+    """Of adam: the share of each weight, times the learning rate, that a step takes away."""
+    clip: float | None = None
+    """Largest gradient: for adam and rmsprop its norm, default 1; for adagrad and sgd each element,
+    default 5 and 1."""
+    held_out: float = 0.1
+    """The share of the text kept for evaluation, of long texts at most a million symbols: its end,
+    or lines chosen at random."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; default a twentieth of all."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better one; default never."""
+    save_every: float = 60.0
+    """Seconds between checkpoints, beside the one at each evaluation; 0: as often as can be."""
+    keep: int = 2
+    """The newest checkpoints to keep, beside the best."""
+    seed: int = 0
+    """For the weights, the order of lines and the samples."""
+    seeds: int = 1
+    """Train so many models at once in one program, with the seeds from --seed up."""
+
+
+class Member(NamedTuple):
+    """One model of a population."""
+
+    seed: int
+    learning_rate: float
+
+
+def check(options: Options) -> None:
+    """Refuse options that cannot be, or contradict each other.
+
+    Raises:
+        ValueError: with the option, its value and what to do.
+    """
+    for name, kind in get_type_hints(Options).items():
+        if get_origin(kind) is Literal:
+            checks.one_of(name, getattr(options, name), get_args(kind))
+    least = {"steps": 1, "batch_size": 1, "keep": 1, "seeds": 1, "warmup": 0}
+    least |= {"length": 1, "evaluate_every": 1, "patience": 1}
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {value}")
+    rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(options.learning_rates)}
+    rates |= {"learning_rate": options.learning_rate, "clip": options.clip}
+    for name, value in rates.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {value}")
+    for name in ("weight_decay", "save_every"):
+        value = getattr(options, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    seed_key(options.seed)
+    if not 0 < options.held_out < 1:
+        raise ValueError(f"held_out must lie between 0 and 1, got {options.held_out}")
+
+    def only_for(name: str, given: bool, where: str, here: bool) -> None:
+        if given and not here:
+            raise ValueError(
+                f"{name}={getattr(options, name)!r} is for {where} alone: leave it out, or use that"
+            )
+
+    for name, rule in (("window", "truncated_bptt"), ("n", "snap"), ("rank", "ok")):
+        given = getattr(options, name) is not None
+        only_for(name, given, f"algorithm {rule}", options.algorithm == rule)
+    sized = options.vocabulary_size is not None
+    only_for("vocabulary_size", sized, "level word", options.level == "word")
+    only_for(
+        "weight_decay", options.weight_decay > 0, "optimizer adam", options.optimizer == "adam"
+    )
+    if options.learning_rate is not None and options.learning_rates:
+        raise ValueError("learning_rate and learning_rates contradict each other: give one of them")
+    if options.warmup >= options.steps:
+        raise ValueError(f"warmup must be less than steps={options.steps}, got {options.warmup}")
+
+
+def seed_key(seed: int) -> PRNGKeyArray:
+    """Make a key of a seed; ValueError if it is negative or above 2⁶³ - 1."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie in 0 … 2⁶³ - 1, got {seed}")
+    return jax.random.key(seed)
+
+
+def members(options: Options) -> tuple[Member, ...]:
+    """List the models that are trained at once, learning rate by learning rate."""
+    default = {"adam": 0.003, "rmsprop": 0.002}.get(options.optimizer, 0.1)
+    one = default if options.learning_rate is None else options.learning_rate
+    seeds = range(options.seed, options.seed + options.seeds)
+    return tuple(Member(seed, rate) for rate in options.learning_rates or (one,) for seed in seeds)
+
+
+def make_rnn(options: Options, vocabulary_size: int) -> RNN:
+    """Describe the network."""
+    return RNN(
+        vocabulary_size,
+        options.hidden_size,
+        vocabulary_size,
+        num_layers=options.num_layers,
+        activation=options.activation,
+        leak=options.leak,
+        use_bias=options.use_bias,
+        **INITIALIZERS[options.init],
+    )
+
+
+def build(name: Algorithm, rnn: RNN, **settings: int | None) -> GradientAlgorithm:
+    """Make a gradient algorithm by its name, with those of the settings that it takes."""
+    takes = inspect.signature(RULES[name]).parameters
+    defaults = {"window": 8, "n": 1, "rank": 1}
+    chosen = {key: defaults[key] if value is None else value for key, value in settings.items()}
+    return RULES[name](rnn, **{key: value for key, value in chosen.items() if key in takes})
+
+
+def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
+    """Make the gradient algorithm; lines start from the same carry each time."""
+    chosen = {"window": options.window, "n": options.n, "rank": options.rank}
+    algorithm = build(options.algorithm, rnn, **chosen)
+    return gradients.stateless(algorithm) if options.lines else algorithm
+
+
+def make_optimizer(
+    options: Options, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
+    """Make the optimiser, with its clip and the schedule of its learning rate."""
+    falls = SCHEDULES[options.schedule](options.steps - options.warmup)
+    if options.warmup:
+        rises = optax.linear_schedule(0.0, 1.0, options.warmup)
+        falls = optax.join_schedules([rises, falls], [options.warmup])
+
+    def rate(count):
+        return learning_rate * falls(count)
+
+    clip = {} if options.clip is None else {"clip": options.clip}
+    if options.optimizer == "adagrad":
+        return adagrad(rate, **clip)
+    if options.optimizer == "sgd":
+        return sgd(rate, **clip)
+    rule = optax.rmsprop(rate, decay=0.95)  # as char-rnn has it
+    if options.optimizer == "adam":
+        rule = optax.adamw(rate, weight_decay=options.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip.get("clip", 1.0)), rule)
+
+
+def length_of(options: Options, longest_line: int | None = None) -> int:
+    """Tell how many steps a batch has: T, or of lines the longest's unless they are cut.
+
+    Raises:
+        ValueError: if the longest line is so long that it can hardly be meant.
+    """
+    if longest_line is None:
+        return 64 if options.length is None else options.length
+    if options.length is None and longest_line > _MOST_LINE:
+        raise ValueError(
+            f"the longest line has {longest_line:,} symbols, and all are padded to it: say how far "
+            f"to read, such as --length 200, or train without --lines"
+        )
+    return longest_line if options.length is None else min(options.length, longest_line)
+
+
+def to_json(options: Options) -> dict[str, Any]:
+    """Write the options down."""
+    return dataclasses.asdict(options)
+
+
+def from_json(described: dict[str, Any]) -> Options:
+    """Read options that were written down; those that are not there have their defaults.
+
+    Raises:
+        ValueError: if one is not known, or its value cannot be.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(Options)}
+    unknown = sorted(described.keys() - fields.keys())
+    if unknown:
+        raise ValueError(f"it has an option that this version does not know: {unknown[0]}")
+    for name, value in described.items():
+        kinds = (type(fields[name]),) if fields[name] is not None else (int, float, type(None))
+        kinds += (int,) if float in kinds else ()
+        kinds += (list,) if tuple in kinds else ()
+        if not isinstance(value, kinds):
+            raise ValueError(f"its option {name} has a value that cannot be: {value!r}")
+    rates = {"learning_rates": tuple(described.get("learning_rates", ()))}
+    chosen: dict[str, Any] = described | rates
+    check(Options(**chosen))
+    return Options(**chosen)

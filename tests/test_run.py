@@ -1,0 +1,435 @@
+"""Runs: exact resumption, evaluation, patience, populations, what is kept and what is refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import assert_equal, forged
+from safetensors.numpy import load_file
+
+import jaxrnn
+from jaxrnn import Options, data, folder, options, run, train, trouble
+
+TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
+SMALL = Options(hidden_size=4, batch_size=2, length=3, steps=12, evaluate_every=6, save_every=0.0)
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def trained(started, stop=lambda: False):
+    return list(run.train(started, stop))
+
+
+def files_of(place):
+    return sorted((place / "checkpoints").iterdir())
+
+
+def arrays(file):
+    return {name: array.tobytes() for name, array in load_file(file).items()}
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
+@pytest.mark.parametrize("rule", options.RULES)
+def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
+    """From a checkpoint amid the run, all that was after it lost: parameters, memory, metrics."""
+    chosen = dataclasses.replace(
+        SMALL, algorithm=rule, lines=lines, length=None if lines else 3, keep=99
+    )
+    first = run.start(tmp_path / "run", text, chosen)
+    trained(first)
+    *_, last = files_of(tmp_path / "run")
+    expected, told = arrays(last), folder.metrics(tmp_path / "run")
+    for file in files_of(tmp_path / "run"):
+        if int(file.stem[5:]) > 7:
+            file.unlink()
+    resumed = run.resume(tmp_path / "run")
+    assert 0 < resumed.done <= 7
+    trained(resumed)
+    assert files_of(tmp_path / "run")[-1] == last
+    assert arrays(last) == expected
+    assert folder.metrics(tmp_path / "run") == told
+
+
+def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
+    whole = trained(run.prepare(TEXT, dataclasses.replace(SMALL, save_every=60.0)))
+    single = trained(run.prepare(TEXT, SMALL))
+    assert len(single) == 12 > len(whole)
+    for a, b in zip(
+        *(jax.tree.leaves(end[-1].run.state.params) for end in (whole, single)), strict=True
+    ):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_steps_can_be_added_to_a_run_and_are_those_of_a_longer_one(text, tmp_path):
+    chosen = dataclasses.replace(SMALL, schedule="constant")
+    trained(run.start(tmp_path / "run", text, chosen))
+    trained(run.resume(tmp_path / "run", steps=20))
+    longer = dataclasses.replace(chosen, steps=20)
+    trained(run.start(tmp_path / "longer", text, longer))
+    assert arrays(files_of(tmp_path / "run")[-1]) == arrays(files_of(tmp_path / "longer")[-1])
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(text, tmp_path):
+    blocks = trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    assert [block.over for block in blocks] == ["stopped"]
+    assert blocks[0].saved == files_of(tmp_path / "run")[-1]
+    assert run.resume(tmp_path / "run").done == blocks[0].run.done
+
+
+def test_damaged_checkpoints_are_passed_over_and_named(text, tmp_path):
+    trained(run.start(tmp_path / "run", text, dataclasses.replace(SMALL, keep=3)))
+    *_, good, worse, worst = files_of(tmp_path / "run")
+    worst.write_bytes(worst.read_bytes()[:-9])
+    worse.write_bytes(b"")
+    resumed = run.resume(tmp_path / "run")
+    assert resumed.done == int(good.stem[5:])
+    told = "\n".join(resumed.remarks)
+    assert worst.name in told
+    assert worse.name in told
+    assert f"going back to {good.name}" in told
+    for file in files_of(tmp_path / "run"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"has no checkpoint that can be read; .* is damaged"):
+        run.load(tmp_path / "run")
+
+
+def test_what_a_killed_process_left_behind_is_tidied_up(text, tmp_path):
+    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    left = tmp_path / "run" / "checkpoints" / ".jaxrnn-abc.part"
+    left.write_bytes(b"half")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 1.0, "grad_norm": 1.0}\n{"step": 3, "lo')
+    resumed = run.resume(tmp_path / "run")
+    assert not left.exists()
+    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == list(
+        range(1, resumed.done + 1)
+    )
+
+
+def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
+    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    assert run.resume(tmp_path / "run").remarks == ()
+    monkeypatch.setattr(os, "cpu_count", lambda: 99)
+    (remark,) = run.resume(tmp_path / "run").remarks
+    assert "processors" in remark
+    assert "(here 99): the last digits may differ" in remark
+
+
+def test_two_processes_cannot_train_one_run(text, tmp_path):
+    started = run.start(tmp_path / "run", text, SMALL)
+    training: Any = run.train(started)
+    next(training)
+    with pytest.raises(ValueError, match="is being trained by another process"):
+        next(run.train(started))
+    training.close()
+    next(run.train(started))
+
+
+# What is kept
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5}
+    (tmp_path / "checkpoints").mkdir()
+    history = []
+    for step, loss in losses.items():
+        history.append([step, loss])
+        about = {"step": step, "history": history}
+        folder.save(tmp_path, {"x": np.full(2, step)}, about, keep=2)
+    assert [int(file.stem[5:]) for file in files_of(tmp_path)] == [2, 4, 5]
+    assert folder.best(tmp_path).checkpoint.about["step"] == 2
+    assert folder.newest(tmp_path).checkpoint.about["step"] == 5
+    files_of(tmp_path)[0].write_bytes(b"")
+    assert folder.best(tmp_path).checkpoint.about["step"] == 5
+
+
+def test_a_folder_holds_the_whole_run(text, tmp_path):
+    blocks = trained(run.start(tmp_path / "run", text, SMALL))
+    place = tmp_path / "run"
+    described = json.loads((place / "run.json").read_text())
+    assert described["text"]["file"] == str(text)
+    assert options.from_json(described["options"]) == SMALL
+    assert json.loads((place / "vocabulary.json").read_text())["symbols"] == sorted(set(TEXT))
+    records = folder.metrics(place)
+    assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
+    evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}
+    assert evaluated == dict(blocks[-1].run.history)
+    assert sorted(path.name for path in (place / "samples").iterdir()) == [
+        "step-00000006.txt",
+        "step-00000012.txt",
+    ]
+    about = folder.newest(place).checkpoint.about
+    assert about["position"] == 12 * 2 * 3
+    assert about["text"]["sha256"] == described["text"]["sha256"]
+
+
+def test_the_held_out_loss_is_that_of_the_texts_end(text, tmp_path):
+    """Each row in one piece, no tail dropped; and the best checkpoint gives it back."""
+    blocks = trained(run.start(tmp_path / "run", text, SMALL))
+    model = run.load(tmp_path / "run")
+    best = min(loss for _, loss in blocks[-1].run.history)
+    assert model.held_out == best
+    ids = model.vocabulary.encode(TEXT)
+    ids = ids[len(ids) - -(-len(ids) // 10) :]
+    row = -(-(len(ids) - 1) // 2)
+    total = 0.0
+    for start in (0, row):
+        part = ids[start : start + row + 1][None]
+        batch = jaxrnn.Batch(part[:, :-1], part[:, 1:])
+        loss, _ = model.rnn.loss(model.params, model.rnn.initial_state(1), batch)
+        total += float(loss) * (part.shape[1] - 1)
+    assert total / (len(ids) - 1) == pytest.approx(best, rel=1e-5)
+
+
+def test_patience_ends_a_run_that_does_not_get_better(text):
+    chosen = dataclasses.replace(
+        SMALL, steps=400, evaluate_every=1, patience=3, learning_rate=3.0, optimizer="sgd"
+    )
+    blocks = trained(run.prepare(TEXT, chosen))
+    losses = [loss for _, loss in blocks[-1].run.history]
+    assert blocks[-1].over == "patience"
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+    assert len(losses) < 400
+
+
+# Trouble
+
+
+def poisoned(started, step):
+    """Make a run whose loss and parameters are nan from the update after `step`."""
+
+    def poison(state, batch):
+        new, metrics = started.step(state, batch)
+        bad = jnp.where(state.step == step, jnp.nan, 1.0)
+        params = jax.tree.map(lambda leaf: leaf * bad, new.params)
+        loss = metrics.loss * bad
+        return new._replace(params=params), metrics._replace(loss=loss, finite=jnp.isfinite(loss))
+
+    return started._replace(step=poison)
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
+    text, tmp_path, monkeypatch
+):
+    chosen = dataclasses.replace(SMALL, save_every=60.0)
+    found = trouble.Trouble("a stage", "something")
+    monkeypatch.setattr(run, "_diagnose", lambda *_: found)
+    blocks = trained(poisoned(run.start(tmp_path / "run", text, chosen), 9))
+    assert blocks[-1].over == "trouble"
+    assert np.isnan(blocks[-1].metrics.loss[-1])
+    assert blocks[-1].run.done == 9
+    assert blocks[-1].saved == files_of(tmp_path / "run")[-1]
+    assert folder.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
+        "grad_norm": folder.metrics(tmp_path / "run")[-1]["grad_norm"]
+    }
+    good = trained(run.prepare(TEXT, chosen), stop=iter([False] * 20).__next__)
+    short = trained(poisoned(run.prepare(TEXT, chosen), 9))
+    assert_equal(blocks[-1].run.state.params, short[-1].run.state.params, 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(blocks[-1].run.state.params))
+    assert len(good[-1].run.history) == 2
+
+
+# Populations
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
+    chosen = dataclasses.replace(
+        SMALL, seed=5, seeds=2, learning_rates=(0.01, 0.03), lines=lines,
+        length=None if lines else 3,
+    )  # fmt: skip
+    many = trained(run.prepare(TEXT, chosen))[-1]
+    assert many.metrics.loss.shape[1:] == (4,)
+    for number, member in enumerate(options.members(chosen)):
+        alone = dataclasses.replace(
+            chosen, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
+        )
+        prepared = run.prepare(TEXT, alone)._replace(source=run.prepare(TEXT, chosen).source)
+        last = trained(prepared)[-1].run
+        of_member = jax.tree.map(lambda leaf, n=number: leaf[n], many.run.state.params)
+        assert_equal(of_member, last.state.params, 1e-10)
+        if not lines:  # there the lines that are held out depend on the seed
+            assert many.held_out[number] == pytest.approx(last.history[-1][1], rel=1e-10)
+    assert options.members(chosen)[2] == options.Member(5, 0.03)
+
+
+def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
+    chosen = dataclasses.replace(SMALL, seeds=3, keep=99)
+    blocks = trained(run.start(tmp_path / "run", text, chosen))
+    expected = arrays(files_of(tmp_path / "run")[-1])
+    losses = blocks[-1].held_out
+    model = run.load(tmp_path / "run", newest=True)
+    best = int(np.argmin(losses))
+    assert_equal(
+        model.params, jax.tree.map(lambda leaf: leaf[best], blocks[-1].run.state.params), 0
+    )
+    assert model.held_out == min(losses)
+    files_of(tmp_path / "run")[-1].unlink()
+    trained(run.resume(tmp_path / "run"))
+    assert arrays(files_of(tmp_path / "run")[-1]) == expected
+
+
+def test_a_member_that_is_not_finite_leaves_the_others_alone(text, tmp_path):
+    trouble = {"optimizer": "sgd", "activation": "identity", "clip": 1e30}
+    chosen = dataclasses.replace(SMALL, learning_rates=(0.1, 1e20), steps=30, **trouble)
+    last = trained(run.start(tmp_path / "run", text, chosen))[-1]
+    assert last.over == "steps"
+    assert np.isfinite(last.held_out[0])
+    assert not np.isfinite(last.held_out[1])
+    model = run.load(tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
+
+
+# What is refused
+
+
+def changed(place, **about):
+    """Write the newest checkpoint anew, with something else said in it."""
+    found = folder.newest(place).checkpoint
+    forged(found.file, load_file(found.file), json.dumps(found.about | about))
+
+
+REFUSED = {
+    "an option of another version": ({"options": {"sorcery": 1}}, "does not know: sorcery"),
+    "an option that cannot be": ({"options": {"steps": "many"}}, "its option steps has a value"),
+    "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
+    "a gigantic network": ({"options": {"hidden_size": 10**9}}, "is needed: it is of another"),
+    "another vocabulary": (
+        {"vocabulary": {"level": "char", "symbols": sorted({*TEXT, "~"})}},
+        "is needed: it is of another",
+    ),
+    "no vocabulary": ({"vocabulary": 3}, "cannot be used"),
+    "a vocabulary that is none": (
+        {"vocabulary": {"level": "char", "symbols": []}},
+        "the text is e",
+    ),
+    "a history that is none": ({"history": [1]}, "is no checkpoint of a run"),
+    "a loss that is none": ({"history": [[1, "low"]]}, "is no checkpoint of a run"),
+    "no step": ({"step": None}, "is no checkpoint of a run"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    place = tmp_path_factory.mktemp("kept")
+    (place / "text.txt").write_text(TEXT)
+    trained(run.start(place / "run", place / "text.txt", SMALL), stop=lambda: True)
+    return place
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_says_what_cannot_be_is_refused(case, kept, tmp_path):
+    about, message = REFUSED[case]
+    shutil.copytree(kept / "run", tmp_path / "run")
+    if "options" in about:
+        about = {"options": options.to_json(SMALL) | about["options"]}
+    changed(tmp_path / "run", **about)
+    for use in (run.load, run.resume):
+        with pytest.raises(ValueError, match=message) as raised:
+            use(tmp_path / "run")
+        assert "\n" not in str(raised.value)
+
+
+def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    (tmp_path / "moved.txt").write_text(TEXT)
+    assert run.resume(tmp_path / "run", file=tmp_path / "moved.txt").done > 0
+    (tmp_path / "moved.txt").write_text(TEXT + "!")
+    with pytest.raises(ValueError, match="is not the text that the run began with: its SHA-256"):
+        run.resume(tmp_path / "run", file=tmp_path / "moved.txt")
+
+
+def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    changed(tmp_path / "run", options=options.to_json(SMALL) | {"algorithm": "rtrl"})
+    with pytest.raises(ValueError, match=r"holds no carry.memory\[0\].influence: it is of another"):
+        run.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
+        ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite, got -0.1"),
+        ({"clip": 0.0}, "clip must be above 0 and finite, got 0.0"),
+        ({"seed": -1}, "seed must lie in 0 … .*, got -1"),
+        ({"seed": 10**20}, "seed must lie in 0 … .*, got 1"),
+        ({"batch_size": 1000}, "the text has 450 symbols to train on, fewer than the 64,001"),
+        ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
+        ({"window": 3}, "window=3 is for algorithm truncated_bptt alone: leave it out, or use"),
+        ({"rank": 2}, "rank=2 is for algorithm ok alone"),
+        ({"vocabulary_size": 9}, "vocabulary_size=9 is for level word alone"),
+        ({"weight_decay": 0.1, "optimizer": "sgd"}, "weight_decay=0.1 is for optimizer adam alone"),
+        ({"learning_rate": 0.1, "learning_rates": (0.1,)}, "contradict each other"),
+        ({"learning_rates": (0.1, 0.0)}, r"learning_rates\[1\] must be above 0 and finite, got 0"),
+        ({"warmup": 4000}, "warmup must be less than steps=4000, got 4000"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"save_every": -1.0}, "save_every must be at least 0 and finite, got -1.0"),
+        ({"level": "word", "vocabulary_size": 3}, "needs a size of at least 4, .* got 3"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        run.prepare("a" * 499 + "b", Options(**chosen))
+
+
+def test_lines_that_are_too_long_to_be_meant_are_refused():
+    text = "a\n" * 40 + "b" * 20_000
+    with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*--length 200"):
+        run.prepare(text, Options(lines=True))
+    cut = run.prepare(text, Options(lines=True, length=5, hidden_size=3))
+    assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)
+
+
+# Schedules
+
+
+def test_schedules_rise_and_fall_as_they_say():
+    def rates(**how: Any) -> np.ndarray:
+        """Read the rate off gradient descent's first step at each count."""
+        chosen = Options(optimizer="sgd", learning_rate=2.0, clip=1.0, steps=10, **how)
+        optimizer = options.make_optimizer(chosen, 2.0)
+        params = {"x": jnp.zeros(())}
+        state, found = optimizer.init(params), []
+        for _ in range(10):
+            updates: Any
+            updates, state = optimizer.update({"x": jnp.ones(())}, state, params)
+            found.append(-float(updates["x"]))
+        return np.array(found)
+
+    t = np.arange(10)
+    np.testing.assert_allclose(rates(schedule="constant"), 2.0)
+    np.testing.assert_allclose(rates(schedule="linear"), 2 * (1 - t / 10), atol=1e-6)
+    np.testing.assert_allclose(rates(schedule="cosine"), 1 + np.cos(np.pi * t / 10), atol=1e-6)
+    np.testing.assert_allclose(rates(schedule="exponential"), 2 * 0.01 ** (t / 10), rtol=1e-6)
+    warm = rates(schedule="constant", warmup=4)
+    np.testing.assert_allclose(warm, 2 * np.minimum(1, t / 4), rtol=1e-6)
+
+
+def test_a_passage_is_scored_alike_in_parts_and_whole(monkeypatch):
+    rnn = jaxrnn.RNN(6, 4, 6)
+    params = rnn.init(jax.random.key(0))
+    ids = np.random.default_rng(0).integers(0, 6, 97)
+    passage = data.passage(ids, 2, 5)
+    whole = jaxrnn.evaluate(rnn, params, data.whole_text(ids, 2, 5))
+    monkeypatch.setattr(train, "_POSITIONS", 30)
+    parts = list(train.score(rnn, params, passage))
+    assert len(parts) == 4
+    assert sum(part.positions for part in parts) == 96
+    assert_equal(train.mean_loss(parts), np.asarray(whole))
