@@ -98,6 +98,8 @@ def resume(
     display.network(training)
     display.remarks(training.remarks)
     display.say("resumed", f"{place} after step {training.done:,}")
+    if training.done >= training.options.steps:
+        display.say("", "all its steps are made; for more of them say --steps N")
     return _train(training)
 
 

@@ -99,7 +99,7 @@ class Block(NamedTuple):
         held_out: the loss on the held-out text in nats a symbol, if it was evaluated.
         saved: the checkpoint, if one was written.
         growing: the step at which the gradient's norm rose above 100 times its median, if it did.
-        trouble: what was not finite, and where it began; then no block follows.
+        trouble: what was not finite, and where it began.
         over: why no block follows: "steps", "patience", "stopped" or "trouble"; "" if one does.
     """
 
@@ -196,8 +196,13 @@ def resume(place: str | Path, *, file: str | Path | None = None, steps: int | No
     remarks = found.remarks
     if differs:
         remarks += (f"made with {', '.join(differs)}: the last digits may differ",)
-    with folder.locked(place):
-        folder.rewind(place, int(about["step"]))
+    try:
+        with folder.locked(place):
+            folder.rewind(place, int(about["step"]))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {place}: {error.strerror}; copy the run to where it can be written"
+        ) from error
     return run._replace(state=state, history=history, folder=place, remarks=remarks)
 
 
@@ -260,61 +265,69 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     chosen, loop = run.options, make_train_loop(run.step)
     every = chosen.evaluate_every or max(1, chosen.steps // 20)
-    size = math.prod(run.source(np.arange(1)).inputs.shape)
-    room = max(1, min(BLOCK, _IN_BLOCK // size))
-    seconds_a_step, norms, saved_at = math.inf, np.zeros(0), time.monotonic()
-    while not _over(run, None, lambda: False):
+    pace, paced = min(PACE, chosen.save_every), 1
+    norms, saved_at = np.zeros(0), time.monotonic()
+    while not _over(run):
         begun, first = time.monotonic(), run.done
-        paced = min(PACE, chosen.save_every) / seconds_a_step
-        number = max(1, min(room, int(paced), chosen.steps - first, every - first % every))
-        batches = run.source(np.arange(first, first + room))
-        # A copy is donated: the last good state outlives a step that fails.
-        state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
-        metrics = jax.tree.map(np.asarray, metrics)
-        seconds_a_step = (time.monotonic() - begun) / number
-        good, told, found = metrics.finite[:number].reshape(number, -1).any(1), number, None
-        if not good.all():
-            number = int(good.argmin())
-            told = number + 1
-            state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
-            found = _diagnose(run._replace(state=state), _pick(batches, number))
-        metrics = _pick(metrics, slice(told))
-        run = run._replace(state=state)
-        mask = batches.mask
-        characters = number * size if mask is None else int(mask[:number].sum())
-        norms = np.concatenate([norms, metrics.grad_norm.reshape(told, -1).max(1)])
-        growing = trouble.growing(norms)  # the first; one in an earlier block was told already
-        growing = None if growing is None else growing - len(norms) + told
-        norms = norms[-_NORMS:]
+        number = min(paced, chosen.steps - first, every - first % every)
+        run, metrics, characters, found = _advance(run, loop, number)
+        paced = max(1, int(pace * number / (time.monotonic() - begun)))
+        norms = np.concatenate([norms, metrics.grad_norm.reshape(len(metrics.loss), -1).max(1)])
+        grown = trouble.growing(norms)  # the first; one in an earlier block was told already
+        since, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
-        held_out = None
+        held_out = saved = None
         if found is None and (run.done % every == 0 or run.done == chosen.steps):
             held_out = _evaluate(run)
             run = run._replace(history=(*run.history, (run.done, held_out)))
-        over = _over(run, found, stop)
-        saved = None
+        over = "trouble" if found else _over(run) or ("stopped" if stop() else "")
         if run.folder is not None:
             folder.record(run.folder, _records(first, metrics, run, held_out))
             if held_out is not None:
                 _write_sample(run)
             if over or held_out is not None or time.monotonic() - saved_at >= chosen.save_every:
                 saved, saved_at = _save(run), time.monotonic()
-        grown = None if growing is None or growing < 0 else first + 1 + growing
-        yield Block(run, metrics, characters, held_out, saved, grown, found, over)
+        growing = None if grown is None or grown < since else first + 1 + grown - since
+        yield Block(run, metrics, characters, held_out, saved, growing, found, over)
         if over:
             return
 
 
-def _over(run: Run, found: Trouble | None, stop: Callable[[], bool]) -> str:
-    if found is not None:
-        return "trouble"
+def _advance(
+    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int
+) -> tuple[Run, Metrics, int, Trouble | None]:
+    """Take steps, as many as are asked for and fit, or up to the last that is finite.
+
+    Returns:
+        The run, the metrics of its steps and of the one that went wrong, how many symbols were
+        read, and where it went wrong.
+    """
+    size = math.prod(run.source(np.arange(1)).inputs.shape)
+    room = max(1, min(BLOCK, _IN_BLOCK // size))
+    batches, number = run.source(run.done + np.arange(room)), min(number, room)
+    # A copy is donated: the last good state outlives a step that fails.
+    state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+    metrics = _pick(jax.tree.map(np.asarray, metrics), slice(number))
+    good, found = metrics.finite.reshape(number, -1).any(1), None
+    if not good.all():
+        number = int(good.argmin())
+        metrics = _pick(metrics, slice(number + 1))
+        state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+        found = _diagnose(run._replace(state=state), _pick(batches, number))
+    mask = batches.mask
+    characters = number * size if mask is None else int(mask[:number].sum())
+    return run._replace(state=state), metrics, characters, found
+
+
+def _over(run: Run) -> str:
+    """Say why a run is over: "steps" or "patience"; "" if it is not."""
     if run.done >= run.options.steps:
         return "steps"
     losses = [folder.lowest(held_out) for _, held_out in run.history]
     patience = run.options.patience
     if patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience:
         return "patience"
-    return "stopped" if stop() else ""
+    return ""
 
 
 def _make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], TrainState]]:

@@ -15,9 +15,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_of_the_readme_runs_from_top_to_bottom():
+def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
+    monkeypatch.chdir(tmp_path)
+    truths = "we hold these truths to be self-evident, that all men are created equal\n"
+    Path("my-text.txt").write_text(truths * 60)
     names, told = {}, io.StringIO()
     with jax.enable_x64(False), contextlib.redirect_stdout(told):
         for block in blocks:
@@ -29,7 +32,12 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom():
     first, last = names["metrics"].loss[::299]
     assert 2.8 < first < 3.6
     assert last < 0.1
-    assert "we hold these truths to be self-evident" in told.getvalue()
+    assert told.getvalue().count("we hold these truths to be self-evident") == 2
+    best, score = names["best"], names["score"]
+    assert f"best after step {best.step}: {best.held_out:.3f} nats" in told.getvalue()
+    assert best.held_out < 0.2
+    assert score.characters == 30
+    assert score.nats < 1
     algorithm = names["one_hop"](names["rnn"])
     arguments = (names["params"], algorithm.init(names["params"], names["h"]), names["batch"])
     truncated = names["jaxrnn"].gradients.truncated_bptt(names["rnn"], 0)
@@ -159,3 +167,23 @@ def test_growth_is_quoted_as_it_was_measured():
     assert f"{1e3 * one['seconds']:.1f} ms against {1e3 * other['seconds']:.1f}, for" in README
     for what in ("flops", "bytes"):
         assert f"{one[what] / other[what]:.1f} times the" in README
+
+
+def test_the_loss_of_power_is_quoted_as_it_came_out():
+    report = json.loads((ROOT / "experiments/power_loss.json").read_text())
+    kills, damage, full = report["kills"], report["damage"], report["full disk"]
+    assert len(kills) == sum(kill["same bytes"] for kill in kills) == 200
+    every = damage["cut off"] + damage["bytes changed"]
+    assert damage["bytes changed"] == 2000
+    assert damage["went back to the one before"] == every
+    assert full["same bytes once there is room"]
+    text = " ".join(README.split())
+    assert f"200 of 200 killed runs ended so, and {every:,} of {every:,} damaged files" in text
+
+
+def test_the_large_text_is_quoted_as_it_was_measured():
+    report = json.loads((ROOT / "experiments/benchmarks/large_text.json").read_text())
+    assert report["text, GiB"] >= 1
+    peak = report["largest resident memory, GiB"]
+    assert peak < 1.5
+    assert f"training on 1 GiB takes {peak:.1f} GiB of memory" in " ".join(README.split())

@@ -1,6 +1,7 @@
 """Runs: exact resumption, evaluation, patience, populations, what is kept and what is refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -128,6 +129,17 @@ def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
     assert "(here 99): the last digits may differ" in remark
 
 
+def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
+    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(folder, "rewind", read_only)
+    with pytest.raises(ValueError, match=r"cannot write .*run: Read-only file system; copy"):
+        run.resume(tmp_path / "run")
+
+
 def test_two_processes_cannot_train_one_run(text, tmp_path):
     started = run.start(tmp_path / "run", text, SMALL)
     training: Any = run.train(started)
@@ -240,6 +252,18 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     assert_equal(blocks[-1].run.state.params, short[-1].run.state.params, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(blocks[-1].run.state.params))
     assert len(good[-1].run.history) == 2
+
+
+def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
+    started = run.prepare(TEXT, dataclasses.replace(SMALL, steps=60))
+
+    def growing(state, batch):
+        new, metrics = started.step(state, batch)
+        grown = jnp.where((state.step == 40) | (state.step == 45), 1e5, 1.0)
+        return new, metrics._replace(grad_norm=metrics.grad_norm * grown)
+
+    told = [block.growing for block in trained(started._replace(step=growing))]
+    assert [step for step in told if step is not None] == [41]
 
 
 # Populations

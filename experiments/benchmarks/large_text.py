@@ -1,0 +1,81 @@
+"""Trains on a text that is larger than memory ought to be, and measures how much it takes.
+
+    python -m experiments.benchmarks.large_text             1 GiB, about two minutes
+    python -m experiments.benchmarks.large_text --mib 100   a tenth of it
+
+The text is made of the documentation topics of Python, cut at random places, with every character
+that they have. Its ids lie in a cache in the same temporary folder. Memory is the largest resident
+set of the whole process, what is mapped from files included.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from pydoc_data import topics
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+
+def write_text(file: Path, size: int, seed: int = 0) -> None:
+    """Write a text of at least so many bytes."""
+    source = "\n".join(topics.topics[name] for name in sorted(topics.topics))
+    rng, written = np.random.default_rng(seed), 0
+    with file.open("wb") as out:
+        while written < size:
+            start = int(rng.integers(len(source)))
+            written += out.write((source[start:] + source[:start]).encode())
+
+
+def trained(file: Path, folder: Path, name: str, steps: int) -> tuple[float, str]:
+    """Train in a process of its own; return its seconds and what it printed."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "jaxrnn.cli", "train", file, "--out", folder / name]
+    result = subprocess.run(
+        [*map(str, command), "--steps", str(steps), "--evaluate-every", str(steps)],
+        env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return time.perf_counter() - begun, result.stdout
+
+
+def main() -> None:
+    """Make the text, train twice, write the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mib", type=int, default=1024, help="size of the text")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_text(folder / "text.txt", arguments.mib * 2**20)
+        first, _ = trained(folder / "text.txt", folder, "first", arguments.steps)
+        again, told = trained(folder / "text.txt", folder, "again", arguments.steps)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        size = (folder / "text.txt").stat().st_size / 2**30
+    print(told)
+    figures = {
+        "text, GiB": round(size, 3),
+        "largest resident memory, GiB": round(peak, 3),
+        f"{arguments.steps} steps and evaluation, the text encoded first, s": round(first, 1),
+        "the same with the ids in the cache, s": round(again, 1),
+    }
+    for name, figure in figures.items():
+        print(f"{name:<70} {figure}")
+    versions = {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")}
+    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    path = arguments.out / "large_text.json"
+    path.write_text(json.dumps(figures | {"versions": versions | machine}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
