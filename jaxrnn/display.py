@@ -264,8 +264,8 @@ def _of(records: list[dict], what: str, which: slice) -> tuple[np.ndarray, np.nd
     """Return the steps (N,) at which a loss was recorded, and those of some members (N, M)."""
     there = [each for each in records if what in each]
     losses = [each[what] if isinstance(each[what], list) else [each[what]] for each in there]
-    losses = np.array(losses, float).reshape(len(there), -1)
-    return np.array([each["step"] for each in there]), losses[:, which]
+    steps = np.array([each["step"] for each in there])
+    return steps, np.array(losses, float)[:, which] if there else np.zeros((0, 1))
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -206,6 +206,7 @@ def test_words_are_trained_scored_and_sampled(tmp_path):
 def test_a_loss_that_is_not_finite_stops_says_where_and_keeps_the_last_good_state(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "3")
+    trouble = (*trouble, "--evaluate-every", "60")
     (answer,) = one_after_another(
         [("train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad")], tmp_path
     )

@@ -62,6 +62,15 @@ def test_a_scaled_rotation_grows_by_its_scale_at_every_step():
     assert_equal(values, 1.5 ** np.arange(9)[:, None] * np.ones((9, 4)))
 
 
+def test_a_jacobian_that_overflows_is_nan_and_the_library_is_not_asked_about_it(capfd):
+    scale = jax.nn.initializers.orthogonal(1e200)
+    case = make_case(activation="identity", recurrent_init=scale, T=4)
+    values = flow_of(case).singular_values[0]
+    assert np.isfinite(values[:2]).all()
+    assert np.isnan(values[2:]).all()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_shares_add_up_to_one_and_a_step_alone_has_no_past():
     case = make_case(num_layers=2, mask=True)
     flow = flow_of(case)

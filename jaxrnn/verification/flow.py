@@ -27,7 +27,7 @@ class GradientFlow(NamedTuple):
     Attributes:
         credit: ‖dℓ_t/dh_{t-k}‖ for each layer, sequence and output t; nan where t - k < 1.
         singular_values: of ∂h_T/∂h_{T-k}, the layer's own, in the first sequence; falling. Those
-            below 1e-16 of the largest are rounding.
+            below 1e-16 of the largest are rounding; nan where the Jacobian is not finite.
         share: ⟨G_k, G⟩ / ‖G‖², the share of each leaf's gradient G that comes from lag k; negative
             where that lag speaks against the others. Over all T lags they sum to 1.
     """
@@ -127,6 +127,9 @@ def _singular_values(
 
         same = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)
         _, jacobians = lax.scan(back, same, tape.gain[::-1, 0][: lags - 1])
-        return jnp.linalg.svd(jnp.concatenate([same[None], jacobians]), compute_uv=False)
+        jacobians = jnp.concatenate([same[None], jacobians])
+        finite = jnp.isfinite(jacobians).all((-2, -1), keepdims=True)  # LAPACK complains of others
+        values = jnp.linalg.svd(jnp.where(finite, jacobians, 0), compute_uv=False)
+        return jnp.where(finite[..., 0], values, jnp.nan)
 
     return jnp.stack(list(map(of_layer, params.cells, errors(rnn, params, h, batch).tapes)))
