@@ -228,11 +228,12 @@ def plot(
 
     Args:
         places: The folders of runs, at least one.
-        out: The PNG to draw; default loss.png in the folder of one run, or here for several.
+        out: The PNG to draw; default loss.png in the folder of one run, jaxrnn-loss.png
+            here for several.
     """
     if not places:
         raise ValueError("plot needs the folder of a run: jaxrnn plot RUN")
-    out = out or (places[0] / "loss.png" if len(places) == 1 else Path("loss.png"))
+    out = out or (places[0] / "loss.png" if len(places) == 1 else Path("jaxrnn-loss.png"))
     display.curves(list(places), out)
     display.say("saved", str(out))
     return 0

@@ -13,7 +13,7 @@ import platform
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +86,7 @@ class Corpus(NamedTuple):
 def cut(ids: Ids, place: int) -> tuple[Ids, Ids]:
     """Cut ids in two, without reading them if they are on disk."""
     if isinstance(ids, OnDisk):
-        return OnDisk(ids.file, 0, place), OnDisk(ids.file, place)
+        return replace(ids, stop=ids.start + place), replace(ids, start=ids.start + place)
     return ids[:place], ids[place:]
 
 
@@ -100,7 +100,7 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
         return documentation_topics()
     file = Path(file)
     try:
-        codecs.lookup(encoding)
+        b" ".decode(encoding, "replace")
     except LookupError as error:
         raise ValueError(f"{error}; try utf-8, utf-16, latin-1 or cp1252") from error
 
@@ -109,11 +109,14 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
             while block := stream.read(PIECE):
                 yield block
 
-    with _reading(file), file.open("rb") as stream:
+    def at_once(name, flags):  # a pipe would keep us waiting for a writer
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with _reading(file), open(file, "rb", opener=at_once) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{file} is no file that can be read again: give a regular file")
-        begins = stream.read(4).decode(encoding, "ignore").removeprefix("\ufeff")
+        begins = stream.read(4).decode(encoding, "replace").removeprefix("\ufeff")
         if not status.st_size or (status.st_size <= 4 and not begins):
             raise ValueError(f"{file} is empty: give a file with text in it")
     return Text(str(file), blocks, status.st_size, encoding, file)
@@ -173,8 +176,10 @@ def read(
             f"{digest.hexdigest()[:12]}…, and was {expected[:12]}…; restore it and name it with "
             f"--text FILE, or train anew"
         )
+    framed = lines and level != "word"
     if vocabulary is None:
-        vocabulary = Vocabulary.from_text(pieces(text, level, lines=lines), level, size)
+        whole = chain(pieces(text, level, lines=lines), [LINE] * framed)
+        vocabulary = Vocabulary.from_text(whole, level, size)
     counted = 0
 
     def counting():
@@ -183,7 +188,8 @@ def read(
             counted += len(piece)
             yield piece
 
-    parts = vocabulary.encode_pieces(counting())
+    frame = [vocabulary.encode(LINE)] if framed else []
+    parts = chain(frame, vocabulary.encode_pieces(counting()), frame)
     dtype = np.min_scalar_type(vocabulary.size - 1)
     if text.size <= IN_MEMORY:
         ids = np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
@@ -193,22 +199,22 @@ def read(
     identity = [digest.hexdigest(), text.encoding, lines, level, vocabulary.symbols]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     ids, facts = folder / f"{name}.npy", folder / f"{name}.json"
-    if not facts.is_file():  # it is written last
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (ids.is_file() and facts.is_file()):  # the facts are written last
             _write(ids, parts, dtype)
             files.write(facts, json.dumps({"text": text.name, "characters": counted}) + "\n")
-        except OSError as error:
-            raise ValueError(
-                f"cannot keep the ids of a large text in {folder}: {error.strerror}; "
-                f"name another folder with XDG_CACHE_HOME"
-            ) from error
-    counted = json.loads(facts.read_text())["characters"]
+        counted = json.loads(facts.read_text())["characters"]
+    except OSError as error:
+        raise ValueError(
+            f"cannot keep the ids of a large text in {folder}: {error.strerror}; "
+            f"name another folder with XDG_CACHE_HOME"
+        ) from error
     return Corpus(vocabulary, OnDisk(ids), counted, digest.hexdigest())
 
 
 def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterator[str]:
-    """Decode a text piece by piece, its line ends as they are; or as lines, see `read`.
+    r"""Decode a text piece by piece, its line ends as they are; or as lines, which all end in "\n".
 
     Bytes come as the characters of `BYTES`. A byte order mark is no character.
 
@@ -219,10 +225,7 @@ def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterato
     decoder: Any = codecs.getincrementaldecoder(encoding)()
     if lines:
         decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
-    framed = lines and level != "word"
     before, first = 0, True
-    if framed:
-        yield LINE
     for block in chain(text.blocks(), [None]):
         try:
             piece = decoder.decode(block or b"", final=block is None)
@@ -235,8 +238,6 @@ def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterato
         before += len(block or b"")
         yield piece.removeprefix("\ufeff") if first else piece
         first = first and not piece
-    if framed:
-        yield LINE
 
 
 def _write(file: Path, parts: Iterator[Integer[np.ndarray, " M"]], dtype: np.dtype) -> None:

@@ -12,7 +12,7 @@ from jaxrnn.network import RNN, Params
 from jaxrnn.options import Options, length_of, seed_key
 from jaxrnn.sample import most_likely
 from jaxrnn.sample import stream as draw
-from jaxrnn.text import LINE, SPECIAL, START, UNKNOWN, Vocabulary
+from jaxrnn.text import LINE, SPECIAL, UNKNOWN, Vocabulary
 from jaxrnn.train import mean_loss, score
 
 _LONG = 512  # steps of a text that are scored at once, in one row
@@ -191,13 +191,15 @@ def _end(model: Model) -> int | None:
 def _start(model: Model, prime: str | None) -> np.ndarray:
     """Encode what a text begins with."""
     vocabulary, of_lines = model.vocabulary, model.options.lines
-    if prime is not None and (not prime or (of_lines and LINE in prime)):
-        raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
-    if vocabulary.level == "word":
-        return np.array([SPECIAL.index(START)]) if prime is None else vocabulary.encode(prime)[:-1]
+    of_words = vocabulary.level == "word"
+    start = np.array([vocabulary.ends[0] if vocabulary.ends else 0])
     if prime is None:
-        return np.array([vocabulary.ends[0] if vocabulary.ends else 0])
-    return vocabulary.encode(LINE + prime if of_lines else prime)
+        return start
+    ids = vocabulary.encode(prime)
+    ids = ids[:-1] if of_words else ids  # its last sentence goes on
+    if not len(ids) or (of_lines and LINE in vocabulary.decode(ids)):
+        raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
+    return np.append(start, ids) if of_lines and not of_words else ids
 
 
 def _shown(
@@ -214,16 +216,16 @@ def _shown(
     If more is to come, what may yet turn out to be a part of the stop or of a character is held
     back.
     """
-    text, of_lines = model.vocabulary.decode(ids), model.options.lines
+    text, over, of_lines = model.vocabulary.decode(ids), False, model.options.lines
     if prime is None or of_lines:
         text = text.removeprefix(LINE)  # the start of the line
+    if not last and model.vocabulary.level == "byte":
+        text = text.rstrip("\ufffd")
     if of_lines and LINE in text:
-        return text.split(LINE, 1)[0], True
+        text, over = text[: text.index(LINE)], True
     if stop is not None and stop in text[before:]:
         return text[: text.index(stop, before)], True
-    if last:
-        return text, False
-    if model.vocabulary.level == "byte":
-        text = text.rstrip("\ufffd")
+    if last or over:
+        return text, over
     begun = [n for n in range(1, len(stop or "")) if text[before:].endswith((stop or "")[:n])]
     return text[: len(text) - max(begun, default=0)], False

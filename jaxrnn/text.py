@@ -26,7 +26,7 @@ UNKNOWN, START, END = SPECIAL = ("<unk>", "<s>", "</s>")  # no text has one of t
 _CLOSING = "\"'”’»)\\]"
 _TOKEN = re.compile(
     r"\d+(?:[.,]\d+)+|\w+(?:['’-]\w+)*|[^\w\s]"
-    rf"|(?<=[.!?…])(?=\s)|(?<=[.!?…][{_CLOSING}])(?=\s)|\n\s*\n"
+    rf"|(?<=[.!?…])(?=\s)|(?<=[.!?…][{_CLOSING}])(?=\s)|(?<=[.!?…][{_CLOSING}]{{2}})(?=\s)|\n\s*\n"
 )
 _NO_SPACE_BEFORE = set(".,;:!?…)]}%’”»")
 _NO_SPACE_AFTER = set("([{‘“«")
@@ -171,7 +171,7 @@ class Vocabulary:
             before += len(piece)
             yield ids
 
-    def decode(self, ids: Iterable[int] | Int[np.ndarray, " N"] | Int[Array, " N"]) -> str:
+    def decode(self, ids: Iterable[int] | Integer[np.ndarray, " N"] | Integer[Array, " N"]) -> str:
         """Turn ids into the text; of words, with usual spaces and a line for each sentence.
 
         Bytes that are no UTF-8 are shown as U+FFFD.
@@ -188,7 +188,7 @@ class Vocabulary:
         return _sentences(symbols) if self.level == "word" else "".join(symbols)
 
     def one_hot(
-        self, ids: Int[np.ndarray, "*batch"] | Int[Array, "*batch"]
+        self, ids: Integer[np.ndarray, "*batch"] | Integer[Array, "*batch"]
     ) -> Float[Array, "*batch V"]:
         """Turn ids into one-hot vectors: what the network is spared by reading rows of W_xh."""
         return jax.nn.one_hot(ids, self.size)
@@ -219,7 +219,7 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
     rest = ""
     for piece in pieces:
         rest += piece
-        *before, last = rest.rstrip().rsplit(None, 1) or [""]
+        *before, last = rest.rsplit(None, 1) or [""]
         start = rest.rindex(last) if before else 0
         yield rest[:start]
         rest = rest[start:]

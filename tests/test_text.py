@@ -1,11 +1,14 @@
 """Text to ids and back, and ids to batches."""
 
+import itertools
+import unicodedata
+
 import jax
 import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import data
+from jaxrnn import Vocabulary, data
 
 TEXT = "naïve Ωmega\n\U0001f600 vector\r\n"
 
@@ -48,6 +51,129 @@ def test_ids_of_another_vocabulary_are_refused():
     for ids in ([6], [-1], [0, 9]):
         with pytest.raises(ValueError, match=r"ids must lie in 0 … 5"):
             vocabulary.decode(ids)
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+def test_normal_forms_are_left_alone(level):
+    composed, taken_apart = (unicodedata.normalize(form, "Zoë naïve") for form in ("NFC", "NFD"))
+    vocabulary = Vocabulary.from_text(composed + taken_apart, level)
+    ids = [vocabulary.encode(text).tolist() for text in (composed, taken_apart)]
+    assert ids[0] != ids[1]
+    assert [vocabulary.decode(of_one) for of_one in ids] == [composed, taken_apart]
+
+
+# Bytes
+
+BYTES = Vocabulary.from_text("", "byte")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", TEXT, "e\u0301a\u0323\u0307", "\U0001f469\u200d\U0001f680\0\ufeff", "\u20ac\x80\xff"],
+)
+def test_bytes_are_those_of_utf_8_and_give_back_any_text(text):
+    ids = BYTES.encode(text)
+    assert ids.tolist() == list(text.encode())
+    assert BYTES.decode(ids) == text
+
+
+@pytest.mark.parametrize("ids", [[0x80], [0x61, 0xC3], [0xFF, 0x61], [0xC3, 0x61], [0xF0, 0x9F]])
+def test_bytes_that_are_no_utf_8_are_replaced(ids):
+    shown = BYTES.decode(ids)
+    assert shown.count("\ufffd") == 1
+    assert shown.replace("\ufffd", "") == "a" * ids.count(0x61)
+
+
+# Words
+
+
+def words_of(text):
+    """Return a text's words, one string, each sentence between < and >."""
+    vocabulary = Vocabulary.from_text(text, "word")
+    words = [vocabulary.symbols[i] for i in vocabulary.encode(text)]
+    return " ".join(words).replace("</s>", ">").replace("<s>", "<")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Pi is 3.14, not 3,141.59.", "< Pi is 3.14 , not 3,141.59 . >"),
+        ("Don't, I\u2019m well-known", "< Don't , I\u2019m well-known >"),
+        ("Yes. No! Why? So\u2026 then", "< Yes . > < No ! > < Why ? > < So \u2026 > < then >"),
+        ("Hm... well", "< Hm . . . > < well >"),
+        ("\u201cWhy?\u201d he (so!) did", "< \u201c Why ? \u201d > < he ( so ! ) > < did >"),
+        ('He said "no." Then', '< He said " no . " > < Then >'),
+        ("a\nb\n\nc\n \n\n\nd.\n\ne", "< a b > < c > < d . > < e >"),
+        ("a.b v1.2 x", "< a . b v1 . 2 x >"),
+        (" \n\n one ", "< one >"),
+    ],
+)
+def test_a_text_is_cut_into_words_and_sentences(text, words):
+    assert words_of(text) == words
+
+
+def test_the_most_frequent_words_are_known_and_of_equals_the_first():
+    text = "b a c c b a d c"
+    for size, known in {4: "c", 5: "ac", 6: "abc", 7: "abcd", 99: "abcd"}.items():
+        vocabulary = Vocabulary.from_text(text, "word", size)
+        assert vocabulary.symbols == ("<unk>", "<s>", "</s>", *known)
+    vocabulary = Vocabulary.from_text(text, "word", 5)
+    assert vocabulary.encode("a <s> b").tolist() == [1, 3, 0, 0, 0, 0, 2]
+    assert vocabulary.ends == (1, 2)
+
+
+PROSE = (
+    'Pi is 3.14, or 3,141.59\u2026 Don\'t "stop?" he (well-known) said.\n\n'
+    "\u00abYes!\u00bb  No end\n \n"
+    "Last\u00a0one: 50% off...\r\n\r\nZoe\u0308 \U0001f600 \n"
+)
+
+
+def test_words_are_the_same_however_a_text_is_cut():
+    vocabulary = Vocabulary.from_text(PROSE, "word")
+    ids = vocabulary.encode(PROSE)
+    cuts = [[PROSE[:place], "", PROSE[place:]] for place in range(len(PROSE) + 1)]
+    for pieces in [*cuts, list(PROSE)]:
+        assert np.array_equal(np.concatenate(list(vocabulary.encode_pieces(pieces))), ids)
+        assert Vocabulary.from_text(pieces, "word") == vocabulary
+
+
+def test_words_are_shown_with_the_usual_spaces():
+    text = "Pi is 3.14, (or so)! Don't\n«stop»: 50 % \u201cOff\u201d\u2026"
+    vocabulary = Vocabulary.from_text(text, "word")
+    shown = vocabulary.decode(vocabulary.encode(text))
+    assert shown == "Pi is 3.14, (or so)!\nDon't «stop»: 50% \u201cOff\u201d\u2026\n"
+
+
+def test_the_words_so_far_are_shown_as_the_beginning_of_all():
+    """Whatever they are: a model may draw a sentence's start where there is none."""
+    vocabulary = Vocabulary.from_text(PROSE + "“‘[{}]’”", "word")
+    draw = np.random.default_rng(0).integers
+    for ids in (vocabulary.encode(PROSE), draw(0, vocabulary.size, 300), draw(0, 5, 50)):
+        shown = [vocabulary.decode(ids[:n]) for n in range(len(ids) + 1)]
+        assert all(after.startswith(before) for before, after in itertools.pairwise(shown))
+        assert "<s>" not in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "level", "message"),
+    [
+        (("", "a"), "char", "symbols must be strings that are not empty"),
+        (tuple(map(chr, range(255))), "byte", "has the 256 of them, in their order"),
+        (("a", "b"), "word", "begins with <unk>, <s>, </s>"),
+        (("<unk>", "<s>", "</s>"), "word", "needs at least one symbol, but the text is empty"),
+        (("<unk>", "<s>", "</s>", "<s>", "a"), "word", "must be sorted, each there once"),
+        (("<unk>", "<s>", "</s>", "b", "a"), "word", "must be sorted, each there once"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(symbols, level, message):
+    with pytest.raises(ValueError, match=message):
+        Vocabulary(symbols, level)
+
+
+def test_a_vocabulary_of_too_few_words_is_refused():
+    with pytest.raises(ValueError, match=r"a size of at least 4, .*, got 3"):
+        Vocabulary.from_text("a b", "word", 3)
 
 
 # Streams
