@@ -23,7 +23,7 @@ from jaxrnn import files
 from jaxrnn.network import by_name
 
 FORMAT = 1  # what this version writes; it reads all up to it
-MOST_HEADER = 2**25  # bytes of names, shapes and what the file is about, vocabulary included
+MOST_HEADER = 10**8  # bytes, as safetensors has it: names, shapes and what the file is about
 _MARK = re.compile(rb'"jaxrnn":"([0-9a-f]{64}) ')
 _ZEROS = b"0" * 64
 
@@ -51,13 +51,18 @@ def save(file: Path, tree: Any, about: dict[str, Any]) -> None:
 
     Raises:
         OSError: if it cannot be written; an older file of this name stands then.
+        ValueError: if what it is about is so much that it could not be read again.
     """
     arrays = {name: np.asarray(_data(leaf), order="C") for name, leaf in by_name(tree).items()}
     described = json.dumps({"format": FORMAT} | about)
     content = memoryview(serialize(arrays, {"jaxrnn": f"{_ZEROS.decode()} {described}"}))
+    if int.from_bytes(content[:8], "little") > MOST_HEADER:
+        raise ValueError(
+            f"what the checkpoint is about takes {len(described):,} bytes, more than can be read "
+            f"again: use a smaller vocabulary, or fewer models or evaluations"
+        )
     found = _MARK.search(content)
-    if found is None:
-        raise ValueError("the metadata does not begin as it should")
+    assert found is not None
     checksum = hashlib.sha256(content).hexdigest().encode()
     with files.written(file) as out:
         for part in (content[: found.start(1)], checksum, content[found.end(1) :]):
@@ -148,10 +153,16 @@ def _leaf(data: np.ndarray, like: Any) -> jax.Array:
 
 def _check_sum(file: Path) -> None:
     """Compare the checksum, having refused sizes that cannot be before anything is allocated."""
-    with file.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        room = status.st_size - 8
-        length = int.from_bytes(stream.read(8), "little") if stat.S_ISREG(status.st_mode) else 0
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep us waiting
+    except OSError as error:
+        raise DamagedError(f"{file} cannot be read: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"{file} is damaged: it is no regular file")
+    with os.fdopen(descriptor, "rb") as stream:
+        room, length = status.st_size - 8, int.from_bytes(stream.read(8), "little")
         if not 0 < length <= min(room, MOST_HEADER):
             raise DamagedError(f"{file} is damaged: it is no checkpoint, or cut off")
         header = length.to_bytes(8, "little") + stream.read(length)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import signal
 import sys
 import time
@@ -57,8 +58,9 @@ def train(
     """
     display.console.quiet = quiet
     out = _free(DEFAULT_OUT) if out is None else out
+    folder.check_free(out, overwrite=overwrite)
     with display.working("reading the text"):
-        training = run.start(out, file, options, encoding=encoding, overwrite=overwrite)
+        training = run.prepare(corpus.open_text(file, encoding), options)
     display.text(training, given=file is not None)
     display.network(training)
     one = (
@@ -70,9 +72,8 @@ def train(
     report = verify(gradients.bptt(training.rnn), training.rnn, one.state.params, first)
     display.gradient(report, first)
     if not report.ok:
-        folder.remove(out)
         raise ValueError(f"{report.findings[0]}; nothing was trained, try other initial weights")
-    return _train(training)
+    return _train(run.keep(training, out, overwrite=overwrite), new=True)
 
 
 def resume(
@@ -103,23 +104,25 @@ def resume(
     return _train(training)
 
 
-def _train(training: run.Run) -> int:
+def _train(training: run.Run, *, new: bool = False) -> int:
     """Train, and show what came of it."""
     out, started = training.folder, time.perf_counter()
     assert out is not None
-    begun, over, trouble = training.done, "steps", None
+    begun, over, trouble = training.done, run.over_because(training), None
     with _signals() as told:
         for block in display.with_progress(training, run.train(training, lambda: bool(told))):
             training, over, trouble = block.run, block.over, block.trouble
     done, seconds = training.done, time.perf_counter() - started
     display.say("trained", f"{done - begun:,} steps in {seconds:.0f} s, {done:,} in all")
-    if done:
-        display.curves([out], out / "loss.png")
     if trouble is not None:
         display.trouble(trouble)
-        kept = f"{out} holds the state after step {done:,}" if done else "nothing was learnt"
-        if not done:
-            folder.remove(out)
+    if new and not done:
+        folder.remove(out)
+        kept = "nothing was learnt"
+    else:
+        kept = f"{out} holds the state after step {done:,}"
+        _draw(out)
+    if trouble is not None:
         raise ValueError(f"step {done + 1:,} is not finite ({trouble.what}): {kept}")
     if over == "stopped":
         display.say("saved", f"{out}; go on with: jaxrnn resume {out}")
@@ -130,6 +133,14 @@ def _train(training: run.Run) -> int:
     display.samples(write(run.load(out), length=300, count=2, seed=training.options.seed))
     display.say("saved", f"{out}; write more with: jaxrnn sample {out}")
     return 0
+
+
+def _draw(out: Path) -> None:
+    """Draw a run's picture; that it cannot be is no reason for a run to fail."""
+    try:
+        display.curves([out], out / "loss.png")
+    except (ValueError, OSError) as error:
+        display.remarks([f"no picture: {error}"])
 
 
 @contextmanager
@@ -343,8 +354,12 @@ def main() -> None:
             description="The laboratory for the gradient of a vanilla (Elman) RNN.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
+        print("jaxrnn: stopped, since nobody reads what it prints", file=sys.stderr)
+        status = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        print(f"jaxrnn: {error}", file=sys.stderr)
+        print(f"jaxrnn: {display.printable(str(error))}", file=sys.stderr)
         status = 2
     except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -61,7 +61,13 @@ class OnDisk:
         return np.array(self._mapped()[places])
 
     def _mapped(self) -> np.ndarray:
-        return np.load(self.file, mmap_mode="r")[self.start : self.stop]
+        try:
+            return np.load(self.file, mmap_mode="r")[self.start : self.stop]
+        except OSError as error:
+            raise ValueError(
+                f"the ids of the text cannot be read from {self.file}: {error.strerror}; "
+                f"jaxrnn resume makes them again"
+            ) from error
 
 
 Ids = Integer[np.ndarray, " _"] | OnDisk
@@ -101,7 +107,7 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
     file = Path(file)
     try:
         b" ".decode(encoding, "replace")
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         raise ValueError(f"{error}; try utf-8, utf-16, latin-1 or cp1252") from error
 
     def blocks():
@@ -120,6 +126,13 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
         if not status.st_size or (status.st_size <= 4 and not begins):
             raise ValueError(f"{file} is empty: give a file with text in it")
     return Text(str(file), blocks, status.st_size, encoding, file)
+
+
+def as_text(text: Text | str | Path) -> Text:
+    """Make a text of a string, which is one, or of the path of its file, in UTF-8."""
+    if isinstance(text, Path):
+        return open_text(text)
+    return of_string(text) if isinstance(text, str) else text
 
 
 def of_string(text: str, name: str = "a text in memory") -> Text:

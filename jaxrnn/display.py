@@ -28,7 +28,26 @@ from jaxrnn.verification import Report
 from jaxrnn.verification.compare import HEADER, cells
 from jaxrnn.walkthrough import Walkthrough
 
+WIDE = 70  # columns, below which progress leaves out what says the least
+
 console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+def _reader_gone() -> None:
+    raise BrokenPipeError
+
+
+console.on_broken_pipe = _reader_gone  # rich would end the process without a word
+
+
+def printable(text: str, *, but: str = "") -> str:
+    """Show characters that would steer a terminal, and line ends, as escapes; `but` some."""
+    return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
+
+
+def _as_text(text: str) -> str:
+    """Return what a model wrote: on a terminal nothing that would steer it."""
+    return printable(text, but="\n\t") if console.is_terminal else text
 
 
 def say(label: str, text: str) -> None:
@@ -104,7 +123,7 @@ def samples(texts: list[str]) -> None:
     for text in texts:
         if ruled:
             console.rule(style="dim")
-        print(text)  # as it is: a console would expand its tabs
+        print(_as_text(text))  # a console would expand its tabs
     if ruled:
         console.rule(style="dim")
 
@@ -116,14 +135,14 @@ def streamed(parts: Iterator[list[str]]) -> None:
         samples(["".join(row) for row in zip(first, *parts, strict=True)])
         return
     for (new,) in itertools.chain([first], parts):
-        print(new, end="", flush=True)
+        print(_as_text(new), end="", flush=True)
     print()
 
 
 def remarks(lines: Iterable[str]) -> None:
     """Print what is to be noted, beside the output."""
-    for line in lines:
-        print(f"jaxrnn: note: {line}", file=sys.stderr)
+    for line in () if console.quiet else lines:
+        print(f"jaxrnn: note: {printable(line)}", file=sys.stderr)
 
 
 def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[run.Block]:
@@ -132,9 +151,10 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
     started = before = time.perf_counter()
     first, held_out = training.done, ""
 
+    wide = console.width >= WIDE
     columns = (
         TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
-        BarColumn(bar_width=None),
+        *([BarColumn(bar_width=None)] if wide else []),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(compact=True),
     )
@@ -145,12 +165,12 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
             now, done = time.perf_counter(), block.run.done
             speed = block.characters / (now - before) / 1000
             before = now
-            loss = (
-                np.median(np.nanmean(block.metrics.loss, 0)) if block.over != "trouble" else np.nan
-            )
+            losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
+            loss = np.median(losses) if losses.size else np.nan
             if block.held_out is not None:
                 held_out = f", held out {folder.lowest(block.held_out):.4f}"
-            status = f"loss {loss:.4f}{held_out}, {speed:,.0f}k {unit[:4]}/s"
+            status = f"loss {loss:.4f}{held_out}"
+            status += f", {speed:,.0f}k {unit[:4]}/s" if wide else ""
             progress.update(task, completed=done, status=status)
             if not visible and block.held_out is not None:
                 left = (now - started) * (steps - done) / max(1, done - first)

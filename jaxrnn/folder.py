@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import NoneType
 from typing import Any, NamedTuple
 
 from jaxrnn import checkpoint, files
@@ -27,7 +28,11 @@ try:
 except ImportError:  # no such locks on this system
     fcntl = None
 
+_PARTS = {
+    "run.json", "vocabulary.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"
+}  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})\.safetensors")
+_SAMPLE = re.compile(r"step-(\d{8,})\.txt")
 
 
 class Found(NamedTuple):
@@ -43,6 +48,8 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: with the remedy.
     """
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"a run needs a folder of its own, got --out {folder}: name a new one")
     if not (folder.exists() or folder.is_symlink()):
         return
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
@@ -54,6 +61,12 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         )
     if folder.is_symlink() or not folder.is_dir() or not (folder / "run.json").is_file():
         raise ValueError(f"{folder} is no run, and only runs are overwritten: choose another --out")
+    foreign = sorted({path.name for path in folder.iterdir()} - _PARTS)
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[0]!r}, which is no part of a run and would be lost: move it, "
+            f"or choose another --out"
+        )
 
 
 def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
@@ -77,16 +90,18 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
                 part.mkdir()
             fill(new)
             files.sync(new)
-            if place.exists():
-                place.rename(old)
+            if overwrite and place.exists():
+                with locked(place):
+                    place.rename(old)
             try:
-                new.rename(place)
+                new.rename(place)  # onto what is not there, or an empty folder
             except BaseException:
                 if old.exists():
                     old.rename(place)
                 raise
             files.sync(place.parent)
     except OSError as error:
+        check_free(folder)
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
@@ -99,12 +114,20 @@ def describe(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     if not file.is_file():
         raise ValueError(f"{folder} is no run: it holds no run.json (jaxrnn train makes one)")
+    for part in ("checkpoints", "samples"):
+        if (folder / part).is_symlink():
+            raise ValueError(f"{folder / part} is a link, and links in a run are not followed")
     try:
+        if file.stat().st_size > checkpoint.MOST_HEADER:
+            raise ValueError("it is too large to be one")
         described = json.loads(file.read_text())
-        if not isinstance(described, dict):
-            raise ValueError("it is no object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        text = described["text"]
+        if not all(isinstance(text[name], str | NoneType) for name in ("file", "name", "encoding")):
+            raise ValueError("it does not say what text it is of")
+        described["options"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{file} is damaged: {said}") from error
     return described
 
 
@@ -114,29 +137,37 @@ def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(lines)
         file.flush()
+        os.fsync(file.fileno())
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the metrics; a last line that was cut off is left out."""
-    file = folder / "metrics.jsonl"
-    found = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
-        try:
-            each = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(each, dict) or not isinstance(each.get("step"), int):
-            break
-        found.append(each)
+    file, found = folder / "metrics.jsonl", []
+    with file.open(errors="replace") if file.is_file() else nullcontext([]) as lines:
+        for line in lines:
+            try:
+                each = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not (isinstance(each, dict) and isinstance(each.get("step"), int)):
+                break
+            if all(map(_is_loss, each.values())):
+                found.append(each)
     return found
 
 
 def rewind(folder: Path, step: int) -> None:
     """Take back what was recorded after a step, and what was left half written."""
-    kept = [each for each in metrics(folder) if each["step"] <= step]
+    recorded = metrics(folder)
+    kept = [each for each in recorded if each["step"] <= step]
     files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in kept))
     for place in (folder, folder / "checkpoints", folder / "samples"):
+        place.mkdir(exist_ok=True)
         files.remove_temporary(place)
+    for path in (folder / "samples").iterdir():
+        match = _SAMPLE.fullmatch(path.name)
+        if match and int(match[1]) > step:
+            path.unlink()
 
 
 def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
@@ -150,8 +181,8 @@ def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
     """
     file = folder / "checkpoints" / f"step-{about['step']:08d}.safetensors"
     checkpoint.save(file, tree, about)
-    newest = sorted(_steps(folder), reverse=True)
-    kept = {*newest[:keep], *ranked(about["history"], newest)[:1]}
+    steps = sorted((step for step in _steps(folder) if step <= about["step"]), reverse=True)
+    kept = {*steps[:keep], *ranked(about["history"], steps)[:1]}
     for step, path in _steps(folder).items():
         if step not in kept:
             path.unlink(missing_ok=True)
@@ -223,8 +254,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a run in which nothing was learnt."""
-    if (folder / "run.json").is_file():
+    """Remove a run in which nothing was learnt, if there is nothing else in its folder."""
+    if {path.name for path in folder.iterdir()} <= _PARTS:
         shutil.rmtree(folder)
 
 
@@ -252,12 +283,21 @@ def _first(folder: Path, paths: list[Path]) -> Found:
 def _checked(file: Path, opened: Checkpoint) -> Found:
     """Refuse a checkpoint that is not of a run."""
     try:
-        losses = [lowest(held_out) for _, held_out in opened.about["history"]]
-        if len(losses) > opened.about["step"] or any(loss < 0 for loss in losses):
+        steps = [step for step, held_out in opened.about["history"] if _is_loss(held_out)]
+        if not all(isinstance(step, int) for step in (*steps, opened.about["step"])):
+            raise ValueError("a step is no whole number")
+        if len(steps) != len(opened.about["history"]) or len(steps) > opened.about["step"]:
             raise ValueError("its history and its step do not fit together")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no checkpoint of a run: {error!r}") from error
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{file} is no checkpoint of a run: {said}") from error
     return Found(opened, ())
+
+
+def _is_loss(value: Any) -> bool:
+    """Say whether a record's value is a number, None for one that is not finite, or many."""
+    every = value if isinstance(value, list) else [value]
+    return all(each is None or isinstance(each, int | float) for each in every)
 
 
 def _finite(value: Any) -> Any:

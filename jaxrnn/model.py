@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxrnn.sample import stream as draw
 from jaxrnn.text import LINE, SPECIAL, UNKNOWN, Vocabulary
 from jaxrnn.train import mean_loss, score
 
+_MOST_BEAMS = 10_000
 _LONG = 512  # steps of a text that are scored at once, in one row
 
 
@@ -106,6 +108,7 @@ def stream(
         top_k=top_k,
         top_p=top_p,
         end=end,
+        piece=max(16, length // 50),  # each is decoded with all before it
     )
 
     def texts():
@@ -136,12 +139,14 @@ def continuation(
     model: Model, prime: str | None = None, length: int = 50, beams: int = 8
 ) -> tuple[str, float]:
     """Find the likeliest continuation by beam search: the whole text, and its log-probability."""
+    if not 1 <= beams <= _MOST_BEAMS:
+        raise ValueError(f"beams must lie in 1 … {_MOST_BEAMS:,}, got {beams}")
     start = _start(model, prime)
     ids, nats = most_likely(model.rnn, model.params, start, length, beams=beams, end=_end(model))
     return _shown(model, prime, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
-def evaluate(model: Model, text: Text | str) -> Iterator[tuple[float, Score]]:
+def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
     """Score a whole text, its state carried from its first symbol to its last.
 
     Of a model of lines each line is read from h = 0.
@@ -152,7 +157,7 @@ def evaluate(model: Model, text: Text | str) -> Iterator[tuple[float, Score]]:
     Raises:
         ValueError: if the text is too short, or has a symbol that the model does not know.
     """
-    text = corpus.of_string(text) if isinstance(text, str) else text
+    text = corpus.as_text(text)
     lines = model.options.lines
     read = corpus.read(text, lines=lines, vocabulary=model.vocabulary)
     if lines:
@@ -163,8 +168,9 @@ def evaluate(model: Model, text: Text | str) -> Iterator[tuple[float, Score]]:
         passage = data.rows_passage(rows, model.options.batch_size, length)
     else:
         passage = data.passage(read.ids, 1, _LONG)
-    unknown = SPECIAL.index(UNKNOWN) if model.vocabulary.level == "word" else -1
-    strange = sum(int((part == unknown).sum()) for part in data.parts(read.ids))
+    of_words, unknown = model.vocabulary.level == "word", SPECIAL.index(UNKNOWN)
+    counted = data.parts(read.ids) if of_words else ()
+    strange = sum(int((part == unknown).sum()) for part in counted)
 
     def scores():
         parts = []

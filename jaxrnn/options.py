@@ -58,6 +58,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; 
     "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
     "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
 }
+_MOST_MEMBERS, _MOST_LAYERS = 10_000, 1000
 _MOST_LINE = 10_000  # symbols of a line that are read without having been asked for
 
 
@@ -104,7 +105,7 @@ class Options:
     """Adam, RMSProp; or Adagrad or gradient descent with the settings of min-char-rnn."""
     learning_rate: float | None = None
     """The largest; default 0.003 for adam, 0.002 for rmsprop, 0.1 for the others."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[float, ...] | None = None
     """Train a model with each of these, all at once in one program."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
     """How the learning rate falls over the steps: not; to 0 along a cosine or a line; or by equal
@@ -149,13 +150,23 @@ def check(options: Options) -> None:
     for name, kind in get_type_hints(Options).items():
         if get_origin(kind) is Literal:
             checks.one_of(name, getattr(options, name), get_args(kind))
+    rates = options.learning_rates
+    if rates is not None and not rates:
+        raise ValueError("learning_rates is empty: give at least one, or leave it out")
+    if number_of_members(options) > _MOST_MEMBERS:
+        raise ValueError(
+            f"seeds and learning_rates make {number_of_members(options):,} models, more than "
+            f"{_MOST_MEMBERS:,} at once: train fewer"
+        )
+    if options.num_layers > _MOST_LAYERS:
+        raise ValueError(f"num_layers must be at most {_MOST_LAYERS}, got {options.num_layers}")
     least = {"steps": 1, "batch_size": 1, "keep": 1, "seeds": 1, "warmup": 0}
     least |= {"length": 1, "evaluate_every": 1, "patience": 1}
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
-    rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(options.learning_rates)}
+    rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(rates or ())}
     rates |= {"learning_rate": options.learning_rate, "clip": options.clip}
     for name, value in rates.items():
         if value is not None and not 0 < value < math.inf:
@@ -193,6 +204,11 @@ def seed_key(seed: int) -> PRNGKeyArray:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie in 0 … 2⁶³ - 1, got {seed}")
     return jax.random.key(seed)
+
+
+def number_of_members(options: Options) -> int:
+    """Count the models that are trained at once."""
+    return options.seeds * (len(options.learning_rates or ()) or 1)
 
 
 def members(options: Options) -> tuple[Member, ...]:
@@ -276,23 +292,34 @@ def to_json(options: Options) -> dict[str, Any]:
     return dataclasses.asdict(options)
 
 
-def from_json(described: dict[str, Any]) -> Options:
+def from_json(described: Any) -> Options:
     """Read options that were written down; those that are not there have their defaults.
 
     Raises:
         ValueError: if one is not known, or its value cannot be.
     """
-    fields = {field.name: field.default for field in dataclasses.fields(Options)}
-    unknown = sorted(described.keys() - fields.keys())
-    if unknown:
-        raise ValueError(f"it has an option that this version does not know: {unknown[0]}")
+    if not isinstance(described, dict):
+        raise ValueError(f"options must be an object, got {described!r:.100}")
+    kinds = get_type_hints(Options)
     for name, value in described.items():
-        kinds = (type(fields[name]),) if fields[name] is not None else (int, float, type(None))
-        kinds += (int,) if float in kinds else ()
-        kinds += (list,) if tuple in kinds else ()
-        if not isinstance(value, kinds):
-            raise ValueError(f"its option {name} has a value that cannot be: {value!r}")
-    rates = {"learning_rates": tuple(described.get("learning_rates", ()))}
-    chosen: dict[str, Any] = described | rates
-    check(Options(**chosen))
-    return Options(**chosen)
+        if name not in kinds:
+            raise ValueError(f"it has an option that this version does not know: {name!r:.100}")
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"its option {name} has a value that cannot be: {value!r:.100}")
+    rates = described.get("learning_rates")
+    chosen: dict[str, Any] = described | {"learning_rates": None if rates is None else tuple(rates)}
+    options = Options(**chosen)
+    check(options)
+    return options
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Say whether a value from JSON is of a kind."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
+    if get_args(kind):  # a union
+        return any(_fits(value, one) for one in get_args(kind))
+    kinds = (int, float) if kind is float else (kind,)
+    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))

@@ -81,7 +81,7 @@ class Run(NamedTuple):
     @property
     def population(self) -> bool:
         """Whether many models are trained at once."""
-        return len(options.members(self.options)) > 1
+        return options.number_of_members(self.options) > 1
 
     @property
     def done(self) -> int:
@@ -113,15 +113,18 @@ class Block(NamedTuple):
     over: str
 
 
-def prepare(text: Text | str, chosen: Options) -> Run:
+def prepare(text: Text | str | Path, chosen: Options) -> Run:
     """Make everything that a run needs from its text, in memory.
+
+    Args:
+        text: the text itself, or the path of its file.
+        chosen: how to train.
 
     Raises:
         ValueError: if an option is outside its range, or the text does not fit the options.
     """
     options.check(chosen)
-    text = corpus.of_string(text) if isinstance(text, str) else text
-    size = chosen.vocabulary_size or 8000
+    text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
     read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
     run, first_state = _make(text, read, chosen)
     return run._replace(state=first_state())
@@ -147,12 +150,20 @@ def start(
     Raises:
         ValueError: as `prepare` does, or if the folder is not free or cannot be written.
     """
+    folder.check_free(Path(place), overwrite=overwrite)
+    return keep(prepare(corpus.open_text(file, encoding), chosen), place, overwrite=overwrite)
+
+
+def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
+    """Make the folder of a prepared run, its state before the first step the first checkpoint.
+
+    Raises:
+        ValueError: if the folder is not free or cannot be written.
+    """
     place = Path(place)
-    folder.check_free(place, overwrite=overwrite)
-    run = prepare(corpus.open_text(file, encoding), chosen)
 
     def fill(new):
-        described = {"format": checkpoint.FORMAT, "options": options.to_json(chosen)}
+        described = {"format": checkpoint.FORMAT, "options": options.to_json(run.options)}
         described |= {"text": run.text, "made with": _versions()}
         files.write(new / "run.json", json.dumps(described, indent=1) + "\n")
         symbols = {"level": run.vocabulary.level, "symbols": run.vocabulary.symbols}
@@ -177,32 +188,23 @@ def resume(place: str | Path, *, file: str | Path | None = None, steps: int | No
         ValueError: if there is no run or no good checkpoint, or the text is another.
     """
     place = Path(place)
-    told = folder.describe(place).get("text")
-    told = told if isinstance(told, dict) else {}
-    found = folder.newest(place)
+    told, found = folder.describe(place)["text"], folder.newest(place)
     chosen, vocabulary, about = _read(found.checkpoint)
     if steps is not None:
         chosen = dataclasses.replace(chosen, steps=steps)
         options.check(chosen)
-    text = corpus.open_text(file or told.get("file"), told.get("encoding", "utf-8"))
+    text = corpus.open_text(file or told["file"], told["encoding"] or "utf-8")
     expected = about["text"]["sha256"]
     read = corpus.read(text, lines=chosen.lines, vocabulary=vocabulary, expected=expected)
     run, _ = _make(text, read, chosen)
     state = checkpoint.restore(found.checkpoint, run.state)
     history = tuple((int(step), held_out) for step, held_out in about["history"])
-    here, there = _versions(), about.get("made with", {})
+    here, there = _versions(), dict(about["made with"])
     differs = [f"{name} {there.get(name)} (here {now})" for name, now in here.items()
                if there.get(name) != now]  # fmt: skip
     remarks = found.remarks
     if differs:
         remarks += (f"made with {', '.join(differs)}: the last digits may differ",)
-    try:
-        with folder.locked(place):
-            folder.rewind(place, int(about["step"]))
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {place}: {error.strerror}; copy the run to where it can be written"
-        ) from error
     return run._replace(state=state, history=history, folder=place, remarks=remarks)
 
 
@@ -223,7 +225,7 @@ def load(place: str | Path, *, newest: bool = False) -> Model:
         folder.describe(place)
         found = folder.newest(place) if newest else folder.best(place)
     chosen, vocabulary, about = _read(found.checkpoint)
-    rnn, number = options.make_rnn(chosen, vocabulary.size), len(options.members(chosen))
+    rnn, number = options.make_rnn(chosen, vocabulary.size), options.number_of_members(chosen)
     precision = found.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
     leading = (number,) if number > 1 else ()
     shapes = jax.tree.map(
@@ -251,15 +253,15 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
     if run.folder is None:
         yield from _train(run, stop)
         return
-    with folder.locked(run.folder):
-        try:
+    try:
+        with folder.locked(run.folder):
+            folder.rewind(run.folder, run.done)  # what a killed process recorded after it
             yield from _train(run, stop)
-        except OSError as error:
-            last = folder.newest(run.folder).checkpoint.file
-            raise ValueError(
-                f"cannot write {run.folder}: {error.strerror}; {last.name} stands: mend that, "
-                f"and go on with: jaxrnn resume {run.folder}"
-            ) from error
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {run.folder}: {error.strerror}; its last checkpoint stands: mend that, "
+            f"and go on with: jaxrnn resume {run.folder}"
+        ) from error
 
 
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
@@ -267,12 +269,14 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     every = chosen.evaluate_every or max(1, chosen.steps // 20)
     pace, paced = min(PACE, chosen.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
-    while not _over(run):
+    over = over_because(run)
+    while not over:
         begun, first = time.monotonic(), run.done
         number = min(paced, chosen.steps - first, every - first % every)
         run, metrics, characters, found = _advance(run, loop, number)
         paced = max(1, int(pace * number / (time.monotonic() - begun)))
-        norms = np.concatenate([norms, metrics.grad_norm.reshape(len(metrics.loss), -1).max(1)])
+        told = metrics.grad_norm.reshape(len(metrics.loss), -1)
+        norms = np.concatenate([norms, np.where(np.isfinite(told), told, 0).max(1)])
         grown = trouble.growing(norms)  # the first; one in an earlier block was told already
         since, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
@@ -280,7 +284,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         if found is None and (run.done % every == 0 or run.done == chosen.steps):
             held_out = _evaluate(run)
             run = run._replace(history=(*run.history, (run.done, held_out)))
-        over = "trouble" if found else _over(run) or ("stopped" if stop() else "")
+        over = "trouble" if found else over_because(run) or ("stopped" if stop() else "")
         if run.folder is not None:
             folder.record(run.folder, _records(first, metrics, run, held_out))
             if held_out is not None:
@@ -288,9 +292,12 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
             if over or held_out is not None or time.monotonic() - saved_at >= chosen.save_every:
                 saved, saved_at = _save(run), time.monotonic()
         growing = None if grown is None or grown < since else first + 1 + grown - since
-        yield Block(run, metrics, characters, held_out, saved, growing, found, over)
-        if over:
-            return
+        try:
+            yield Block(run, metrics, characters, held_out, saved, growing, found, over)
+        except GeneratorExit:  # whoever trains has heard enough
+            if run.folder is not None and saved is None:
+                _save(run)
+            raise
 
 
 def _advance(
@@ -319,7 +326,7 @@ def _advance(
     return run._replace(state=state), metrics, characters, found
 
 
-def _over(run: Run) -> str:
+def over_because(run: Run) -> str:
     """Say why a run is over: "steps" or "patience"; "" if it is not."""
     if run.done >= run.options.steps:
         return "steps"
@@ -429,11 +436,16 @@ def _best(params: Any, losses: Any) -> tuple[Any, float | None]:
 
 
 def _diagnose(run: Run, batch: Batch) -> Trouble:
-    """Find where a step that is not finite went wrong; of a population, in its first member."""
-    member = options.members(run.options)[0]
+    """Find where a step that is not finite went wrong; of a population, in its last good member."""
+    number, state = 0, run.state
+    if run.population:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+        good = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
+        number = int(np.all(good, 0).argmax())
+        state = _pick(state, number)
     algorithm = options.make_algorithm(run.options, run.rnn)
-    optimizer = options.make_optimizer(run.options, member.learning_rate)
-    state = _pick(run.state, 0) if run.population else run.state
+    rate = options.members(run.options)[number].learning_rate
+    optimizer = options.make_optimizer(run.options, rate)
     return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
 
 
@@ -477,8 +489,8 @@ def _read(found: Checkpoint) -> tuple[Options, Vocabulary, dict[str, Any]]:
         chosen = options.from_json(about["options"])
         said = about["vocabulary"]
         vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
-        if not isinstance(about["text"]["sha256"], str):
-            raise ValueError("its text has no SHA-256")
+        if not isinstance(about["text"]["sha256"], str) or not isinstance(about["made with"], dict):
+            raise ValueError("it does not say what text it is of, or what made it")
     except (ValueError, KeyError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{found.file} cannot be used: {what}") from error

@@ -167,6 +167,30 @@ def test_training_without_out_finds_a_free_folder_and_quiet_prints_nothing(tmp_p
     assert not list((tmp_path / "jaxrnn-run").iterdir())
 
 
+def test_nobody_reading_ends_the_training_saved_with_one_line(tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    often = ("--steps", "10000000", "--evaluate-every", "50", "--out", "run")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "jaxrnn.cli", "train", "fox.txt", *SMALL, *often],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        try:
+            next(line for line in process.stdout if line.startswith("training"))
+            process.stdout.close()
+            assert process.stderr
+            error = process.stderr.read()
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert error == "jaxrnn: stopped, since nobody reads what it prints\n"
+    assert run.load(tmp_path / "run", newest=True).step >= 50
+
+
 def test_training_on_lines_ends_them(tmp_path):
     (tmp_path / "names.txt").write_bytes(
         "\r\n".join(["anna", "bob", "hannah", "otto"] * 20).encode()
@@ -318,6 +342,11 @@ MISTAKES = {
     ("train", "fox.txt", "--seed", "99999999999999999999"): "seed must lie in 0 … 2⁶³ - 1, got",
     ("explain", "vector", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
     ("train", "fox.txt", "--lines", "--held-out", "0.999"): "are fewer than a batch of 32: use a",
+    ("train", "fox.txt", "--out", "."): "a run needs a folder of its own, got --out .: name a new",
+    ("train", "fox.txt", "--out", ""): "a run needs a folder of its own, got --out .: name a new",
+    ("train", "fox.txt", "--learning-rates"): "learning_rates is empty: give at least one, or",
+    ("train", "fox.txt", "--encoding", "undefined"): "try utf-8, utf-16, latin-1 or cp1252",
+    ("sample", "fox", "--beams", "999999999"): "beams must lie in 1 … 10,000, got 999999999",
     ("train", "fox.txt", "--out", "mine", "--overwrite"): "mine is no run, and only runs are over",
     ("train", "fox.txt", "--out", "fox.txt", "--overwrite"): "fox.txt is no run, and only runs are",
     ("sample", "fox", "--temperature", "-1"): "temperature must be at least 0 (0 is greedy), got",

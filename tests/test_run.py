@@ -15,7 +15,7 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import Options, data, folder, options, run, train, trouble
+from jaxrnn import Options, checkpoint, data, folder, options, run, train, trouble
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 SMALL = Options(hidden_size=4, batch_size=2, length=3, steps=12, evaluate_every=6, save_every=0.0)
@@ -113,11 +113,12 @@ def test_what_a_killed_process_left_behind_is_tidied_up(text, tmp_path):
     left.write_bytes(b"half")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0, "grad_norm": 1.0}\n{"step": 3, "lo')
+    shutil.rmtree(tmp_path / "run" / "samples")
     resumed = run.resume(tmp_path / "run")
+    assert resumed.done == 1
+    next(run.train(resumed))
     assert not left.exists()
-    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == list(
-        range(1, resumed.done + 1)
-    )
+    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
@@ -136,8 +137,8 @@ def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(folder, "rewind", read_only)
-    with pytest.raises(ValueError, match=r"cannot write .*run: Read-only file system; copy"):
-        run.resume(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"cannot write .*run: Read-only file system; its last"):
+        next(run.train(run.resume(tmp_path / "run")))
 
 
 def test_two_processes_cannot_train_one_run(text, tmp_path):
@@ -150,7 +151,65 @@ def test_two_processes_cannot_train_one_run(text, tmp_path):
     next(run.train(started))
 
 
+def test_a_run_that_is_left_amid_is_saved(text, tmp_path):
+    chosen = dataclasses.replace(SMALL, save_every=60.0)
+    training: Any = run.train(run.start(tmp_path / "run", text, chosen))
+    block = next(training)
+    training.close()
+    assert block.saved is None
+    assert run.resume(tmp_path / "run").done == block.run.done > 0
+
+
+def test_a_run_trained_again_from_where_it_was_has_its_metrics_once(text, tmp_path):
+    started = run.start(tmp_path / "run", text, SMALL)
+    for _ in range(2):
+        next(run.train(started))
+    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1]
+
+
 # What is kept
+
+
+def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
+    def fill(new, name="late"):
+        if name == "late":
+            folder.create(tmp_path / "run", lambda new: fill(new, "early"))
+        (new / "run.json").write_text(name)
+
+    with pytest.raises(ValueError, match="exists already"):
+        folder.create(tmp_path / "run", fill)
+    assert (tmp_path / "run" / "run.json").read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_is_being_trained_is_not_overwritten(text, tmp_path):
+    training: Any = run.train(run.start(tmp_path / "run", text, SMALL))
+    next(training)
+    with pytest.raises(ValueError, match="is being trained by another process"):
+        run.start(tmp_path / "run", text, SMALL, overwrite=True)
+    training.close()
+    assert run.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
+    assert run.resume(tmp_path / "run").done == 0
+
+
+def test_what_is_no_part_of_a_run_is_never_overwritten_or_removed(text, tmp_path):
+    run.start(tmp_path / "run", text, SMALL)
+    (tmp_path / "run" / "notes.txt").write_text("irreplaceable")
+    with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a run"):
+        run.start(tmp_path / "run", text, SMALL, overwrite=True)
+    folder.remove(tmp_path / "run")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "irreplaceable"
+    (tmp_path / "run" / "notes.txt").unlink()
+    folder.remove(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (1, 9, 2):
+        saved = folder.save(tmp_path, {"x": np.zeros(1)}, {"step": step, "history": []}, keep=1)
+        assert saved.exists()
+    assert [int(file.stem[5:]) for file in files_of(tmp_path)] == [2]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -327,7 +386,7 @@ def changed(place, **about):
 
 
 REFUSED = {
-    "an option of another version": ({"options": {"sorcery": 1}}, "does not know: sorcery"),
+    "an option of another version": ({"options": {"sorcery": 1}}, "does not know: 'sorcery'"),
     "an option that cannot be": ({"options": {"steps": "many"}}, "its option steps has a value"),
     "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
     "a gigantic network": ({"options": {"hidden_size": 10**9}}, "is needed: it is of another"),
@@ -343,6 +402,10 @@ REFUSED = {
     "a history that is none": ({"history": [1]}, "is no checkpoint of a run"),
     "a loss that is none": ({"history": [[1, "low"]]}, "is no checkpoint of a run"),
     "no step": ({"step": None}, "is no checkpoint of a run"),
+    "steps that are lists": ({"history": [[[1], 2.0]]}, "is no checkpoint of a run"),
+    "options that are none": ({"options": None}, "options must be an object, got None"),
+    "versions that are none": ({"made with": [1]}, "does not say what text it is of, or what"),
+    "a length that is no whole number": ({"options": {"length": 8.5}}, "its option length has a v"),
 }
 
 
@@ -358,7 +421,7 @@ def kept(tmp_path_factory):
 def test_a_run_that_says_what_cannot_be_is_refused(case, kept, tmp_path):
     about, message = REFUSED[case]
     shutil.copytree(kept / "run", tmp_path / "run")
-    if "options" in about:
+    if about.get("options"):
         about = {"options": options.to_json(SMALL) | about["options"]}
     changed(tmp_path / "run", **about)
     for use in (run.load, run.resume):
@@ -419,6 +482,51 @@ def test_lines_that_are_too_long_to_be_meant_are_refused():
         run.prepare(text, Options(lines=True))
     cut = run.prepare(text, Options(lines=True, length=5, hidden_size=3))
     assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)
+
+
+def test_links_pipes_and_folders_in_a_run_are_not_followed(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    good = files_of(tmp_path / "run")[-1]
+    os.mkfifo(good.with_name("step-00000070.safetensors"))
+    good.with_name("step-00000080.safetensors").mkdir()
+    assert run.load(tmp_path / "run", newest=True).step == int(good.stem[5:])
+    (tmp_path / "run" / "samples").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "samples").symlink_to(tmp_path / "elsewhere")
+    for use in (run.load, run.resume):
+        with pytest.raises(ValueError, match=r"samples is a link, and links in a run are not foll"):
+            use(tmp_path / "run")
+
+
+DESCRIBED = {
+    "nothing": "{}",
+    "no object": "[1]",
+    "no options": '{"text": {"file": null, "name": null, "encoding": null}}',
+    "a file that is a number": '{"options": {}, "text": {"file": 5, "name": "", "encoding": ""}}',
+    "nested too deeply": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", DESCRIBED)
+def test_a_run_json_that_is_odd_is_refused_in_one_line(case, kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(DESCRIBED[case])
+    for use in (run.load, run.resume):
+        with pytest.raises(ValueError, match=r"run.json is damaged: ") as raised:
+            use(tmp_path / "run")
+        assert "\n" not in str(raised.value)
+
+
+def test_odd_records_are_left_out_of_the_metrics(tmp_path):
+    lines = ['{"step": 1, "loss": {}}', '{"step": 2, "loss": [1.0, null]}', '{"step": "x"}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "loss": 1}']))
+    assert [each["step"] for each in folder.metrics(tmp_path)] == [2]
+
+
+def test_what_cannot_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_HEADER", 1000)
+    with pytest.raises(ValueError, match=r"takes .* bytes, more than can be read again"):
+        checkpoint.save(tmp_path / "a", {"x": np.zeros(1)}, {"said": "x" * 1000})
+    assert not list(tmp_path.iterdir())
 
 
 # Schedules
