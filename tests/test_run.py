@@ -297,7 +297,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
 ):
     chosen = dataclasses.replace(SMALL, save_every=60.0)
     found = trouble.Trouble("a stage", "something")
-    monkeypatch.setattr(run, "_diagnose", lambda *_: found)
+    monkeypatch.setattr("jaxrnn.run.loop._diagnose", lambda *_: found)
     blocks = trained(poisoned(run.start(tmp_path / "run", text, chosen), 9))
     assert blocks[-1].over == "trouble"
     assert np.isnan(blocks[-1].metrics.loss[-1])

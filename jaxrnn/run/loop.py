@@ -1,0 +1,138 @@
+"""A run forward, block by block: trained, evaluated, recorded, and ended where it must be."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn import folder, options, trouble
+from jaxrnn.network import Batch
+from jaxrnn.run.base import Block, Run, over_because, pick
+from jaxrnn.run.disk import save, write_sample
+from jaxrnn.train import Metrics, TrainState, make_train_loop, mean_loss, score
+from jaxrnn.trouble import Trouble
+
+BLOCK = 50  # at most so many steps in one jitted call, between two signs of life
+PACE = 0.5  # seconds that such a call should take
+_IN_BLOCK = 2**22  # symbols that are read for one call at most
+_NORMS = 1000  # of the last steps, that a gradient's norm is compared with
+
+
+def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]:
+    """Train to the last step, to the first that is not finite, or as long as patience lasts.
+
+    Args:
+        run: from where; if it has a folder, metrics, checkpoints and samples are kept in it.
+        stop: asked after each block; when it says so the run is saved and ends there.
+
+    Raises:
+        ValueError: if the folder cannot be written any more, or another process trains the run.
+    """
+    if run.folder is None:
+        yield from _train(run, stop)
+        return
+    try:
+        with folder.locked(run.folder):
+            folder.rewind(run.folder, run.done)  # what a killed process recorded after it
+            yield from _train(run, stop)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {run.folder}: {error.strerror}; its last checkpoint stands: mend that, "
+            f"and go on with: jaxrnn resume {run.folder}"
+        ) from error
+
+
+def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
+    chosen, loop = run.options, make_train_loop(run.step)
+    every = chosen.evaluate_every or max(1, chosen.steps // 20)
+    pace, paced = min(PACE, chosen.save_every), 1
+    norms, saved_at = np.zeros(0), time.monotonic()
+    over = over_because(run)
+    while not over:
+        begun, first = time.monotonic(), run.done
+        number = min(paced, chosen.steps - first, every - first % every)
+        run, metrics, characters, found = _advance(run, loop, number)
+        paced = max(1, int(pace * number / (time.monotonic() - begun)))
+        told = metrics.grad_norm.reshape(len(metrics.loss), -1)
+        norms = np.concatenate([norms, np.where(np.isfinite(told), told, 0).max(1)])
+        grown = trouble.growing(norms)  # the first; one in an earlier block was told already
+        since, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
+
+        held_out = saved = None
+        if found is None and (run.done % every == 0 or run.done == chosen.steps):
+            held_out = _evaluate(run)
+            run = run._replace(history=(*run.history, (run.done, held_out)))
+        over = "trouble" if found else over_because(run) or ("stopped" if stop() else "")
+        if run.folder is not None:
+            folder.record(run.folder, _records(first, metrics, run, held_out))
+            if held_out is not None:
+                write_sample(run)
+            if over or held_out is not None or time.monotonic() - saved_at >= chosen.save_every:
+                saved, saved_at = save(run), time.monotonic()
+        growing = None if grown is None or grown < since else first + 1 + grown - since
+        try:
+            yield Block(run, metrics, characters, held_out, saved, growing, found, over)
+        except GeneratorExit:  # whoever trains has heard enough
+            if run.folder is not None and saved is None:
+                save(run)
+            raise
+
+
+def _advance(
+    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int
+) -> tuple[Run, Metrics, int, Trouble | None]:
+    """Take steps, as many as are asked for and fit, or up to the last that is finite.
+
+    Returns:
+        The run, the metrics of its steps and of the one that went wrong, how many symbols were
+        read, and where it went wrong.
+    """
+    size = math.prod(run.source(np.arange(1)).inputs.shape)
+    room = max(1, min(BLOCK, _IN_BLOCK // size))
+    batches, number = run.source(run.done + np.arange(room)), min(number, room)
+    # A copy is donated: the last good state outlives a step that fails.
+    state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+    metrics = pick(jax.tree.map(np.asarray, metrics), slice(number))
+    good, found = metrics.finite.reshape(number, -1).any(1), None
+    if not good.all():
+        number = int(good.argmin())
+        metrics = pick(metrics, slice(number + 1))
+        state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
+        found = _diagnose(run._replace(state=state), pick(batches, number))
+    mask = batches.mask
+    characters = number * size if mask is None else int(mask[:number].sum())
+    return run._replace(state=state), metrics, characters, found
+
+
+def _evaluate(run: Run) -> Any:
+    """Compute the held-out loss, or that of each member."""
+    params, population = run.state.params, run.population
+    losses = mean_loss(score(run.rnn, params, run.held_out, population=population))
+    return losses.tolist() if population else float(losses)
+
+
+def _diagnose(run: Run, batch: Batch) -> Trouble:
+    """Find where a step that is not finite went wrong; of a population, in its last good member."""
+    number, state = 0, run.state
+    if run.population:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+        good = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
+        number = int(np.all(good, 0).argmax())
+        state = pick(state, number)
+    algorithm = options.make_algorithm(run.options, run.rnn)
+    rate = options.members(run.options)[number].learning_rate
+    optimizer = options.make_optimizer(run.options, rate)
+    return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
+
+
+def _records(first: int, metrics: Metrics, run: Run, held_out: Any) -> list[dict[str, Any]]:
+    told = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), strict=True)
+    records: list[dict[str, Any]] = [
+        {"step": step, "loss": loss, "grad_norm": norm}
+        for step, (loss, norm) in enumerate(told, first + 1)
+    ]
+    return records + ([] if held_out is None else [{"step": run.done, "held_out": held_out}])

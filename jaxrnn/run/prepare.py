@@ -1,0 +1,104 @@
+"""Texts to runs: a run before its first step, in memory."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn import corpus, data, options
+from jaxrnn.corpus import Corpus, Text
+from jaxrnn.options import Options
+from jaxrnn.run.base import Run
+from jaxrnn.train import TrainState, init_train_state, make_train_step
+
+_HELD_OUT = 1_000_000  # symbols that are held out at most
+
+
+def prepare(text: Text | str | Path, chosen: Options) -> Run:
+    """Make everything that a run needs from its text, in memory.
+
+    Args:
+        text: the text itself, or the path of its file.
+        chosen: how to train.
+
+    Raises:
+        ValueError: if an option is outside its range, or the text does not fit the options.
+    """
+    options.check(chosen)
+    text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
+    read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
+    run, first_state = make(text, read, chosen)
+    return run._replace(state=first_state())
+
+
+def make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], TrainState]]:
+    """Make a run of an encoded text, with the shapes of its state, and what makes its first one."""
+    vocabulary = read.vocabulary
+    rnn = options.make_rnn(chosen, vocabulary.size)
+    source, held_out = (_lines if chosen.lines else _stream)(read, chosen)
+    algorithm = options.make_algorithm(chosen, rnn)
+
+    def initial(key, rate):
+        params_key, state_key = jax.random.split(key)
+        optimizer, params = options.make_optimizer(chosen, rate), rnn.init(params_key)
+        h = rnn.initial_state(chosen.batch_size)
+        return init_train_state(algorithm, optimizer, params, h, key=state_key)
+
+    def step(rate, state, batch):
+        return make_train_step(algorithm, options.make_optimizer(chosen, rate))(state, batch)
+
+    members = options.members(chosen)
+    keys = [options.seed_key(member.seed) for member in members]
+    if len(members) == 1:
+        rate = members[0].learning_rate
+        state, whole_step = partial(initial, keys[0], rate), partial(step, rate)
+    else:
+        rates = jnp.array([member.learning_rate for member in members])
+        state = partial(jax.jit(jax.vmap(initial)), jnp.stack(keys), rates)
+        whole_step = partial(jax.vmap(step, in_axes=(0, 0, None)), rates)
+    told = {
+        "name": text.name,
+        "file": text.file and str(text.file.resolve()),
+        "encoding": text.encoding,
+        "sha256": read.sha256,
+        "characters": read.characters,
+    }
+    return Run(
+        chosen, rnn, vocabulary, told, whole_step, jax.eval_shape(state), source, held_out
+    ), state
+
+
+def _stream(read: Corpus, chosen: Options) -> tuple[data.Source, data.Passage]:
+    total, length = len(read.ids), options.length_of(chosen)
+    kept = max(2, min(math.ceil(chosen.held_out * total), _HELD_OUT))
+    ids, held_out = corpus.cut(read.ids, max(total - kept, 0))
+    source = data.stream(ids, chosen.batch_size, length)
+    return source, data.passage(held_out[:], chosen.batch_size, length)
+
+
+def _lines(read: Corpus, chosen: Options) -> tuple[data.Source, data.Passage]:
+    ends = read.vocabulary.ends
+    rows = data.find_lines(read.ids, ends) if ends else None
+    total = 0 if rows is None else len(rows.starts)
+    if rows is None or total < 2:
+        raise ValueError(f"training on lines needs at least 2 that are not empty, got {total}")
+    order = np.random.default_rng(chosen.seed).permutation(total)
+    long = np.cumsum((rows.ends - rows.starts)[order]) > _HELD_OUT
+    most = int(long.argmax()) if long.any() else total
+    kept = max(1, min(round(chosen.held_out * total), most))
+    held_out, rows = (
+        rows._replace(starts=rows.starts[picked], ends=rows.ends[picked])
+        for picked in (order[:kept], order[kept:])
+    )
+    if len(rows.starts) < chosen.batch_size:
+        raise ValueError(
+            f"{len(rows.starts)} lines to train on, beside {kept} held out, are fewer than a batch "
+            f"of {chosen.batch_size}: use a smaller batch size, or hold out less"
+        )
+    length = options.length_of(chosen, max(rows.longest, held_out.longest))
+    source = data.shuffled(rows, chosen.batch_size, chosen.seed, length)
+    return source, data.rows_passage(held_out, chosen.batch_size, length)
