@@ -149,7 +149,7 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
     """Show a bar on a terminal and plain lines elsewhere, one for each evaluation."""
     steps, unit = training.options.steps, training.vocabulary.unit
     started = before = time.perf_counter()
-    first, held_out = training.done, ""
+    first, held_out, characters = training.done, "", 0  # characters since the last evaluation
 
     wide = console.width >= WIDE
     columns = (
@@ -163,8 +163,8 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
         task = progress.add_task("training", total=steps, completed=first, status="compiling …")
         for block in blocks:
             now, done = time.perf_counter(), block.run.done
-            speed = block.characters / (now - before) / 1000
-            before = now
+            characters += block.characters
+            speed = characters / (now - before) / 1000
             losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
             loss = np.median(losses) if losses.size else np.nan
             if block.held_out is not None:
@@ -175,6 +175,8 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
             if not visible and block.held_out is not None:
                 left = (now - started) * (steps - done) / max(1, done - first)
                 say("training", f"{done:,}/{steps:,} {status}, {left:.0f} s left")
+            if block.held_out is not None:
+                before, characters = now, 0
             if block.growing is not None:
                 norm = np.max(block.metrics.grad_norm)
                 say("warning", f"the gradient's norm rose above 100 times its median at step "
