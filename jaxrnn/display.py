@@ -164,13 +164,14 @@ def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[ru
         for block in blocks:
             now, done = time.perf_counter(), block.run.done
             characters += block.characters
-            speed = characters / (now - before) / 1000
+            speed = characters / (now - before)
+            speed = f"{speed / 1000:,.0f}k" if speed >= 10_000 else f"{speed:,.0f}"
             losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
             loss = np.median(losses) if losses.size else np.nan
             if block.held_out is not None:
                 held_out = f", held out {folder.lowest(block.held_out):.4f}"
             status = f"loss {loss:.4f}{held_out}"
-            status += f", {speed:,.0f}k {unit[:4]}/s" if wide else ""
+            status += f", {speed} {unit[:4]}/s" if wide else ""
             progress.update(task, completed=done, status=status)
             if not visible and block.held_out is not None:
                 left = (now - started) * (steps - done) / max(1, done - first)
