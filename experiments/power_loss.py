@@ -8,7 +8,7 @@
 - a full disk: a run in a file system of 1 MiB. Does it say so, does its last checkpoint stand, and
   does it end with the same bytes once there is room? (Mounting one needs root.)
 
-    python experiments/power_loss.py            about twenty-five minutes on two cores
+    python experiments/power_loss.py            about half an hour on two cores
     python experiments/power_loss.py --quick    half a minute: three kills, few damages
 """
 
