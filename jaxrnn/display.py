@@ -21,7 +21,7 @@ from rich.table import Table
 from jaxrnn import folder, run
 from jaxrnn.model import Model, Score, units
 from jaxrnn.network import Batch, param_shapes
-from jaxrnn.options import from_json, members
+from jaxrnn.options import from_json, number_of_members
 from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.trouble import Trouble
 from jaxrnn.verification import Report
@@ -73,10 +73,10 @@ def network(training: run.Run) -> None:
     sizes = " → ".join([str(rnn.input_size), *layers, str(rnn.output_size)])
     say("network", f"{sizes}{leak}, {size:,} parameters")
     if training.population:
-        many = members(training.options)
+        many = number_of_members(training.options)
         rates = training.options.learning_rates
         of_rates = f", at {len(rates)} learning rates" if rates else ""
-        say("", f"{len(many)} models at once{of_rates}, from {training.options.seeds} seeds each")
+        say("", f"{many} models at once{of_rates}, from {training.options.seeds} seeds each")
 
 
 def gradient(report: Report, batch: Batch) -> None:
@@ -280,7 +280,7 @@ def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None
 
 
 def _members_of(place: Path) -> int:
-    return len(members(from_json(folder.describe(place)["options"])))
+    return number_of_members(from_json(folder.describe(place)["options"]))
 
 
 def _of(records: list[dict], what: str, which: slice) -> tuple[np.ndarray, np.ndarray]:

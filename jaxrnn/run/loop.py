@@ -49,13 +49,14 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     chosen, loop = run.options, make_train_loop(run.step)
     every = chosen.evaluate_every or max(1, chosen.steps // 20)
+    room = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(np.arange(1)).inputs.shape)))
     pace, paced = min(PACE, chosen.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
     over = over_because(run)
     while not over:
         begun, first = time.monotonic(), run.done
-        number = min(paced, chosen.steps - first, every - first % every)
-        run, metrics, characters, found = _advance(run, loop, number)
+        number = min(paced, room, chosen.steps - first, every - first % every)
+        run, metrics, characters, found = _advance(run, loop, number, room)
         paced = max(1, int(pace * number / (time.monotonic() - begun)))
         told = metrics.grad_norm.reshape(len(metrics.loss), -1)
         norms = np.concatenate([norms, np.where(np.isfinite(told), told, 0).max(1)])
@@ -83,17 +84,15 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
 
 
 def _advance(
-    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int
+    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int, room: int
 ) -> tuple[Run, Metrics, int, Trouble | None]:
-    """Take steps, as many as are asked for and fit, or up to the last that is finite.
+    """Take a number of steps out of `room`, for which the loop is compiled, while they are finite.
 
     Returns:
         The run, the metrics of its steps and of the one that went wrong, how many symbols were
         read, and where it went wrong.
     """
-    size = math.prod(run.source(np.arange(1)).inputs.shape)
-    room = max(1, min(BLOCK, _IN_BLOCK // size))
-    batches, number = run.source(run.done + np.arange(room)), min(number, room)
+    batches = run.source(run.done + np.arange(room))
     # A copy is donated: the last good state outlives a step that fails.
     state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
     metrics = pick(jax.tree.map(np.asarray, metrics), slice(number))
@@ -104,7 +103,7 @@ def _advance(
         state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
         found = _diagnose(run._replace(state=state), pick(batches, number))
     mask = batches.mask
-    characters = number * size if mask is None else int(mask[:number].sum())
+    characters = batches.inputs[:number].size if mask is None else int(mask[:number].sum())
     return run._replace(state=state), metrics, characters, found
 
 
