@@ -1,0 +1,236 @@
+"""Times one gradient step, the loss and all gradients of one batch, against everybody else's.
+
+    python -m experiments.benchmarks.step             some ten minutes on two cores
+    python -m experiments.benchmarks.step --quick     tiny, and its numbers mean nothing
+
+All in one process, in float32, of a network of one tanh layer with biases that reads ids; the
+contenders (peers.py) take turns, in another order each round. Before a contender is timed its loss
+and its gradient are compared with those of `bptt`. One whose library is not installed is left out:
+pip install '.[bench]'.
+
+The floor is the time of the step's matrix products alone, in the order in which they depend on
+each other, with nothing between them: T products (B, H)(H, H) one after another forward and as many
+back, and the four of the readout and the gradients, over all T·B. Each library at hand does them,
+and the fastest is the floor.
+
+A ratio is the median over the rounds of a contender's time over that of `bptt` in the same round.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from matplotlib.figure import Figure
+
+import jaxrnn
+from experiments.benchmarks import measure
+from experiments.benchmarks.peers import CONTENDERS
+
+
+class Size(NamedTuple):
+    """O = I, H, T and B."""
+
+    O: int
+    H: int
+    T: int
+    B: int
+
+
+GRID = [
+    Size(65, 100, 25, 1),
+    Size(65, 128, 50, 32),
+    Size(65, 256, 64, 64),
+    Size(65, 512, 100, 64),
+    Size(65, 512, 100, 8),
+    Size(8000, 100, 50, 1),
+    Size(8000, 256, 35, 20),
+    Size(65, 128, 1000, 8),
+    Size(65, 64, 200, 128),
+]
+QUICK = [Size(7, 5, 4, 1), Size(7, 5, 4, 3)]
+SAME = 1e-4  # norm-relative, between two gradients in float32
+FLOOR = "floor: "
+
+
+def problem(size: Size) -> tuple[jaxrnn.RNN, jaxrnn.Params, jaxrnn.Batch]:
+    """Draw a network and a batch of ids."""
+    rnn = jaxrnn.RNN(size.O, size.H, size.O)
+    ids = np.random.default_rng(0).integers(0, size.O, (size.B, size.T + 1), np.int32)
+    return rnn, rnn.init(jax.random.key(0)), jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
+
+
+def contenders(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield those that are installed and right, each with its call."""
+    rnn, params, batch = problem(size)
+    reference = None
+    for name, make in CONTENDERS.items():
+        try:
+            made = make(rnn, params, batch)
+        except ImportError as error:
+            print(f"{name} is left out: {error.name} is not installed", flush=True)
+            continue
+        if made is None:
+            continue
+        run, read = made
+        found = jax.tree.map(np.asarray, read(run()))
+        reference = found if reference is None else reference
+        for ours, theirs in zip(*map(jax.tree.leaves, (reference, found)), strict=True):
+            difference = np.linalg.norm(theirs - ours) / np.linalg.norm(ours)
+            if not difference < SAME:
+                raise ValueError(f"{name} computes something else at {size}: off by {difference}")
+        yield name, run
+
+
+def floors(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield the step's matrix products alone, by each library at hand."""
+    O, H, T, B = size
+    rng = np.random.default_rng(0)
+    W_hh = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(np.float32)  # keeps norms
+    W_hy, d_outputs = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((H, O), (T * B, O))
+    )
+    states = rng.standard_normal((T + 1, B, H)).astype(np.float32)
+
+    def products(matmul, W_hh, W_hy, states, d_outputs, outputs, error, delta, dW_hh, dW_hy):
+        rows = states[1:].reshape(T * B, H)
+        for t in range(T):
+            matmul(states[t], W_hh, out=states[t + 1])
+        matmul(rows, W_hy, out=outputs)
+        matmul(d_outputs, W_hy.T, out=error)
+        for t in reversed(range(T)):
+            matmul(delta[t + 1], W_hh.T, out=delta[t])
+        matmul(states[:-1].reshape(T * B, H).T, delta[1:].reshape(T * B, H), out=dW_hh)
+        matmul(rows.T, d_outputs, out=dW_hy)
+
+    room = [np.empty(shape, np.float32) for shape in ((T * B, O), (T * B, H))]
+    room += [states.copy(), np.empty_like(W_hh), np.empty_like(W_hy)]
+    arrays = [W_hh, W_hy, states, d_outputs, *room]
+    yield "NumPy", partial(products, np.matmul, *arrays)
+
+    @jax.jit
+    def compiled(W_hh, W_hy, first, d_outputs, last):
+        def forward(h, _):
+            h = h @ W_hh
+            return h, h
+
+        def backward(delta, _):
+            delta = delta @ W_hh.T
+            return delta, delta
+
+        states = lax.scan(forward, first, length=T, unroll=min(T, 5))[1]
+        delta = lax.scan(backward, last, length=T, unroll=min(T, 5))[1]
+        rows = states.reshape(T * B, H)
+        grads = rows.T @ delta.reshape(T * B, H), rows.T @ d_outputs
+        return rows @ W_hy, d_outputs @ W_hy.T, grads
+
+    given = list(map(jnp.asarray, (W_hh, W_hy, states[0], d_outputs, states[-1])))
+    yield "XLA", lambda: jax.block_until_ready(compiled(*given))
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return
+    tensors = list(map(torch.from_numpy, [array.copy() for array in arrays]))
+    yield "torch", partial(products, torch.matmul, *tensors)
+
+
+def measured(size: Size, rounds: int) -> dict[str, Any]:
+    """Time every contender and every floor at one size."""
+    runs = dict(contenders(size))
+    runs |= {FLOOR + name: run for name, run in floors(size)}
+    seconds = measure.in_turns(runs, rounds)
+    lowest = min((name for name in runs if name.startswith(FLOOR)),
+                 key=lambda name: np.median(seconds[name]))  # fmt: skip
+    ours = seconds["bptt"]
+    return {
+        "size": size._asdict(),
+        "seconds": {name: float(np.median(found)) for name, found in seconds.items()},
+        "ratios": {
+            name: measure.ratio(found, ours)
+            for name, found in seconds.items()
+            if name != "bptt" and not name.startswith(FLOOR)
+        },
+        "floor": {
+            "library": lowest.removeprefix(FLOOR),
+            "over": measure.ratio(ours, seconds[lowest]),
+        },
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the ratios down, in Markdown."""
+    names = [name for name in CONTENDERS if any(name in row["ratios"] for row in rows)]
+    lines = [
+        "| O, H, T, B | bptt, ms | " + " | ".join(names) + " | over the floor |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for row in rows:
+        ratios = [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "" for name in names]
+        size = ", ".join(map(str, row["size"].values()))
+        floor = f"{row['floor']['over']:.2f} ({row['floor']['library']})"
+        cells = [size, f"{1e3 * row['seconds']['bptt']:.3g}", *ratios, floor]
+        lines.append(f"| {' | '.join(cells)} |")
+    means = [f"{mean:.2f}" for mean in summary(rows).values()]
+    lines.append(f"| geometric mean | | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Average over the sizes at which a contender was timed."""
+    names = [name for name in CONTENDERS if any(name in row["ratios"] for row in rows)]
+    means = {
+        name: measure.geometric_mean(r["ratios"][name] for r in rows if name in r["ratios"])
+        for name in names
+    }
+    return means | {"over the floor": measure.geometric_mean(r["floor"]["over"] for r in rows)}
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw every contender's time as a multiple of that of bptt, size by size."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = list(summary(rows))[:-1]
+    for i, name in enumerate(names):
+        there = [(n, row["ratios"][name]) for n, row in enumerate(rows) if name in row["ratios"]]
+        places, ratios = zip(*there, strict=True)
+        places = np.array(places) + 0.08 * (i - len(names) / 2)
+        axes.plot(places, ratios, "o", markersize=5, label=name)
+    floors = [1 / row["floor"]["over"] for row in rows]
+    axes.plot(range(len(rows)), floors, "_", color="black", markersize=40, label="matmuls alone")
+    axes.axhline(1, color="black", linewidth=1)
+    labels = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
+    axes.set_xticks(range(len(rows)), labels, fontsize=8)
+    axes.set(yscale="log", ylabel="time over that of bptt")
+    axes.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    axes.legend(fontsize=8, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure; print the table; write the figures and the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
+    parser.add_argument("--rounds", type=int, default=25, help="turns of each contender")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    arguments = parser.parse_args()
+    rows = []
+    for size in QUICK if arguments.quick else GRID:
+        rows.append(measured(size, 1 if arguments.quick else arguments.rounds))
+        print(f"\n{table(rows[-1:])}", flush=True)
+    print(f"\n{table(rows)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report = {"rows": rows, "geometric means": summary(rows)}
+    report["versions"] = measure.where("flax", "dm-haiku", "equinox", "torch")
+    (arguments.out / "step.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(rows, arguments.out / "step.png")
+
+
+if __name__ == "__main__":
+    main()
