@@ -54,9 +54,6 @@ ACTIVATIONS = {
 }
 
 
-ROWS = 128  # of T·B that one matmul adds up, for the sake of float32: see `sum_outer`
-
-
 def is_ids(x: Array) -> bool:
     """Say whether inputs are token ids (integers) rather than features (floats)."""
     return jnp.issubdtype(x.dtype, jnp.integer)
@@ -172,22 +169,13 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
 
 
 def sum_outer(saw: Float[Array, "T B G"], delta: Float[Array, "T B H"]) -> Float[Array, "G H"]:
-    """Sum x_tᵀ δ_t over all steps, by matmuls over blocks of about ROWS rows of T·B.
+    """Sum x_tᵀ δ_t over all steps, by one matmul over the rows of T·B.
 
-    One matmul over all T·B rows adds them one by one, and in float32 its rounding error came out
-    at up to four times that of autodiff, which sums a step at a time. Blocks keep it below.
+    Contracting T and B as two axes instead has XLA move both arrays first, or leaves it a loop of
+    its own that adds row by row: slower, and in float32 less accurate.
     """
-    steps, batch_size, _ = saw.shape
-    block = max(1, ROWS // batch_size)
-    whole = steps - steps % block
-
-    def add(total, rows):
-        saw, delta = rows
-        return total + saw.T @ delta, None
-
-    rest = jnp.einsum("tbg,tbh->gh", saw[whole:], delta[whole:])
-    rows = [a[:whole].reshape(-1, block * batch_size, a.shape[-1]) for a in (saw, delta)]
-    return lax.scan(add, rest, rows)[0]
+    rows, deltas = (array.reshape(-1, array.shape[-1]) for array in (saw, delta))
+    return rows.T @ deltas
 
 
 def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I"]:

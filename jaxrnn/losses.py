@@ -15,10 +15,10 @@ LossFunction = Callable[[Array, Array], Array]
 
 
 class Loss(NamedTuple):
-    """A per-position loss ℓ(y, target), and the same with ∂ℓ/∂y beside it."""
+    """A per-position loss ℓ(y, target), and (y, target, weight w) -> w ℓ with ∂(Σ w ℓ)/∂y."""
 
     value: LossFunction
-    value_and_grad: Callable[[Array, Array], tuple[Array, Array]]
+    value_and_grad: Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def _softmax_cross_entropy(
@@ -29,7 +29,9 @@ def _softmax_cross_entropy(
 
 
 def _softmax_cross_entropy_and_grad(
-    outputs: Float[Array, "*batch O"], targets: Int[Array, "*batch"]
+    outputs: Float[Array, "*batch O"],
+    targets: Int[Array, "*batch"],
+    weights: Float[Array, "*batch"],
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch O"]]:
     """Compute the cross-entropy and ∂ℓ/∂y = softmax(y) - onehot(target) from one exponential."""
     largest = outputs.max(-1, keepdims=True)
@@ -37,7 +39,7 @@ def _softmax_cross_entropy_and_grad(
     total = exponentials.sum(-1, keepdims=True)
     value = (jnp.log(total) + largest - _pick(outputs, targets))[..., 0]
     one_hot = targets[..., None] == jnp.arange(outputs.shape[-1])
-    return value, exponentials / total - one_hot
+    return weights * value, weights[..., None] * (exponentials / total - one_hot)
 
 
 def _pick(
@@ -57,11 +59,13 @@ def _squared_error(
 
 
 def _squared_error_and_grad(
-    outputs: Float[Array, "*batch O"], targets: Float[Array, "*batch O"]
+    outputs: Float[Array, "*batch O"],
+    targets: Float[Array, "*batch O"],
+    weights: Float[Array, "*batch"],
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch O"]]:
     """Compute the squared error and ∂ℓ/∂y = 2 (y - target)."""
     difference = outputs - targets
-    return jnp.square(difference).sum(-1), 2 * difference
+    return weights * jnp.square(difference).sum(-1), 2 * weights[..., None] * difference
 
 
 LOSSES = {
@@ -71,10 +75,10 @@ LOSSES = {
 
 
 def through_autodiff(loss: LossFunction) -> Loss:
-    """Give any per-position loss its gradient by reverse-mode autodiff."""
+    """Give any loss its gradient by reverse-mode autodiff, also one that joins positions."""
 
-    def value_and_grad(outputs, targets):
+    def value_and_grad(outputs, targets, weights):
         value, pull_back = jax.vjp(lambda y: loss(y, targets), outputs)
-        return value, pull_back(jnp.ones_like(value))[0]
+        return weights * value, pull_back(weights)[0]
 
     return Loss(loss, value_and_grad)

@@ -5,6 +5,7 @@
 Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·), inside.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, Integer, PRNGKeyArray
 
 from jaxrnn import checks, layer
@@ -284,23 +286,27 @@ def errors(
     batch, h = check_batch(rnn, params, batch, h)
     batch = time_major(batch)
     states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch, total)
-    readout, error = _pull_back(params.readout, states, d_outputs)
+    weights = _weights(rnn, states, batch.mask, total)
+
+    def read(block):
+        states, targets, weights = block
+        outputs = _outputs(params.readout, states)
+        losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)
+        readout, error = _pull_back(params.readout, states, d_outputs)
+        return readout, (outputs, losses, d_outputs, error)
+
+    blocks = (states, batch.targets, weights)
+    readout, along = _in_blocks(read, blocks, _steps_at_once(rnn, states))
+    outputs, losses, d_outputs, error = along
     return Errors(tapes, states, h_last, outputs, losses, d_outputs, readout, error)
 
 
 def outputs_and_grad(
-    rnn: RNN,
-    readout: Readout,
-    states: Float[Array, "T B H"],
-    batch: Batch,
-    total: Array | None = None,
+    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
-    outputs = _outputs(readout, states)
-    losses, d_outputs = _loss(rnn).value_and_grad(outputs, batch.targets)
-    weights = _weights(rnn, losses, batch.mask, total)
-    return outputs, weights * losses, weights[..., None] * d_outputs
+    outputs, weights = _outputs(readout, states), _weights(rnn, states, batch.mask)
+    return outputs, *_loss(rnn).value_and_grad(outputs, batch.targets, weights)
 
 
 def _pull_back(
@@ -312,6 +318,51 @@ def _pull_back(
         None if readout.b_y is None else d_outputs.sum((0, 1)),
     )
     return grads, d_outputs @ readout.W_hy.T
+
+
+OUTPUTS_AT_ONCE = 2**21  # bytes: what a cache holds
+ROWS_AT_ONCE = 256  # of T·B at least, for a matmul to pay
+
+
+def _steps_at_once(rnn: RNN, states: Float[Array, "T B H"]) -> int:
+    """Choose over how many steps the readout and its loss are taken at once.
+
+    A network's own losses take each position by itself; somebody's function need not.
+    """
+    steps, batch_size, _ = states.shape
+    if callable(rnn.loss_function):
+        return steps
+    bytes_a_row = rnn.output_size * states.dtype.itemsize
+    rows = max(ROWS_AT_ONCE, OUTPUTS_AT_ONCE // bytes_a_row)
+    blocks = max(1, math.ceil(steps * batch_size / rows))
+    return math.ceil(steps / blocks)
+
+
+def _in_blocks(
+    function: Callable[[Any], tuple[Any, Any]], arrays: Any, length: int
+) -> tuple[Any, Any]:
+    """Apply a function to blocks of `length` steps, one after another; the last may be shorter.
+
+    Of what it returns, the first is summed over the blocks and the second put together along time.
+    """
+    steps = len(arrays[0])
+    if length == steps:
+        return function(arrays)
+    number = (steps - 1) // length  # of blocks but the last
+    cut = number * length
+    first = jax.tree.map(lambda leaf: leaf[:cut].reshape(number, length, *leaf.shape[1:]), arrays)
+
+    def add(total, block):
+        part, along = function(block)
+        return jax.tree.map(jnp.add, total, part), along
+
+    total, last = function(jax.tree.map(lambda leaf: leaf[cut:], arrays))
+    total, first = lax.scan(add, total, first)
+
+    def join(blocks, last):
+        return jnp.concatenate([blocks.reshape(cut, *last.shape[1:]), last])
+
+    return total, jax.tree.map(join, first, last)
 
 
 def by_name(tree: Any) -> dict[str, Any]:
@@ -346,10 +397,10 @@ def _loss(rnn: RNN) -> Loss:
 
 
 def _weights(
-    rnn: RNN, losses: Inexact[Array, "T B"], mask: Array | None, total: Array | None = None
+    rnn: RNN, like: Inexact[Array, "T B *rest"], mask: Array | None, total: Array | None = None
 ) -> Inexact[Array, "T B"]:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
-    weights = jnp.ones_like(losses) if mask is None else mask
+    weights = jnp.ones(like.shape[:2], like.dtype) if mask is None else mask
     if rnn.reduction == "sum":
         return weights
     total = weights.sum() if total is None else total

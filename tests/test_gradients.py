@@ -270,11 +270,18 @@ def test_exact_rules_equal_autodiff(network):
         assert_equal((loss, carry.h, grads), (expected[0][0], expected[0][1].h, expected[1]))
 
 
-@pytest.mark.parametrize(("length", "B"), [(301, 5), (3, 200)])
-def test_bptt_is_exact_over_several_blocks_of_rows_and_a_rest(length, B):
-    case = make_case(T=length, B=B)
-    by_hand = gradient(gradients.bptt(case.rnn), case)[1]
-    assert_equal(by_hand, gradient(algorithm_of("autodiff", case.rnn), case)[1])
+def neighbours(outputs, targets):
+    """A loss that puts the outputs of neighbouring steps together."""
+    return jnp.square(outputs - jnp.roll(outputs, 1, axis=1) - targets).sum(-1)
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", neighbours])
+@pytest.mark.parametrize("length", [130, 128])  # of three blocks the last is shorter; two are equal
+def test_bptt_is_exact_where_the_readout_is_taken_in_blocks_of_steps(loss, length):
+    case = make_case(T=length, B=4, O=2000, ids=True, mask=True, reduction="mean", loss=loss)
+    (found, carry), grads = gradient(gradients.bptt(case.rnn), case)
+    (expected, expected_carry), exact = gradient(algorithm_of("autodiff", case.rnn), case)
+    assert_equal((found, carry.h, grads), (expected, expected_carry.h, exact))
 
 
 UNBIASED = [name for name, rule in RULES.items() if rule.signs]
@@ -339,10 +346,15 @@ def test_autodiff_is_value_and_grad_of_the_loss():
     assert_equal((found, carry.h, found_grads), (loss, h, grads))
 
 
+# Some small ones, and those of the benchmark of speed that are quick enough: H, T, B.
+FLOAT32_SIZES = [(8, 40, 4), (64, 100, 1), (32, 200, 16), (64, 50, 32)]
+FLOAT32_SIZES += [(100, 25, 1), (128, 50, 32), (256, 64, 64), (128, 1000, 8), (64, 200, 128)]
+
+
 def test_float32_gradient_is_as_accurate_as_autodiff(full_optimisation):
     """Over sizes, the geometric mean of the errors against float64 is no larger."""
     ratios = []
-    for seed, (H, length, B) in enumerate([(8, 40, 4), (64, 100, 1), (32, 200, 16), (64, 50, 32)]):
+    for seed, (H, length, B) in enumerate(FLOAT32_SIZES):
         sizes = {"B": B, "T": length, "H": H, "I": 20, "O": 20, "ids": True, "seed": seed}
         low = make_case(**sizes, reduction="mean", dtype=jnp.float32)
         high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (low.params, low.h))
@@ -381,6 +393,13 @@ def held(rule: str, **sizes) -> int:
     carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
     cost = jaxrnn.cost(algorithm.value_and_grad, case.params, carry, batch)
     return cost.temp_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+
+
+def test_the_outputs_of_a_large_vocabulary_are_never_all_held(full_optimisation):
+    steps, outputs = 400, 4000
+    case = {"T": steps, "B": 4, "O": outputs}
+    all_of_them = 4 * steps * 4 * outputs
+    assert held("bptt", **case) < all_of_them < held("autodiff", **case)
 
 
 @pytest.mark.parametrize(("rule", "exponent"), [("bptt", 1), ("checkpointed_bptt", 1 / 2)])
