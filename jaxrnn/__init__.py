@@ -20,6 +20,8 @@ from jaxrnn.network import Readout as Readout
 from jaxrnn.options import Options as Options
 from jaxrnn.sample import most_likely as most_likely
 from jaxrnn.sample import sample as sample
+from jaxrnn.sharding import make_mesh as make_mesh
+from jaxrnn.sharding import sharded as sharded
 from jaxrnn.text import Vocabulary as Vocabulary
 from jaxrnn.train import Metrics as Metrics
 from jaxrnn.train import TrainState as TrainState

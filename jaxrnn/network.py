@@ -237,7 +237,7 @@ class RNN:
         batch = time_major(batch)
         states, h_last, _ = forward(self, params.cells, batch.inputs, h)
         losses = _loss(self).value(_outputs(params.readout, states), batch.targets)
-        return jnp.sum(_weights(self, losses, batch.mask) * losses), h_last
+        return jnp.sum(position_weights(self, batch, losses.dtype) * losses), h_last
 
 
 def forward(
@@ -286,7 +286,7 @@ def errors(
     batch, h = check_batch(rnn, params, batch, h)
     batch = time_major(batch)
     states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-    weights = _weights(rnn, states, batch.mask, total)
+    weights = position_weights(rnn, batch, states.dtype, total)
 
     def read(block):
         states, targets, weights = block
@@ -305,7 +305,7 @@ def outputs_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
-    outputs, weights = _outputs(readout, states), _weights(rnn, states, batch.mask)
+    outputs, weights = _outputs(readout, states), position_weights(rnn, batch, states.dtype)
     return outputs, *_loss(rnn).value_and_grad(outputs, batch.targets, weights)
 
 
@@ -396,11 +396,11 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def _weights(
-    rnn: RNN, like: Inexact[Array, "T B *rest"], mask: Array | None, total: Array | None = None
-) -> Inexact[Array, "T B"]:
+def position_weights(
+    rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike, total: Array | None = None
+) -> Inexact[Array, "*positions"]:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
-    weights = jnp.ones(like.shape[:2], like.dtype) if mask is None else mask
+    weights = jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
     if rnn.reduction == "sum":
         return weights
     total = weights.sum() if total is None else total

@@ -17,7 +17,7 @@ FLOORS = [
     {"gradients.base", "data", "sample", "tasks", "checkpoint", "exchange"},
     {"folder"},
     {"gradients.forward", "gradients.feedback", "gradients.series"},
-    {"gradients.*", "train", "walkthrough"},
+    {"gradients.*", "train", "walkthrough", "sharding"},
     {"gradients"},
     {"verification.compare", "verification.hand"},
     {
