@@ -23,16 +23,18 @@ except ImportError as error:  # the extra is missing: one line, not a stack trac
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
 from jaxrnn import corpus, folder, gradients, run, trial
+from jaxrnn.machines import LOST, MISTAKE, Machines, agree, lost, set_up, together, watch
 from jaxrnn.model import continuation, stream, write
 from jaxrnn.model import evaluate as score_text
 from jaxrnn.network import RNN, Batch
-from jaxrnn.options import INITIALIZERS, Init, Options, build, seed_key
+from jaxrnn.options import INITIALIZERS, Init, Options, build, seed_key, to_json
 from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.verification import gradient_flow, verify
 from jaxrnn.walkthrough import walkthrough
 
 DEFAULT_OUT = Path("jaxrnn-run")
 DEFAULTS = Options()
+ALONE = Machines()
 CHECK_DEFAULTS = trial.Options()
 
 
@@ -41,6 +43,7 @@ def train(
     /,
     *,
     options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = ALONE,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
     encoding: str = "utf-8",
@@ -51,35 +54,44 @@ def train(
     Args:
         file: A text file. Without one: the documentation topics that ship with Python.
         options: How to train.
+        machines: On what.
         out: The folder of the run; default jaxrnn-run, or jaxrnn-run-2 and so on.
         overwrite: Replace the run that is in the folder.
         encoding: The text file's encoding.
         quiet: Print nothing.
     """
-    display.console.quiet = quiet
-    out = _free(DEFAULT_OUT) if out is None else out
-    folder.check_free(out, overwrite=overwrite)
+    if machines.watches:
+        return _watch_training(machines, out, overwrite=overwrite, quiet=quiet)
+    mesh = set_up(machines)
+    display.console.quiet = quiet or jax.process_index() > 0
+
+    def prepare():
+        place = _free(DEFAULT_OUT) if out is None else out
+        if not jax.process_index():
+            folder.check_free(place, overwrite=overwrite)
+        return place, run.prepare(corpus.open_text(file, encoding), options, mesh)
+
     with display.working("reading the text"):
-        training = run.prepare(corpus.open_text(file, encoding), options)
+        place, training = together(prepare)
+    _agree(training)
     display.text(training, given=file is not None)
     display.network(training)
-    one = (
-        training
-        if not training.population
-        else training._replace(state=jax.tree.map(lambda leaf: leaf[0], training.state))
-    )
+    params = training.on_one_device().state.params
+    if training.population:
+        params = jax.tree.map(lambda leaf: leaf[0], params)
     first = jax.tree.map(lambda leaf: leaf[0], training.source(np.arange(1)))
-    report = verify(gradients.bptt(training.rnn), training.rnn, one.state.params, first)
+    report = verify(gradients.bptt(training.rnn), training.rnn, params, first)
     display.gradient(report, first)
     if not report.ok:
         raise ValueError(f"{report.findings[0]}; nothing was trained, try other initial weights")
-    return _train(run.keep(training, out, overwrite=overwrite), new=True)
+    return _train(run.keep(training, place, overwrite=overwrite), new=True)
 
 
 def resume(
     place: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     /,
     *,
+    machines: Annotated[Machines, tyro.conf.arg(name="")] = ALONE,
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     steps: int | None = None,
     quiet: bool = False,
@@ -88,13 +100,18 @@ def resume(
 
     Args:
         place: The folder of the run.
+        machines: On what; whatever it was before.
         text: Where its text lies now; default where it was.
         steps: Updates to make in all; default as the run was told.
         quiet: Print nothing.
     """
-    display.console.quiet = quiet
+    if machines.watches:
+        return watch(machines, lambda: sys.argv[1:])
+    mesh = set_up(machines)
+    display.console.quiet = quiet or jax.process_index() > 0
     with display.working("reading the text"):
-        training = run.resume(place, file=text, steps=steps)
+        training = together(lambda: run.resume(place, file=text, steps=steps, mesh=mesh))
+    _agree(training)
     display.text(training, given=True)
     display.network(training)
     display.remarks(training.remarks)
@@ -104,8 +121,47 @@ def resume(
     return _train(training)
 
 
+def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool) -> int:
+    """Train by several processes; once there is a checkpoint, starting again is resuming."""
+    place = _free(DEFAULT_OUT) if out is None else out
+    folder.check_free(place, overwrite=overwrite)
+    begin = [*sys.argv[1:], *([] if out else ["--out", str(place)])]
+    given = {name: getattr(machines, name) for name in ("processes", "devices", "timeout")}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if machines.compilation_cache is not None:
+        flags.append(f"--compilation-cache={machines.compilation_cache}")
+    go_on = ["resume", str(place), *flags, *(["--quiet"] if quiet else [])]
+
+    def made():
+        described = place / "run.json"
+        return described.stat().st_ino if described.is_file() else None
+
+    before = made()
+    return watch(machines, lambda: begin if made() == before else go_on)
+
+
+def _agree(training: run.Run) -> None:
+    """Make sure that all processes train the same run."""
+    chosen = {f"option {name}": value for name, value in to_json(training.options).items()}
+    text = {"text, by its SHA-256": training.text["sha256"]}
+    agree(chosen | text | {"step to go on from": training.done})
+
+
+def _follow(training: run.Run) -> int:
+    """Train in a process that is not the first, which shows and keeps what comes of it."""
+    over = run.over_because(training)
+    with _signals() as told:
+        for block in run.train(training, lambda: bool(told)):
+            over = block.over
+    if over == "trouble":
+        return MISTAKE
+    return 128 + told[0] if over == "stopped" and told else 0
+
+
 def _train(training: run.Run, *, new: bool = False) -> int:
     """Train, and show what came of it."""
+    if jax.process_index():
+        return _follow(training)
     out, started = training.folder, time.perf_counter()
     assert out is not None
     begun, over, trouble = training.done, run.over_because(training), None
@@ -126,7 +182,7 @@ def _train(training: run.Run, *, new: bool = False) -> int:
         raise ValueError(f"step {done + 1:,} is not finite ({trouble.what}): {kept}")
     if over == "stopped":
         display.say("saved", f"{out}; go on with: jaxrnn resume {out}")
-        return 128 + told[0]
+        return 128 + (told[0] if told else signal.SIGTERM)  # else another process was told
     if over == "patience":
         display.say("stopped", f"{training.options.patience} evaluations without a better one")
     display.held_out(training)
@@ -358,17 +414,29 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
         print("jaxrnn: stopped, since nobody reads what it prints", file=sys.stderr)
         status = 128 + signal.SIGPIPE
-    except (ValueError, OSError) as error:
-        print(f"jaxrnn: {display.printable(str(error))}", file=sys.stderr)
-        status = 2
-    except (MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"jaxrnn: too large for this machine ({said}): use smaller sizes", file=sys.stderr)
-        status = 2
+    except Exception as error:
+        if not lost(error):
+            status = _mistake(error)
+        else:
+            said = "another process of the run is gone; its last checkpoint stands"
+            print(f"jaxrnn: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
+            os._exit(LOST)  # JAX would wait for the others
     except KeyboardInterrupt:
         print("jaxrnn: stopped", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _mistake(error: Exception) -> int:
+    """Answer what was typed or given with one line; raise what is nobody's mistake but ours."""
+    if isinstance(error, ValueError | OSError):
+        print(f"jaxrnn: {display.printable(str(error))}", file=sys.stderr)
+    elif isinstance(error, MemoryError | OverflowError | jax.errors.JaxRuntimeError):
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"jaxrnn: too large for this machine ({said}): use smaller sizes", file=sys.stderr)
+    else:
+        raise error
+    return MISTAKE
 
 
 def _free(first: Path) -> Path:

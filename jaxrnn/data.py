@@ -17,7 +17,9 @@ from jaxrnn.corpus import Ids
 from jaxrnn.network import Batch
 from jaxrnn.text import Vocabulary
 
-Source = Callable[[Int[np.ndarray, " N"]], Batch]
+ALL = slice(None)
+# (steps, rows=ALL) -> the batches of these steps; with a slice, of these rows of them alone.
+Source = Callable[..., Batch]
 
 
 class Passage(NamedTuple):
@@ -29,7 +31,7 @@ class Passage(NamedTuple):
         stateful: whether a batch goes on where the one before it stopped; if not, rows stand alone.
     """
 
-    batches: Source
+    batches: Callable[[Int[np.ndarray, " N"]], Batch]
     number: int
     stateful: bool
 
@@ -68,9 +70,9 @@ def stream(ids: Ids, batch_size: int, length: int) -> Source:
     transitions = len(ids) - 1
     starts = np.arange(batch_size) * transitions // batch_size
 
-    def batches(steps):
+    def batches(steps, rows=ALL):
         ahead = np.asarray(steps, np.int64)[:, None, None] * length + np.arange(length)
-        positions = (starts[:, None] + ahead) % transitions
+        positions = (starts[rows, None] + ahead) % transitions
         return _next_of(ids, positions)
 
     return batches
@@ -181,8 +183,8 @@ def shuffled(rows: Batch | Lines, batch_size: int, seed: int, length: int | None
     def order(epoch):
         return np.random.default_rng((seed, epoch)).permutation(count)
 
-    def batches(steps):
-        places = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)
+    def batches(steps, rows=ALL):
+        places = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)[rows]
         epochs = places // count
         picked = np.zeros_like(places)
         for epoch in np.unique(epochs).tolist():

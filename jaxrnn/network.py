@@ -403,8 +403,8 @@ def position_weights(
     weights = jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
     if rnn.reduction == "sum":
         return weights
-    total = weights.sum() if total is None else total
-    return weights / jnp.where(total == 0, 1, total)
+    summed = weights.sum() if total is None else total
+    return weights / jnp.where(summed == 0, 1, summed)
 
 
 def total_weight(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:

@@ -8,6 +8,7 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from cases import chunks, make_case, relative_error
 from test_gradients import RULES
@@ -25,7 +26,7 @@ def through_chunks(algorithm, case):
 
 
 def key_data(tree):
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
 
 

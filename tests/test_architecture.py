@@ -38,7 +38,7 @@ FLOORS = [
     {"run.disk"},
     {"run.loop"},
     {"run"},
-    {"display"},
+    {"display", "machines"},
     {"cli"},
 ]
 

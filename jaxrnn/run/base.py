@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn import data, folder, options
+from jaxrnn import data, folder, options, sharding
 from jaxrnn.model import Model
 from jaxrnn.network import RNN
 from jaxrnn.options import Options
+from jaxrnn.sharding import Layout
 from jaxrnn.text import Vocabulary
 from jaxrnn.train import Metrics, TrainState, TrainStep
 from jaxrnn.trouble import Trouble
@@ -28,8 +29,9 @@ class Run(NamedTuple):
         source: step numbers to batches.
         held_out: what to evaluate on.
         history: [step, held-out loss or losses] of each evaluation.
-        folder: where it is kept; None for one in memory.
+        folder: where it is kept; None for one in memory, and in all processes but the first.
         remarks: which checkpoints were damaged, and what differs from where the run was made.
+        layout: where the state lies, if on many devices.
     """
 
     options: Options
@@ -43,6 +45,7 @@ class Run(NamedTuple):
     history: tuple[tuple[int, Any], ...] = ()
     folder: Path | None = None
     remarks: tuple[str, ...] = ()
+    layout: Layout | None = None
 
     @property
     def population(self) -> bool:
@@ -52,7 +55,13 @@ class Run(NamedTuple):
     @property
     def done(self) -> int:
         """The number of updates made."""
-        return int(np.max(self.state.step))
+        return int(np.max(np.asarray(self.state.step)))
+
+    def on_one_device(self) -> "Run":
+        """Return the run with its whole state on one device; all processes must ask at once."""
+        if self.layout is None:
+            return self
+        return self._replace(state=sharding.gathered(self.layout, self.state))
 
 
 class Block(NamedTuple):

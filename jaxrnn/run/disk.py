@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxrnn import checkpoint, corpus, files, folder, options
 from jaxrnn.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from jaxrnn.model import Model, write
 from jaxrnn.network import param_shapes
 from jaxrnn.options import Options
 from jaxrnn.run.base import Run, best_member, model
-from jaxrnn.run.prepare import make, prepare
+from jaxrnn.run.prepare import begun, make, prepare
 from jaxrnn.text import Vocabulary
 
 _DEFAULTS = Options()
@@ -30,6 +31,7 @@ def start(
     *,
     encoding: str = "utf-8",
     overwrite: bool = False,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Make a run and its folder, in which its state before the first step is the first checkpoint.
 
@@ -39,36 +41,48 @@ def start(
         chosen: how.
         encoding: the file's encoding.
         overwrite: whether a run that is there may be replaced.
+        mesh: the devices that share the rows of each batch; default one device.
 
     Raises:
         ValueError: as `prepare` does, or if the folder is not free or cannot be written.
     """
     folder.check_free(Path(place), overwrite=overwrite)
-    return keep(prepare(corpus.open_text(file, encoding), chosen), place, overwrite=overwrite)
+    run = prepare(corpus.open_text(file, encoding), chosen, mesh)
+    return keep(run, place, overwrite=overwrite)
 
 
 def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
     """Make the folder of a prepared run, its state before the first step the first checkpoint.
 
+    Of many processes the first alone writes; all must ask for it.
+
     Raises:
         ValueError: if the folder is not free or cannot be written.
     """
-    place = Path(place)
+    place, whole = Path(place), run.on_one_device()
+    if jax.process_index():
+        return run
 
     def fill(new):
         described = {"format": checkpoint.FORMAT, "options": options.to_json(run.options)}
-        described |= {"text": run.text, "made with": _versions()}
+        described |= {"text": run.text, "made with": _versions(run)}
         files.write(new / "run.json", json.dumps(described, indent=1) + "\n")
         symbols = {"level": run.vocabulary.level, "symbols": run.vocabulary.symbols}
         files.write(new / "vocabulary.json", json.dumps(symbols) + "\n")
         files.write(new / "metrics.jsonl", "")
-        save(run._replace(folder=new))
+        save(whole._replace(folder=new))
 
     folder.create(place, fill, overwrite=overwrite)
     return run._replace(folder=place)
 
 
-def resume(place: str | Path, *, file: str | Path | None = None, steps: int | None = None) -> Run:
+def resume(
+    place: str | Path,
+    *,
+    file: str | Path | None = None,
+    steps: int | None = None,
+    mesh: Mesh | None = None,
+) -> Run:
     """Go on with a run from its newest good checkpoint.
 
     Args:
@@ -76,6 +90,8 @@ def resume(place: str | Path, *, file: str | Path | None = None, steps: int | No
         file: where its text lies now; default where it was.
         steps: updates to make in all; default as the run was told. The schedule of the learning
             rate follows them.
+        mesh: the devices that share the rows of each batch, whatever they were before; default one
+            device.
 
     Raises:
         ValueError: if there is no run or no good checkpoint, or the text is another.
@@ -89,16 +105,18 @@ def resume(place: str | Path, *, file: str | Path | None = None, steps: int | No
     text = corpus.open_text(file or told["file"], told["encoding"] or "utf-8")
     expected = about["text"]["sha256"]
     read = corpus.read(text, lines=chosen.lines, vocabulary=vocabulary, expected=expected)
-    run, _ = make(text, read, chosen)
+    run, _ = make(text, read, chosen, mesh)
     state = checkpoint.restore(found.checkpoint, run.state)
     history = tuple((int(step), held_out) for step, held_out in about["history"])
-    here, there = _versions(), dict(about["made with"])
-    differs = [f"{name} {there.get(name)} (here {now})" for name, now in here.items()
-               if there.get(name) != now]  # fmt: skip
+    here, there = _versions(run), dict(about["made with"])
+    differs = [f"{name} {there[name]} (here {now})" for name, now in here.items()
+               if there.get(name, now) != now]  # fmt: skip
     remarks = found.remarks
     if differs:
         remarks += (f"made with {', '.join(differs)}: the last digits may differ",)
-    return run._replace(state=state, history=history, folder=place, remarks=remarks)
+    kept_in = None if jax.process_index() else place
+    run = run._replace(history=history, folder=kept_in, remarks=remarks)
+    return begun(run, state)
 
 
 def load(place: str | Path, *, newest: bool = False) -> Model:
@@ -134,7 +152,7 @@ def load(place: str | Path, *, newest: bool = False) -> Model:
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of a run that has a folder."""
+    """Write a checkpoint of a run that has a folder, and its state on one device."""
     assert run.folder is not None
     chosen, vocabulary = run.options, run.vocabulary
     about = {
@@ -146,7 +164,7 @@ def save(run: Run) -> Path:
         "text": {name: run.text[name] for name in ("name", "sha256", "characters")},
         "vocabulary": {"level": vocabulary.level, "symbols": vocabulary.symbols},
         "history": run.history,
-        "made with": _versions(),
+        "made with": _versions(run),
     }
     return folder.save(run.folder, run.state, about, keep=chosen.keep)
 
@@ -174,7 +192,7 @@ def _read(found: Checkpoint) -> tuple[Options, Vocabulary, dict[str, Any]]:
     return chosen, vocabulary, about
 
 
-def _versions() -> dict[str, str]:
+def _versions(run: Run) -> dict[str, str]:
     """Tell what the last digits may depend on."""
     names = ("jaxrnn", "jax", "jaxlib", "optax", "numpy")
     device = jax.devices()[0]
@@ -182,4 +200,5 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()} {device.device_kind}",
         "processors": str(os.cpu_count()),
+        "devices": str(1 if run.layout is None else run.layout.mesh.size),
     }

@@ -13,6 +13,7 @@ from jaxrnn import folder, options, trouble
 from jaxrnn.network import Batch
 from jaxrnn.run.base import Block, Run, over_because, pick
 from jaxrnn.run.disk import save, write_sample
+from jaxrnn.sharding import everyones, on_one, rows_here, spread_rows
 from jaxrnn.train import Metrics, TrainState, make_train_loop, mean_loss, score
 from jaxrnn.trouble import Trouble
 
@@ -55,31 +56,40 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     over = over_because(run)
     while not over:
         begun, first = time.monotonic(), run.done
-        number = min(paced, room, chosen.steps - first, every - first % every)
+        number = min(paced, chosen.steps - first, every - first % every)
         run, metrics, characters, found = _advance(run, loop, number, room)
-        paced = max(1, int(pace * number / (time.monotonic() - begun)))
+        paced = min(room, max(1, int(pace * number / (time.monotonic() - begun))))
         told = metrics.grad_norm.reshape(len(metrics.loss), -1)
         norms = np.concatenate([norms, np.where(np.isfinite(told), told, 0).max(1)])
         grown = trouble.growing(norms)  # the first; one in an earlier block was told already
         since, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
         held_out = saved = None
-        if found is None and (run.done % every == 0 or run.done == chosen.steps):
+        evaluated = found is None and (run.done % every == 0 or run.done == chosen.steps)
+        if evaluated and not jax.process_index():
             held_out = _evaluate(run)
             run = run._replace(history=(*run.history, (run.done, held_out)))
-        over = "trouble" if found else over_because(run) or ("stopped" if stop() else "")
+        over = "trouble" if found else over_because(run)
+        late = time.monotonic() - saved_at >= chosen.save_every
+        # The clock is the first process's, so that all do the same; any of them can be stopped.
+        signs = everyones([paced, over == "patience", late, stop()])
+        paced, patience, late, _ = signs[0].tolist()
+        stopped = signs[:, -1].any()
+        over = over or ("patience" if patience else "stopped" if stopped else "")
+        keeping = bool(over or evaluated or late)
+        whole = run.on_one_device() if keeping else run
         if run.folder is not None:
             folder.record(run.folder, _records(first, metrics, run, held_out))
-            if held_out is not None:
-                write_sample(run)
-            if over or held_out is not None or time.monotonic() - saved_at >= chosen.save_every:
-                saved, saved_at = save(run), time.monotonic()
+            if evaluated:
+                write_sample(whole)
+            if keeping:
+                saved, saved_at = save(whole), time.monotonic()
         growing = None if grown is None or grown < since else first + 1 + grown - since
         try:
             yield Block(run, metrics, characters, held_out, saved, growing, found, over)
         except GeneratorExit:  # whoever trains has heard enough
             if run.folder is not None and saved is None:
-                save(run)
+                save(run.on_one_device())
             raise
 
 
@@ -92,7 +102,12 @@ def _advance(
         The run, the metrics of its steps and of the one that went wrong, how many symbols were
         read, and where it went wrong.
     """
-    batches = run.source(run.done + np.arange(room))
+    steps = run.done + np.arange(room)
+    if run.layout is None:
+        batches = run.source(steps)
+    else:
+        rows = rows_here(run.layout.mesh, run.options.batch_size)
+        batches = spread_rows(run.layout.mesh, run.source(steps, rows))
     # A copy is donated: the last good state outlives a step that fails.
     state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
     metrics = pick(jax.tree.map(np.asarray, metrics), slice(number))
@@ -101,15 +116,17 @@ def _advance(
         number = int(good.argmin())
         metrics = pick(metrics, slice(number + 1))
         state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
-        found = _diagnose(run._replace(state=state), pick(batches, number))
+        alone = run._replace(state=state).on_one_device()
+        found = _diagnose(alone, pick(run.source(steps[number : number + 1]), 0))
     mask = batches.mask
-    characters = batches.inputs[:number].size if mask is None else int(mask[:number].sum())
+    characters = number * batches.inputs[0].size if mask is None else int(mask[:number].sum())
     return run._replace(state=state), metrics, characters, found
 
 
 def _evaluate(run: Run) -> Any:
-    """Compute the held-out loss, or that of each member."""
+    """Compute the held-out loss, or that of each member, on one device."""
     params, population = run.state.params, run.population
+    params = params if run.layout is None else on_one(params)
     losses = mean_loss(score(run.rnn, params, run.held_out, population=population))
     return losses.tolist() if population else float(losses)
 

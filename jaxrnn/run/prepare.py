@@ -8,44 +8,56 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrnn import corpus, data, options
 from jaxrnn.corpus import Corpus, Text
 from jaxrnn.options import Options
 from jaxrnn.run.base import Run
+from jaxrnn.sharding import layout, sharded, spread
 from jaxrnn.train import TrainState, init_train_state, make_train_step
 
 _HELD_OUT = 1_000_000  # symbols that are held out at most
 
 
-def prepare(text: Text | str | Path, chosen: Options) -> Run:
+def prepare(text: Text | str | Path, chosen: Options, mesh: Mesh | None = None) -> Run:
     """Make everything that a run needs from its text, in memory.
 
     Args:
         text: the text itself, or the path of its file.
         chosen: how to train.
+        mesh: the devices that share the rows of each batch; default one device.
 
     Raises:
-        ValueError: if an option is outside its range, or the text does not fit the options.
+        ValueError: if an option is outside its range, or the text does not fit the options, or the
+            batch does not divide by the devices.
     """
     options.check(chosen)
     text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
     read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
-    run, first_state = make(text, read, chosen)
-    return run._replace(state=first_state())
+    run, first_state = make(text, read, chosen, mesh)
+    return begun(run, first_state())
 
 
-def make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], TrainState]]:
+def begun(run: Run, state: TrainState) -> Run:
+    """Give a run its state, on all its devices."""
+    return run._replace(state=state if run.layout is None else spread(run.layout, state))
+
+
+def make(
+    text: Text, read: Corpus, chosen: Options, mesh: Mesh | None = None
+) -> tuple[Run, Callable[[], TrainState]]:
     """Make a run of an encoded text, with the shapes of its state, and what makes its first one."""
     vocabulary = read.vocabulary
     rnn = options.make_rnn(chosen, vocabulary.size)
     source, held_out = (_lines if chosen.lines else _stream)(read, chosen)
-    algorithm = options.make_algorithm(chosen, rnn)
+    rule = partial(options.make_algorithm, chosen)
+    algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
 
-    def initial(key, rate):
+    def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
         optimizer, params = options.make_optimizer(chosen, rate), rnn.init(params_key)
-        h = rnn.initial_state(chosen.batch_size)
+        h = rnn.initial_state(batch_size)
         return init_train_state(algorithm, optimizer, params, h, key=state_key)
 
     def step(rate, state, batch):
@@ -54,12 +66,15 @@ def make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], T
     members = options.members(chosen)
     keys = [options.seed_key(member.seed) for member in members]
     if len(members) == 1:
-        rate = members[0].learning_rate
-        state, whole_step = partial(initial, keys[0], rate), partial(step, rate)
+        key, rate = keys[0], members[0].learning_rate
+        make_state, whole_step = partial(initial, key=key, rate=rate), partial(step, rate)
     else:
         rates = jnp.array([member.learning_rate for member in members])
-        state = partial(jax.jit(jax.vmap(initial)), jnp.stack(keys), rates)
         whole_step = partial(jax.vmap(step, in_axes=(0, 0, None)), rates)
+
+        def make_state(batch_size):
+            return jax.jit(jax.vmap(partial(initial, batch_size)))(jnp.stack(keys), rates)
+
     told = {
         "name": text.name,
         "file": text.file and str(text.file.resolve()),
@@ -67,9 +82,11 @@ def make(text: Text, read: Corpus, chosen: Options) -> tuple[Run, Callable[[], T
         "sha256": read.sha256,
         "characters": read.characters,
     }
-    return Run(
-        chosen, rnn, vocabulary, told, whole_step, jax.eval_shape(state), source, held_out
-    ), state
+    state = partial(make_state, chosen.batch_size)
+    run = Run(chosen, rnn, vocabulary, told, whole_step, jax.eval_shape(state), source, held_out)
+    if mesh is not None:
+        run = run._replace(layout=layout(mesh, make_state, chosen.batch_size))
+    return run, state
 
 
 def _stream(read: Corpus, chosen: Options) -> tuple[data.Source, data.Passage]:

@@ -1,0 +1,270 @@
+"""On what a command runs: a CPU's cores as devices, several processes, many machines.
+
+What is set here is JAX's for the whole process and must be set before its first computation, so the
+command does it and the library never.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrnn.sharding import everyones, make_mesh
+
+HEARTBEAT = 10  # seconds without a sign of a process's life after which the others end
+MISTAKE, LOST = 2, 75  # a command's status: somebody's mistake; another process is gone
+_LAST_WORDS = 3  # seconds that processes have to end by themselves when one has ended badly
+_SAID = 256  # bytes of a message that all processes are told
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """On what to run. Results on more than one device are equal to rounding."""
+
+    devices: int | None = None
+    """Devices of each process, that share the rows of a batch: default 1 on a CPU, where each is
+    best a core, and all that are there on GPUs."""
+    processes: int | None = None
+    """Run as so many processes: all on this machine, started again from the last checkpoint when
+    one dies; or with --distributed this is one of them."""
+    distributed: bool = False
+    """Be one of several processes, here or on other machines, which read one text and keep one run
+    in the same folder. Clusters that JAX knows (Slurm, MPI, …) need no more."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, for the others to meet; default $JAX_COORDINATOR_ADDRESS."""
+    process_id: int | None = None
+    """Which of the processes this is, from 0; default $JAX_PROCESS_ID."""
+    timeout: int = 60
+    """Seconds to wait for the other processes."""
+    restarts: int = 3
+    """How often to start again, with --processes."""
+    compilation_cache: Path | None = None
+    """Keep compiled programs in this folder, for the next start to be quicker."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether this process starts and watches the others."""
+        return self.processes is not None and not self.distributed
+
+
+def set_up(machines: Machines) -> Mesh | None:
+    """Set JAX up; return the devices if there is more than one.
+
+    Raises:
+        ValueError: if something contradicts something else, there are fewer devices than were asked
+            for, or the other processes do not come.
+    """
+    _check(machines)
+    if machines.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(machines.compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    wanted, cores = machines.devices, os.cpu_count() or 1
+    if wanted is not None and wanted > 1:
+        jax.config.update("jax_num_cpu_devices", min(wanted, cores))
+    if machines.distributed or (wanted or 1) > 1:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if machines.distributed:
+        _join(machines)
+    here = jax.local_device_count()
+    if wanted is not None and wanted > here:
+        what = "cores" if jax.default_backend() == "cpu" else "devices"
+        raise ValueError(f"devices must lie in 1 … {here}, the {what} here, got {wanted}")
+    if machines.distributed:
+        return make_mesh()
+    number = here if wanted is None else wanted
+    return make_mesh(number) if number > 1 else None
+
+
+def together(make: Callable[[], Made]) -> Made:
+    """Make something in every process; what one of them cannot make, all say.
+
+    Raises:
+        ValueError: with the message of the first that failed.
+    """
+    made, said = None, ""
+    try:
+        made = make()
+    except (ValueError, OSError) as error:
+        if jax.process_count() == 1:
+            raise
+        said = str(error)
+    told = everyones(list(said.encode()[:_SAID].ljust(_SAID)))
+    for rank, message in enumerate(told):
+        text = bytes(message.astype(np.uint8)).decode(errors="replace").strip()
+        if text:
+            raise ValueError(f"process {rank}: {text}")
+    assert made is not None
+    return made
+
+
+def agree(what: Mapping[str, object]) -> None:
+    """Make sure that all processes were told the same.
+
+    Raises:
+        ValueError: in all of them, with what differs and the value here.
+    """
+    digests = [hashlib.sha256(json.dumps(value).encode()).digest()[:4] for value in what.values()]
+    told = everyones([int.from_bytes(digest, "little", signed=True) for digest in digests])
+    for number, (name, value) in enumerate(what.items()):
+        others = np.flatnonzero(told[:, number] != told[0, number])
+        if len(others):
+            ranks = ", ".join(map(str, others.tolist()))
+            raise ValueError(
+                f"the processes do not agree on the {name}: {ranks} differ from 0; here, in "
+                f"{jax.process_index()}, it is {value}: start all with the same"
+            )
+
+
+def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
+    """Run a command as several processes on this machine, and again when one of them dies.
+
+    Args:
+        machines: how many, and how often to start again.
+        command: gives the command's arguments: at first, and to go on from the last checkpoint.
+
+    Returns:
+        The command's status.
+    """
+    _check(machines)
+    assert machines.processes is not None
+    restarts = 0
+    while True:
+        status = _run_all(machines.processes, command())
+        told_to_stop = 128 < status < 128 + signal.NSIG
+        if status in (0, MISTAKE) or told_to_stop or restarts == machines.restarts:
+            return status if status >= 0 else 128 - status
+        restarts += 1
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        print(
+            f"jaxrnn: a process ended {how}; all start again from the last checkpoint "
+            f"({restarts} of at most {machines.restarts} restarts)",
+            file=sys.stderr,
+        )
+
+
+def lost(error: BaseException) -> bool:
+    """Say whether an error is that another process of the run is gone."""
+    return jax.distributed.is_initialized() and "gloo" in str(error).lower()
+
+
+def _check(machines: Machines) -> None:
+    for name in ("devices", "processes", "timeout"):
+        value = getattr(machines, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if machines.restarts < 0:
+        raise ValueError(f"restarts must be at least 0, got {machines.restarts}")
+    if not machines.distributed:
+        for name in ("coordinator", "process_id"):
+            if getattr(machines, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is for --distributed: say that too, or leave it out")
+
+
+def _join(machines: Machines) -> None:
+    """Meet the other processes."""
+    address = machines.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    number = _told(machines.processes, "JAX_NUM_PROCESSES")
+    rank = _told(machines.process_id, "JAX_PROCESS_ID")
+    how: dict[str, Any] = {}
+    if address is not None and number is not None and rank is not None:
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise ValueError(f"--coordinator must be HOST:PORT, got {address!r}")
+        if not 0 <= rank < number:
+            raise ValueError(f"--process-id must lie in 0 … {number - 1} of {number}, got {rank}")
+        how = {"cluster_detection_method": "deactivate", "coordinator_bind_address": address}
+        _wait_for(host, int(port), rank, machines.timeout)
+    elif (address, number, rank) != (None, None, None):
+        given = {"--coordinator": address, "--processes": number, "--process-id": rank}
+        missing = ", ".join(name for name, value in given.items() if value is None)
+        raise ValueError(f"--distributed needs {missing} too")
+    try:
+        jax.distributed.initialize(
+            address,
+            number,
+            rank,
+            initialization_timeout=machines.timeout,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=2 * HEARTBEAT,
+            **how,
+        )
+    except (RuntimeError, ValueError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the processes did not meet within {machines.timeout} s ({said}): say --coordinator "
+            f"HOST:PORT, --processes and --process-id to each, or use a cluster that JAX knows"
+        ) from error
+
+
+def _told(value: int | None, variable: str) -> int | None:
+    found = os.environ.get(variable)
+    return value if value is not None or found is None else int(found)
+
+
+def _wait_for(host: str, port: int, rank: int, timeout: int) -> None:
+    """Wait until the first process can be reached; JAX itself would end the process if not."""
+    until = time.monotonic() + timeout
+    while rank:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"process 0 cannot be reached at {host}:{port} within {timeout} s "
+                    f"({error}): is it running, and is the address right?"
+                ) from error
+            time.sleep(0.1)
+
+
+def _run_all(number: int, command: Sequence[str]) -> int:
+    """Run a command as several processes that meet on the loopback; end all when one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxrnn.cli", *command, "--distributed"],
+            env=os.environ | where | {"JAX_PROCESS_ID": str(rank)},
+        )
+        for rank in range(number)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in started:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while None in (statuses := [process.poll() for process in started]) and not any(statuses):
+            time.sleep(0.05)
+        _wait_all(started, _LAST_WORDS)
+        return next((status for status in statuses if status), 0)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler)
+
+
+def _wait_all(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        time.sleep(0.05)
