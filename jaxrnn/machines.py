@@ -11,12 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
@@ -238,10 +239,13 @@ def _run_all(number: int, command: Sequence[str]) -> int:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    others = [tempfile.TemporaryFile("w+") for _ in range(1, number)]  # noqa: SIM115
+    said = [None, *others]  # the first says what it has to say itself
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "jaxrnn.cli", *command, "--distributed"],
             env=os.environ | where | {"JAX_PROCESS_ID": str(rank)},
+            stderr=said[rank],
         )
         for rank in range(number)
     ]
@@ -262,6 +266,17 @@ def _run_all(number: int, command: Sequence[str]) -> int:
             process.wait()
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
+        for file in others:
+            _repeat(file)
+
+
+def _repeat(said: IO[str]) -> None:
+    """Say what a process said, without what JAX adds when it loses the others."""
+    with said:
+        said.seek(0)
+        lines = said.readlines()
+    ours = [line for line in lines if line.startswith("jaxrnn: ")]
+    sys.stderr.writelines(ours or lines)
 
 
 def _wait_all(processes: Sequence[subprocess.Popen], seconds: float) -> None:

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     monkeypatch.chdir(tmp_path)
     truths = "we hold these truths to be self-evident, that all men are created equal\n"
     Path("my-text.txt").write_text(truths * 60)

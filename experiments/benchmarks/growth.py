@@ -18,11 +18,8 @@ how often each loop of the compiled program runs, and the time.
 
 import argparse
 import json
-import os
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +29,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxrnn
+from experiments.benchmarks.measure import slope, where
 
 
 class Group(NamedTuple):
@@ -66,11 +64,6 @@ OVER_H = [
 ]
 OVER_T = {"bptt": jaxrnn.gradients.bptt, "checkpointed_bptt": jaxrnn.gradients.checkpointed_bptt}
 MEASURES = ("flops", "bytes", "seconds")
-
-
-def slope(sizes: list[int], costs: Sequence[float]) -> float:
-    """Fit log cost over log size at the three largest sizes."""
-    return float(np.polyfit(np.log(sizes[-3:]), np.log(costs[-3:]), 1)[0])
 
 
 def ids_batch(size: int, batch_size: int, steps: int) -> jaxrnn.Batch:
@@ -121,7 +114,12 @@ def over_time(steps: list[int]) -> dict[str, dict]:
         ]
         temp = [cost.temp_bytes for cost in costs]
         flops = [cost.flops for cost in costs]
-        found[name] = {"T": steps, "bytes": temp, "flops": flops, "exponent": slope(steps, temp)}
+        found[name] = {
+            "T": steps,
+            "bytes": temp,
+            "flops": flops,
+            "exponent": slope(steps, temp),
+        }
     return found
 
 
@@ -205,13 +203,11 @@ def main() -> None:
         print(f"{name:24}{costs['exponent']:8.2f}")
     for name, figures in side_by_side.items():
         print(f"{name}: {1e3 * figures['seconds']:.1f} ms, loops of {figures['loops']}")
-    versions = {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")}
-    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     report = {
         "over_H": by_size,
         "over_T": by_time,
         "parallel": side_by_side,
-        "versions": versions | machine,
+        "versions": where(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "growth.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -11,17 +11,17 @@ set of the whole process, what is mapped from files included.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from pydoc_data import topics
 from tempfile import TemporaryDirectory
 
 import numpy as np
+
+from experiments.benchmarks import measure
 
 
 def write_text(file: Path, size: int, seed: int = 0) -> None:
@@ -71,10 +71,8 @@ def main() -> None:
     }
     for name, figure in figures.items():
         print(f"{name:<70} {figure}")
-    versions = {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")}
-    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     path = arguments.out / "large_text.json"
-    path.write_text(json.dumps(figures | {"versions": versions | machine}, indent=1) + "\n")
+    path.write_text(json.dumps(figures | {"versions": measure.where()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

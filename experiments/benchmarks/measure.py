@@ -3,12 +3,37 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
+
+import jaxrnn
+
+
+class Size(NamedTuple):
+    """O = I, H, T and B."""
+
+    O: int
+    H: int
+    T: int
+    B: int
+
+
+def problem(size: Size) -> tuple[jaxrnn.RNN, jaxrnn.Params, jaxrnn.Batch]:
+    """Draw a network of one layer and a batch of ids."""
+    rnn = jaxrnn.RNN(size.O, size.H, size.O)
+    ids = np.random.default_rng(0).integers(0, size.O, (size.B, size.T + 1), np.int32)
+    return rnn, rnn.init(jax.random.key(0)), jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
+
+
+def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Fit log cost over log size at the three largest sizes."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(costs[-3:]), 1)[0])
+
 
 REST = 0.005  # seconds between two turns, in which threads that still spin fall asleep
 

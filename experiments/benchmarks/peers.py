@@ -37,6 +37,23 @@ def rule(make: Callable[[RNN], jaxrnn.GradientAlgorithm]) -> Callable[..., Conte
     return contender
 
 
+def devices(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
+    """Run bptt on all devices, each with its rows: as `jaxrnn train --devices N` does."""
+    mesh, h = jaxrnn.make_mesh(), rnn.initial_state(len(batch.inputs))
+    if mesh.size == 1 or len(batch.inputs) % mesh.size:
+        return None
+
+    def put(tree, *axes):
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.device_put(jax.tree.map(jnp.asarray, tree), place)
+
+    (rows,) = mesh.axis_names
+    algorithm = jaxrnn.sharded(jaxrnn.gradients.bptt, rnn, mesh)
+    carry = algorithm.init(params, h)._replace(h=put(h, None, rows))
+    run = partial(jax.jit(algorithm.value_and_grad), put(params), carry, put(batch, rows))
+    return _until_ready(run), lambda result: (result[0][0], result[1])
+
+
 def scan(rnn: RNN, params: Params, batch: Batch) -> Contender:
     """Everything inside one `lax.scan`, and `jax.grad` through it."""
 
@@ -224,6 +241,7 @@ def numpy(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
 
 CONTENDERS: dict[str, Callable[..., Contender | None]] = {
     "bptt": rule(jaxrnn.gradients.bptt),
+    "bptt on devices": devices,
     "autodiff": rule(jaxrnn.gradients.autodiff),
     "jax.grad of a scan": scan,
     "Flax": flax,

@@ -14,14 +14,19 @@ back, and the four of the readout and the gradients, over all T·B. Each library
 and the fastest is the floor.
 
 A ratio is the median over the rounds of a contender's time over that of `bptt` in the same round.
+
+Each core is a CPU device, and all contenders but one run on the first, whose matrix products use
+all cores: XLA's threads are every device's. `bptt on devices` shares the rows out over them, as
+`jaxrnn train --devices` does. The second mean is over it where there are rows for all devices.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +34,9 @@ import numpy as np
 from jax import lax
 from matplotlib.figure import Figure
 
-import jaxrnn
 from experiments.benchmarks import measure
+from experiments.benchmarks.measure import Size
 from experiments.benchmarks.peers import CONTENDERS
-
-
-class Size(NamedTuple):
-    """O = I, H, T and B."""
-
-    O: int
-    H: int
-    T: int
-    B: int
-
 
 GRID = [
     Size(65, 100, 25, 1),
@@ -54,21 +49,15 @@ GRID = [
     Size(65, 128, 1000, 8),
     Size(65, 64, 200, 128),
 ]
-QUICK = [Size(7, 5, 4, 1), Size(7, 5, 4, 3)]
+QUICK = [Size(7, 5, 4, 1), Size(7, 5, 4, 4)]
 SAME = 1e-4  # norm-relative, between two gradients in float32
-FLOOR = "floor: "
-
-
-def problem(size: Size) -> tuple[jaxrnn.RNN, jaxrnn.Params, jaxrnn.Batch]:
-    """Draw a network and a batch of ids."""
-    rnn = jaxrnn.RNN(size.O, size.H, size.O)
-    ids = np.random.default_rng(0).integers(0, size.O, (size.B, size.T + 1), np.int32)
-    return rnn, rnn.init(jax.random.key(0)), jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
+FLOOR, OVER = "floor: ", "over the floor"
+ALL = "bptt on devices"
 
 
 def contenders(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield those that are installed and right, each with its call."""
-    rnn, params, batch = problem(size)
+    rnn, params, batch = measure.problem(size)
     reference = None
     for name, make in CONTENDERS.items():
         try:
@@ -147,61 +136,68 @@ def measured(size: Size, rounds: int) -> dict[str, Any]:
     seconds = measure.in_turns(runs, rounds)
     lowest = min((name for name in runs if name.startswith(FLOOR)),
                  key=lambda name: np.median(seconds[name]))  # fmt: skip
-    ours = seconds["bptt"]
-    return {
+    report = {
         "size": size._asdict(),
         "seconds": {name: float(np.median(found)) for name, found in seconds.items()},
-        "ratios": {
-            name: measure.ratio(found, ours)
-            for name, found in seconds.items()
-            if name != "bptt" and not name.startswith(FLOOR)
-        },
-        "floor": {
-            "library": lowest.removeprefix(FLOOR),
-            "over": measure.ratio(ours, seconds[lowest]),
-        },
+        "floor": lowest.removeprefix(FLOOR),
     }
+    for devices, name in (("one", "bptt"), ("all", ALL if ALL in seconds else "bptt")):
+        ours = seconds[name]
+        ratios = {
+            other: measure.ratio(theirs, ours)
+            for other, theirs in seconds.items()
+            if other != "bptt" and not other.startswith(FLOOR)
+        }
+        report[devices] = {"ratios": ratios, OVER: measure.ratio(ours, seconds[lowest])}
+    return report
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Write the ratios down, in Markdown."""
-    names = [name for name in CONTENDERS if any(name in row["ratios"] for row in rows)]
+    names = [name for name in CONTENDERS if any(name in row["one"]["ratios"] for row in rows)]
     lines = [
-        "| O, H, T, B | bptt, ms | " + " | ".join(names) + " | over the floor |",
+        f"| O, H, T, B | bptt, ms | {' | '.join(names)} | {OVER} |",
         "|---" * (len(names) + 3) + "|",
     ]
     for row in rows:
-        ratios = [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "" for name in names]
-        size = ", ".join(map(str, row["size"].values()))
-        floor = f"{row['floor']['over']:.2f} ({row['floor']['library']})"
-        cells = [size, f"{1e3 * row['seconds']['bptt']:.3g}", *ratios, floor]
+        size, ratios = ", ".join(map(str, row["size"].values())), row["one"]["ratios"]
+        shown = [f"{ratios[name]:.2f}" if name in ratios else "" for name in names]
+        floor = f"{row['one'][OVER]:.2f} ({row['floor']})"
+        cells = [size, f"{1e3 * row['seconds']['bptt']:.3g}", *shown, floor]
         lines.append(f"| {' | '.join(cells)} |")
-    means = [f"{mean:.2f}" for mean in summary(rows).values()]
-    lines.append(f"| geometric mean | | {' | '.join(means)} |")
+    for devices, what in (("one", "mean over bptt"), ("all", f"mean over {ALL}")):
+        means = summary(rows, devices)
+        shown = [f"{means[name]:.2f}" if name in means else "" for name in (*names, OVER)]
+        lines.append(f"| {what} | | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Average over the sizes at which a contender was timed."""
-    names = [name for name in CONTENDERS if any(name in row["ratios"] for row in rows)]
+def summary(rows: list[dict[str, Any]], devices: str) -> dict[str, float]:
+    """Average geometrically over the sizes at which a contender was timed."""
+    names = dict.fromkeys(name for row in rows for name in row[devices]["ratios"] if name != ALL)
+    every = [row[devices]["ratios"] for row in rows]
     means = {
-        name: measure.geometric_mean(r["ratios"][name] for r in rows if name in r["ratios"])
+        name: measure.geometric_mean(ratios[name] for ratios in every if name in ratios)
         for name in names
     }
-    return means | {"over the floor": measure.geometric_mean(r["floor"]["over"] for r in rows)}
+    gain = [row["one"]["ratios"][ALL] for row in rows if ALL in row["one"]["ratios"]]
+    if devices == "one" and gain:
+        means[ALL] = measure.geometric_mean(gain)
+    return means | {OVER: measure.geometric_mean(row[devices][OVER] for row in rows)}
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw every contender's time as a multiple of that of bptt, size by size."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots()
-    names = list(summary(rows))[:-1]
+    names = [name for name in CONTENDERS if any(name in row["one"]["ratios"] for row in rows)]
+    every = [row["one"]["ratios"] for row in rows]
     for i, name in enumerate(names):
-        there = [(n, row["ratios"][name]) for n, row in enumerate(rows) if name in row["ratios"]]
+        there = [(n, ratios[name]) for n, ratios in enumerate(every) if name in ratios]
         places, ratios = zip(*there, strict=True)
         places = np.array(places) + 0.08 * (i - len(names) / 2)
         axes.plot(places, ratios, "o", markersize=5, label=name)
-    floors = [1 / row["floor"]["over"] for row in rows]
+    floors = [1 / row["one"][OVER] for row in rows]
     axes.plot(range(len(rows)), floors, "_", color="black", markersize=40, label="matmuls alone")
     axes.axhline(1, color="black", linewidth=1)
     labels = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
@@ -220,13 +216,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="turns of each contender")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     rows = []
     for size in QUICK if arguments.quick else GRID:
         rows.append(measured(size, 1 if arguments.quick else arguments.rounds))
         print(f"\n{table(rows[-1:])}", flush=True)
     print(f"\n{table(rows)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report = {"rows": rows, "geometric means": summary(rows)}
+    means = {devices: summary(rows, devices) for devices in ("one", "all")}
+    report = {"rows": rows, "geometric means": means}
     report["versions"] = measure.where("flax", "dm-haiku", "equinox", "torch")
     (arguments.out / "step.json").write_text(json.dumps(report, indent=1) + "\n")
     plot(rows, arguments.out / "step.png")

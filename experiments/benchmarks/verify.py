@@ -7,14 +7,13 @@ Each cold start is a process of its own, timed from after JAX is imported and ha
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from experiments.benchmarks import measure
 
 COLD = """
 import json, time
@@ -66,10 +65,8 @@ def main():
         figures[f"{name}: later calls, ms"] = float(1e3 * np.median(seconds[:, 1:]))
     for name, figure in figures.items():
         print(f"{name:<32} {figure:.3g}")
-    versions = {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")}
-    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     path = arguments.out / "verify.json"
-    path.write_text(json.dumps(figures | {"versions": versions | machine}, indent=1) + "\n")
+    path.write_text(json.dumps(figures | {"versions": measure.where()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
