@@ -85,6 +85,8 @@ def set_up(machines: Machines) -> Mesh | None:
         what = "cores" if jax.default_backend() == "cpu" else "devices"
         raise ValueError(f"devices must lie in 1 … {here}, the {what} here, got {wanted}")
     if machines.distributed:
+        if wanted not in (None, here):
+            raise ValueError(f"devices must be all {here} that are here, with --distributed")
         return make_mesh()
     number = here if wanted is None else wanted
     return make_mesh(number) if number > 1 else None
