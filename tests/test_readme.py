@@ -1,6 +1,7 @@
 """What the README shows, runs; what it quotes, is what the experiments found."""
 
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -73,6 +74,13 @@ def test_the_backward_pass_of_the_readme_is_judged_as_it_says(tmp_path):
     right = run()
     assert right.returncode == 0
     assert all(float(line.split()[1]) < 1e-15 for line in right.stdout.splitlines()[1:6])
+
+
+def test_the_speed_is_quoted_as_it_came_out(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    step = importlib.import_module("experiments.benchmarks.step")
+    report = json.loads((ROOT / "experiments/benchmarks/step.json").read_text())
+    assert step.table(report["rows"]) in README
 
 
 def test_the_planted_bugs_are_quoted_as_they_came_out():

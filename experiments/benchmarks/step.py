@@ -198,7 +198,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         places = np.array(places) + 0.08 * (i - len(names) / 2)
         axes.plot(places, ratios, "o", markersize=5, label=name)
     floors = [1 / row["one"][OVER] for row in rows]
-    axes.plot(range(len(rows)), floors, "_", color="black", markersize=40, label="matmuls alone")
+    axes.plot(range(len(rows)), floors, "_", color="black", markersize=24, label="matmuls alone")
     axes.axhline(1, color="black", linewidth=1)
     labels = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
     axes.set_xticks(range(len(rows)), labels, fontsize=8)
