@@ -1,6 +1,6 @@
 """How much memory one gradient step takes: with T, with B, and with a large vocabulary.
 
-    python -m experiments.benchmarks.memory             about three minutes on two cores
+    python -m experiments.benchmarks.memory             about five minutes on two cores
     python -m experiments.benchmarks.memory --quick     tiny, and its numbers mean nothing
 
 The step is the loss and all gradients of one batch of ids, as the contenders of peers.py compute
