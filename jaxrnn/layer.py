@@ -28,8 +28,22 @@ class Cell(NamedTuple):
     b_h: Float[Array, " H"] | None
 
 
+class Trajectory(NamedTuple):
+    """All that has to be kept of a layer's forward pass: with its inputs, `tape` follows from it.
+
+    h_t, and z_t = φ(a_t), or None without a leak: then they are one and the same.
+    """
+
+    states: Inexact[Array, "*T B H"]
+    z: Inexact[Array, "*T B H"] | None
+
+    def gain(self, activation: str, leak: float) -> Inexact[Array, "*T B H"]:
+        """Compute g_t = leak φ'(a_t)."""
+        return leak * ACTIVATIONS[activation].slope(self.states if self.z is None else self.z)
+
+
 class Tape(NamedTuple):
-    """What a layer's forward pass leaves for its backward pass, step by step.
+    """What a layer's backward pass reads, step by step.
 
     `x_t` and `h_{t-1}` are what each weight saw; the gain is g_t = leak φ'(a_t).
     """
@@ -95,26 +109,43 @@ def forward(
     h: Inexact[Array, "B H"],
     activation: str,
     leak: float,
-) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "B H"], Tape]:
-    """Run the layer over T steps; return the states h_1 … h_T, h_T, and the tape.
+) -> tuple[Trajectory, Inexact[Array, "B H"]]:
+    """Run the layer over T steps; return its trajectory, and h_T.
 
     Complex numbers will do as well, for derivatives by a complex step.
     """
 
     def forward_step(h, drive_t):
         h, z = _advance(cell, drive_t, h, activation, leak)
-        return h, (h, None if leak == 1 else z)  # without a leak they are one and the same
+        return h, Trajectory(h, None if leak == 1 else z)
 
-    h_last, (states, z) = lax.scan(forward_step, h, project(cell, x))
-    gain = leak * ACTIVATIONS[activation].slope(states if z is None else z)
-    return states, h_last, Tape(x, jnp.concatenate([h[None], states[:-1]]), gain)
+    h_last, trajectory = lax.scan(forward_step, h, project(cell, x))
+    return trajectory, h_last
+
+
+def tape(
+    x: Inexact[Array, "T B I"] | Int[Array, "T B"],
+    h: Inexact[Array, "B H"],
+    trajectory: Trajectory,
+    activation: str,
+    leak: float,
+) -> Tape:
+    """Make the tape of a trajectory that began at h with inputs x."""
+    h_prev = jnp.concatenate([h[None], trajectory.states[:-1]])
+    return Tape(x, h_prev, trajectory.gain(activation, leak))
 
 
 def pull_back(
-    cell: Cell, gain: Float[Array, "*any H"], credit: Float[Array, "*any H"], leak: float
+    W_hh_T: Float[Array, "H H"],
+    gain: Float[Array, "*any H"],
+    credit: Float[Array, "*any H"],
+    leak: float,
 ) -> Float[Array, "*any H"]:
-    """Carry credit one step back in time: J_tᵀ λ_t = (1 - leak) λ_t + (g_t ⊙ λ_t) W_hhᵀ."""
-    pulled = (gain * credit) @ cell.W_hh.T
+    """Carry credit one step back in time: J_tᵀ λ_t = (1 - leak) λ_t + (g_t ⊙ λ_t) W_hhᵀ.
+
+    It takes W_hhᵀ, which a loop over the steps should transpose once, before it begins.
+    """
+    pulled = (gain * credit) @ W_hh_T
     return pulled if leak == 1 else (1 - leak) * credit + pulled
 
 
@@ -128,30 +159,35 @@ def push_forward(
 
 def back_substitute(
     cell: Cell,
-    tape: Tape,
+    trajectory: Trajectory,
     error: Float[Array, "T B H"],
     beyond: Float[Array, "B H"],
+    activation: str,
     leak: float,
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
     """Solve (I - 𝒥) λ = e from the last step to the first; O(T B H²).
 
     Args:
         cell: the layer's parameters.
-        tape: what its forward pass left.
+        trajectory: of its forward pass. The gain of a step is computed on the way: one array less
+            to write and to read.
         error: e_t, the part of dL/dh_t that does not come through h_{t+1}.
         beyond: the part of dL/dh_T that comes from beyond the last step.
+        activation: the layer's φ.
         leak: the layer's leak.
 
     Returns:
         δ_1 … δ_T, and dL/dh_0.
     """
+    W_hh_T = cell.W_hh.T
 
     def backward_step(pulled, step):
-        gain_t, error_t = step
+        now, error_t = step
+        gain = now.gain(activation, leak)
         credit = error_t + pulled  # dL/dh_t
-        return pull_back(cell, gain_t, credit, leak), gain_t * credit
+        return pull_back(W_hh_T, gain, credit, leak), gain * credit
 
-    d_h0, delta = lax.scan(backward_step, beyond, (tape.gain, error), reverse=True)
+    d_h0, delta = lax.scan(backward_step, beyond, (trajectory, error), reverse=True)
     return delta, d_h0
 
 
@@ -160,22 +196,22 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
 
     dW_xh = Σ x_tᵀ δ_t, dW_hh = Σ h_{t-1}ᵀ δ_t, db_h = Σ δ_t.
     """
+    d_rows = rows_of(delta)
     if is_ids(tape.x):
-        dW_xh = jnp.zeros_like(cell.W_xh).at[tape.x].add(delta)
+        dW_xh = jnp.zeros_like(cell.W_xh).at[tape.x.reshape(-1)].add(d_rows)
     else:
-        dW_xh = sum_outer(tape.x, delta)
-    dW_hh = sum_outer(tape.h_prev, delta)
-    return Cell(dW_xh, dW_hh, None if cell.b_h is None else delta.sum((0, 1)))
+        dW_xh = rows_of(tape.x).T @ d_rows
+    dW_hh = rows_of(tape.h_prev).T @ d_rows
+    return Cell(dW_xh, dW_hh, None if cell.b_h is None else d_rows.sum(0))
 
 
-def sum_outer(saw: Float[Array, "T B G"], delta: Float[Array, "T B H"]) -> Float[Array, "G H"]:
-    """Sum x_tᵀ δ_t over all steps, by one matmul over the rows of T·B.
+def rows_of(steps: Float[Array, "T B H"]) -> Float[Array, "T*B H"]:
+    """Lay the steps of all sequences out as rows, so that a sum over both is one of a matmul.
 
     Contracting T and B as two axes instead has XLA move both arrays first, or leaves it a loop of
     its own that adds row by row: slower, and in float32 less accurate.
     """
-    rows, deltas = (array.reshape(-1, array.shape[-1]) for array in (saw, delta))
-    return rows.T @ deltas
+    return steps.reshape(-1, steps.shape[-1])
 
 
 def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I"]:
@@ -184,21 +220,21 @@ def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I
 
 
 def _unroll(cell, x, h, activation, leak):
-    states, h_last, _ = forward(cell, x, h, activation, leak)
-    return states, h_last
+    trajectory, h_last = forward(cell, x, h, activation, leak)
+    return trajectory.states, h_last
 
 
 def _unroll_forward(cell, x, h, activation, leak):
-    states, h_last, tape = forward(cell, x, h, activation, leak)
-    return (states, h_last), (cell, tape)
+    trajectory, h_last = forward(cell, x, h, activation, leak)
+    return (trajectory.states, h_last), (cell, x, h, trajectory)
 
 
 def _unroll_backward(activation, leak, residuals, cotangents):
-    cell, tape = residuals
+    cell, x, h, trajectory = residuals
     error, beyond = cotangents
-    delta, d_h = back_substitute(cell, tape, error, beyond, leak)
-    d_x = None if is_ids(tape.x) else input_error(cell, delta)
-    return contract(cell, tape, delta), d_x, d_h
+    delta, d_h = back_substitute(cell, trajectory, error, beyond, activation, leak)
+    d_x = None if is_ids(x) else input_error(cell, delta)
+    return contract(cell, tape(x, h, trajectory, activation, leak), delta), d_x, d_h
 
 
 # The states and the last one, as from `forward`, with hand-written BPTT as the VJP.

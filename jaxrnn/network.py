@@ -5,20 +5,18 @@
 Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·), inside.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, Int, Integer, PRNGKeyArray
 
 from jaxrnn import checks, layer
 from jaxrnn.checks import AnyArray
-from jaxrnn.layer import ACTIVATIONS, Cell, Tape
+from jaxrnn.layer import ACTIVATIONS, Cell, Tape, Trajectory
 from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
 
 Initializer = Callable[..., Array]
@@ -57,6 +55,14 @@ class Batch(NamedTuple):
     inputs: Integer[Any, "*N B T"] | Float[Any, "*N B T I"]
     targets: Any
     mask: Bool[Any, "*N B T"] | Float[Any, "*N B T"] | None = None
+
+
+class Weighted(NamedTuple):
+    """A batch that has been checked, and each position's weight in the loss; see `weigh`."""
+
+    inputs: Inexact[Array, "*positions I"] | Int[Array, "*positions"]
+    targets: Array
+    weights: Inexact[Array, "*positions"]
 
 
 @dataclass(frozen=True, init=False)
@@ -226,38 +232,40 @@ class RNN:
     ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
         """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h."""
         inputs, h = check_inputs(self, params, inputs, h)
-        states, h_last, _ = forward(self, params.cells, inputs.swapaxes(0, 1), h)
-        return _outputs(params.readout, states).swapaxes(0, 1), h_last
+        trajectories, h_last = forward(self, params.cells, inputs.swapaxes(0, 1), h)
+        return _outputs(params.readout, trajectories[-1].states).swapaxes(0, 1), h_last
 
     def loss(
         self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch
     ) -> tuple[Inexact[Array, ""], Inexact[Array, "L B H"]]:
         """Compute the loss of a batch from the state h, and the last state; plain JAX."""
         batch, h = check_batch(self, params, batch, h)
-        batch = time_major(batch)
-        states, h_last, _ = forward(self, params.cells, batch.inputs, h)
-        losses = _loss(self).value(_outputs(params.readout, states), batch.targets)
-        return jnp.sum(position_weights(self, batch, losses.dtype) * losses), h_last
+        weighted = time_major(weigh(self, batch, h.dtype))
+        trajectories, h_last = forward(self, params.cells, weighted.inputs, h)
+        outputs = _outputs(params.readout, trajectories[-1].states)
+        losses = _loss(self).value(outputs, weighted.targets)
+        return jnp.sum(weighted.weights * losses), h_last
 
 
 def forward(
     rnn: RNN, cells: tuple[Cell, ...], x: Array, h: Inexact[Array, "L B H"]
-) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "L B H"], tuple[Tape, ...]]:
-    """Run the stack, time-major: the top layer's states, every layer's last state and tape."""
-    h_last, tapes = [], []
+) -> tuple[tuple[Trajectory, ...], Inexact[Array, "L B H"]]:
+    """Run the stack, time-major: every layer's trajectory, from the lowest, and last state."""
+    trajectories, h_last = [], []
     for cell, h_0 in zip(cells, h, strict=True):
-        x, last, tape = layer.forward(cell, x, h_0, rnn.activation, rnn.leak)
+        trajectory, last = layer.forward(cell, x, h_0, rnn.activation, rnn.leak)
+        trajectories.append(trajectory)
         h_last.append(last)
-        tapes.append(tape)
-    return x, jnp.stack(h_last), tuple(tapes)
+        x = trajectory.states
+    return tuple(trajectories), jnp.stack(h_last)
 
 
 class Errors(NamedTuple):
     """All that a backward pass starts from: one forward pass up to the errors; time-major.
 
     Attributes:
-        tapes: what each layer leaves for its backward pass.
-        states: h_t of the top layer.
+        trajectories: every layer's, from the lowest.
+        tapes: what each layer's backward pass reads.
         h_last: every layer's last state.
         outputs: y_t.
         losses: each position's share of the loss.
@@ -266,8 +274,8 @@ class Errors(NamedTuple):
         error: e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t at the top layer.
     """
 
+    trajectories: tuple[Trajectory, ...]
     tapes: tuple[Tape, ...]
-    states: Float[Array, "T B H"]
     h_last: Float[Array, "L B H"]
     outputs: Float[Array, "T B O"]
     losses: Float[Array, "T B"]
@@ -276,93 +284,55 @@ class Errors(NamedTuple):
     error: Float[Array, "T B H"]
 
 
-def errors(
-    rnn: RNN, params: Params, h: AnyArray, batch: Batch, total: Array | None = None
-) -> Errors:
-    """Run the network forward and the loss back to the top layer; raise as `check_batch` does.
-
-    `total` is what a mean divides by, for a batch that is a piece of another; see `total_weight`.
-    """
+def errors(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> Errors:
+    """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
     batch, h = check_batch(rnn, params, batch, h)
-    batch = time_major(batch)
-    states, h_last, tapes = forward(rnn, params.cells, batch.inputs, h)
-    weights = position_weights(rnn, batch, states.dtype, total)
+    weighted = time_major(weigh(rnn, batch, h.dtype))
+    trajectories, _ = forward(rnn, params.cells, weighted.inputs, h)
+    return errors_along(rnn, params, h, weighted, trajectories)
 
-    def read(block):
-        states, targets, weights = block
-        outputs = _outputs(params.readout, states)
-        losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)
-        readout, error = _pull_back(params.readout, states, d_outputs)
-        return readout, (outputs, losses, d_outputs, error)
 
-    blocks = (states, batch.targets, weights)
-    readout, along = _in_blocks(read, blocks, _steps_at_once(rnn, states))
-    outputs, losses, d_outputs, error = along
-    return Errors(tapes, states, h_last, outputs, losses, d_outputs, readout, error)
+def errors_along(
+    rnn: RNN,
+    params: Params,
+    h: Float[Array, "L B H"],
+    batch: Weighted,
+    trajectories: tuple[Trajectory, ...],
+) -> Errors:
+    """Take the loss back to the top layer, where the network ran forward from h already."""
+    states = trajectories[-1].states
+    inputs = (batch.inputs, *(trajectory.states for trajectory in trajectories[:-1]))
+    tapes = tuple(
+        layer.tape(x, h_0, trajectory, rnn.activation, rnn.leak)
+        for x, h_0, trajectory in zip(inputs, h, trajectories, strict=True)
+    )
+    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+    readout, error = _pull_back(params.readout, states, d_outputs)
+    h_last = jnp.stack([trajectory.states[-1] for trajectory in trajectories])
+    return Errors(trajectories, tapes, h_last, outputs, losses, d_outputs, readout, error)
 
 
 def outputs_and_grad(
-    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Batch
+    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Weighted
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
-    outputs, weights = _outputs(readout, states), position_weights(rnn, batch, states.dtype)
-    return outputs, *_loss(rnn).value_and_grad(outputs, batch.targets, weights)
+    positions, saw = states.shape[:2], (states, batch.targets, batch.weights)
+    if not callable(rnn.loss_function):  # each position by itself: rows, as matmuls will take them
+        saw = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), saw)
+    rows, targets, weights = saw
+    outputs = _outputs(readout, rows)
+    losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)
+    shape = (*positions, outputs.shape[-1])
+    return outputs.reshape(shape), losses.reshape(positions), d_outputs.reshape(shape)
 
 
 def _pull_back(
     readout: Readout, states: Float[Array, "T B H"], d_outputs: Float[Array, "T B O"]
 ) -> tuple[Readout, Float[Array, "T B H"]]:
     """Carry dL/dy_t back through the readout: its gradient, and the error."""
-    grads = Readout(
-        layer.sum_outer(states, d_outputs),
-        None if readout.b_y is None else d_outputs.sum((0, 1)),
-    )
-    return grads, d_outputs @ readout.W_hy.T
-
-
-OUTPUTS_AT_ONCE = 2**21  # bytes: what a cache holds
-ROWS_AT_ONCE = 256  # of T·B at least, for a matmul to pay
-
-
-def _steps_at_once(rnn: RNN, states: Float[Array, "T B H"]) -> int:
-    """Choose over how many steps the readout and its loss are taken at once.
-
-    A network's own losses take each position by itself; somebody's function need not.
-    """
-    steps, batch_size, _ = states.shape
-    if callable(rnn.loss_function):
-        return steps
-    bytes_a_row = rnn.output_size * states.dtype.itemsize
-    rows = max(ROWS_AT_ONCE, OUTPUTS_AT_ONCE // bytes_a_row)
-    blocks = max(1, math.ceil(steps * batch_size / rows))
-    return math.ceil(steps / blocks)
-
-
-def _in_blocks(
-    function: Callable[[Any], tuple[Any, Any]], arrays: Any, length: int
-) -> tuple[Any, Any]:
-    """Apply a function to blocks of `length` steps, one after another; the last may be shorter.
-
-    Of what it returns, the first is summed over the blocks and the second put together along time.
-    """
-    steps = len(arrays[0])
-    if length == steps:
-        return function(arrays)
-    number = (steps - 1) // length  # of blocks but the last
-    cut = number * length
-    first = jax.tree.map(lambda leaf: leaf[:cut].reshape(number, length, *leaf.shape[1:]), arrays)
-
-    def add(total, block):
-        part, along = function(block)
-        return jax.tree.map(jnp.add, total, part), along
-
-    total, last = function(jax.tree.map(lambda leaf: leaf[cut:], arrays))
-    total, first = lax.scan(add, total, first)
-
-    def join(blocks, last):
-        return jnp.concatenate([blocks.reshape(cut, *last.shape[1:]), last])
-
-    return total, jax.tree.map(join, first, last)
+    rows, d_rows = layer.rows_of(states), layer.rows_of(d_outputs)
+    grads = Readout(rows.T @ d_rows, None if readout.b_y is None else d_rows.sum(0))
+    return grads, (d_rows @ readout.W_hy.T).reshape(states.shape)
 
 
 def by_name(tree: Any) -> dict[str, Any]:
@@ -371,7 +341,10 @@ def by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path).lstrip(".") or "array": leaf for path, leaf in leaves}
 
 
-def time_major(batch: Batch) -> Batch:
+B = TypeVar("B", Batch, Weighted)
+
+
+def time_major(batch: B) -> B:
     """Turn a batch's leading axes from (B, T) to (T, B), or back."""
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch)
 
@@ -396,20 +369,13 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def position_weights(
-    rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike, total: Array | None = None
-) -> Inexact[Array, "*positions"]:
+def weigh(rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike) -> Weighted:
     """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
     weights = jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
-    if rnn.reduction == "sum":
-        return weights
-    summed = weights.sum() if total is None else total
-    return weights / jnp.where(summed == 0, 1, summed)
-
-
-def total_weight(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
-    """Add up the positions' weights: what the mean of a batch divides by."""
-    return (jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask).sum()
+    if rnn.reduction == "mean":
+        total = weights.sum()
+        weights = weights / jnp.where(total == 0, 1, total)
+    return Weighted(batch.inputs, batch.targets, weights)
 
 
 # What a caller hands over is checked here, once, with its own names and both shapes.

@@ -42,7 +42,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
-from jaxrnn.network import RNN, Batch, Params, check_batch, position_weights
+from jaxrnn.network import RNN, Batch, Params, check_batch, weigh
 
 ROWS = "rows"  # the mesh's axis
 
@@ -90,7 +90,7 @@ def sharded(
         batch, h = check_batch(rnn, params, batch, carry.h)
         batch_size = len(batch.inputs)
         check_divides(batch_size, mesh.size)
-        batch = batch._replace(mask=position_weights(rnn, batch, h.dtype))
+        batch = batch._replace(mask=weigh(rnn, batch, h.dtype).weights)
         of_carry = specs(lambda size: _carry_of(algorithm, rnn, params, size), batch_size, axis)
 
         def of_rows(params, carry, batch):

@@ -168,12 +168,12 @@ def _forward(passed: Errors) -> Trouble | None:
 def _backward(rnn: RNN, params: Params, passed: Errors) -> Trouble | None:
     """Search dL/dy_t, and δ_t from the highest layer down, by exact back-substitution."""
     arrays, error = {"dL/dy": passed.d_outputs}, passed.error
-    for i, (cell, tape) in reversed(list(enumerate(zip(params.cells, passed.tapes, strict=True)))):
+    layers = zip(params.cells, passed.trajectories, strict=True)
+    for i, (cell, trajectory) in reversed(list(enumerate(layers))):
         beyond = jnp.zeros_like(error[0])
-        arrays[f"deltas of layer {i}"], _ = layer.back_substitute(
-            cell, tape, error, beyond, rnn.leak
-        )
-        error = layer.input_error(cell, arrays[f"deltas of layer {i}"])
+        delta, _ = layer.back_substitute(cell, trajectory, error, beyond, rnn.activation, rnn.leak)
+        arrays[f"deltas of layer {i}"] = delta
+        error = layer.input_error(cell, delta)
     found = _first(BACKWARD, arrays, backward=True)
     if found is None:
         return None

@@ -76,7 +76,7 @@ def walkthrough(
     dh_next, dh = [jnp.zeros_like(tape.gain[0])], []
     for gain_t, error_t in zip(tape.gain[::-1], found.error[::-1], strict=True):
         dh.append(error_t + dh_next[-1])
-        dh_next.append(layer.pull_back(cell, gain_t, dh[-1], rnn.leak))
+        dh_next.append(layer.pull_back(cell.W_hh.T, gain_t, dh[-1], rnn.leak))
     *dh_next, dh_0 = dh_next
     dh_next, dh = jnp.stack(dh_next[::-1]), jnp.stack(dh[::-1])
     dh_raw = tape.gain * dh
@@ -87,7 +87,7 @@ def walkthrough(
         params=params,
         x=x[:, 0],
         h_prev=tape.h_prev[:, 0],
-        h=found.states[:, 0],
+        h=found.trajectories[0].states[:, 0],
         y=found.outputs[:, 0],
         p=jax.nn.softmax(found.outputs[:, 0]),
         loss_t=found.losses[:, 0],

@@ -16,7 +16,7 @@ FLOORS = [
     {"network"},
     {"gradients.base", "data", "sample", "tasks", "checkpoint", "exchange"},
     {"folder"},
-    {"gradients.forward", "gradients.feedback", "gradients.series"},
+    {"gradients.forward", "gradients.feedback", "gradients.segments", "gradients.series"},
     {"gradients.*", "train", "walkthrough", "sharding"},
     {"gradients"},
     {"verification.compare", "verification.hand"},

@@ -275,11 +275,13 @@ def neighbours(outputs, targets):
     return jnp.square(outputs - jnp.roll(outputs, 1, axis=1) - targets).sum(-1)
 
 
+@pytest.mark.parametrize("rule", ["bptt", "checkpointed_bptt"])
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", neighbours])
-@pytest.mark.parametrize("length", [130, 128])  # of three blocks the last is shorter; two are equal
-def test_bptt_is_exact_where_the_readout_is_taken_in_blocks_of_steps(loss, length):
-    case = make_case(T=length, B=4, O=2000, ids=True, mask=True, reduction="mean", loss=loss)
-    (found, carry), grads = gradient(gradients.bptt(case.rnn), case)
+@pytest.mark.parametrize("length", [130, 128])  # of bptt's segments the last is shorter; or equal
+def test_backpropagation_in_segments_is_exact(rule, loss, length):
+    how = {"num_layers": 2, "leak": 0.7, "mask": True, "reduction": "mean", "loss": loss}
+    case = make_case(T=length, B=4, O=2000, ids=True, **how)
+    (found, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
     (expected, expected_carry), exact = gradient(algorithm_of("autodiff", case.rnn), case)
     assert_equal((found, carry.h, grads), (expected, expected_carry.h, exact))
 
@@ -299,13 +301,6 @@ def test_the_mean_over_all_signs_is_the_gradient(rule, network, monkeypatch):
     expected = gradient(algorithm_of("autodiff", case.rnn), case)[1]
     assert_equal(jax.tree.map(lambda leaf: leaf.mean(0), grads), expected)
     assert relative_error(jax.tree.map(lambda leaf: leaf[0], grads), expected) > 1e-2
-
-
-@pytest.mark.parametrize("steps", [13, 16])
-def test_checkpointed_bptt_is_exact_over_several_segments_and_a_shorter_last_one(steps):
-    case = make_case(**USUAL, T=steps)
-    by_hand = gradient(algorithm_of("checkpointed_bptt", case.rnn), case)[1]
-    assert_equal(by_hand, gradient(algorithm_of("autodiff", case.rnn), case)[1])
 
 
 @rules(exact=False)

@@ -2,24 +2,32 @@
 
     λ_t = e_t + J_{t+1}ᵀ λ_{t+1},        δ_t = g_t ⊙ λ_t
 
-solved by back-substitution, from the last step of the chunk to its first.
+solved by back-substitution, from the last step of the chunk to its first. Of the chunk only the
+states are kept. The rest is worked out a segment at a time that a cache can hold: an array of all
+steps is written to memory and read again, which at large T·B·H costs more than its arithmetic.
 """
 
-import jax.numpy as jnp
+import math
 
-from jaxrnn import layer
-from jaxrnn.gradients.base import GradientAlgorithm, backward, layer_by_layer, lift
+from jaxrnn.gradients.base import GradientAlgorithm
+from jaxrnn.gradients.segments import by_segments
 from jaxrnn.network import RNN
+
+ARRAY_OF_A_SEGMENT = 2**21  # bytes: what a cache holds a few of
+ROWS_OF_A_SEGMENT = 256  # of T·B at least, for a matmul to pay
 
 
 def bptt(rnn: RNN) -> GradientAlgorithm:
     """Backpropagate through time: the exact gradient of a chunk; O(T B H (I + H)) per layer.
 
-    T sequential steps of O(B H²), and one matmul over T·B for each weight. Between chunks only
-    the hidden state passes, so that a long sequence is truncated at the chunks' ends.
+    T sequential steps of O(B H²), and for each weight a matmul over the steps of a segment. Between
+    chunks only the hidden state passes, so that a long sequence is truncated at the chunks' ends.
     """
 
-    def deltas(cell, tape, error):
-        return layer.back_substitute(cell, tape, error, jnp.zeros_like(error[0]), rnn.leak)[0]
+    def length(steps, batch_size, itemsize):
+        bytes_a_row = itemsize * max(rnn.hidden_size, rnn.output_size)
+        rows = max(ROWS_OF_A_SEGMENT, ARRAY_OF_A_SEGMENT // bytes_a_row)
+        segments = max(1, math.ceil(steps * batch_size / rows))
+        return math.ceil(steps / segments)
 
-    return lift(rnn, layer_by_layer(backward(deltas)))
+    return by_segments(rnn, length, recompute=False)

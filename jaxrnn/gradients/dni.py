@@ -47,7 +47,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
             h = layer.step(cell, x[None], h_prev[None], rnn.activation, rnn.leak)[0]
             before, now = jnp.append(h_prev, 1), jnp.append(h, 1)
             credit = error_t + now @ A
-            off = before @ A - layer.pull_back(cell, gain, credit, rnn.leak)
+            off = before @ A - layer.pull_back(cell.W_hh.T, gain, credit, rnn.leak)
             rate = learning_rate / (before @ before)
             return A - rate * jnp.outer(before, off), gain * credit
 

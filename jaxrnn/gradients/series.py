@@ -26,7 +26,7 @@ def next_term(
 ) -> Term:
     """Take a term's credits one step back in time, and down through the layers from there."""
     pulled = [
-        _one_step_earlier(layer.pull_back(cell, tape.gain, credit, leak))
+        _one_step_earlier(layer.pull_back(cell.W_hh.T, tape.gain, credit, leak))
         for cell, tape, credit in zip(cells, tapes, credits, strict=True)
     ]
     return _down(cells, tapes, jnp.zeros_like(pulled[-1]), pulled)

@@ -120,9 +120,11 @@ def _singular_values(
     rnn: RNN, params: Params, h: Array, batch: Batch, lags: int
 ) -> Float[Array, "L K H"]:
     def of_layer(cell: Cell, tape: Tape):
+        W_hh_T = cell.W_hh.T
+
         def back(jacobian, gain_t):  # row i is d(h_T)_i/dh_t
             gain = jnp.broadcast_to(gain_t, jacobian.shape)
-            jacobian = layer.pull_back(cell, gain, jacobian, rnn.leak)
+            jacobian = layer.pull_back(W_hh_T, gain, jacobian, rnn.leak)
             return jacobian, jacobian
 
         same = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.layer import Cell
-from jaxrnn.network import RNN, Batch, Params, Readout, errors, outputs_and_grad, time_major
+from jaxrnn.network import (
+    RNN,
+    Batch,
+    Params,
+    Readout,
+    errors,
+    outputs_and_grad,
+    time_major,
+    weigh,
+)
 
 Steps = tuple[np.ndarray, ...]  # (T, B, H) for each layer
 
@@ -99,7 +108,8 @@ def run_forward(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Pass:
 
 @partial(jax.jit, static_argnames="rnn")
 def _loss_and_d_outputs(rnn: RNN, readout: Readout, states: jax.Array, batch: Batch) -> Any:
-    _, losses, d_outputs = outputs_and_grad(rnn, readout, states, time_major(batch))
+    weighted = time_major(weigh(rnn, batch, states.dtype))
+    _, losses, d_outputs = outputs_and_grad(rnn, readout, states, weighted)
     return losses.sum(), d_outputs
 
 

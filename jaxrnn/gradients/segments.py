@@ -1,0 +1,98 @@
+"""What the exact rules share that backpropagate a chunk in segments, from the last to the first.
+
+    λ_t = e_t + J_{t+1}ᵀ λ_{t+1},        δ_t = g_t ⊙ λ_t
+
+by back-substitution within a segment, where what λ sends back beyond its first step passes to the
+segment before. Of all that a backward pass works with, errors, gains, deltas and outputs, there is
+one segment's at a time. What there is of the whole chunk are the states, or only those before each
+segment, from which it runs forward once more.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn import layer
+from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory
+from jaxrnn.network import (
+    RNN,
+    Params,
+    as_state,
+    check_batch,
+    errors_along,
+    forward,
+    time_major,
+    weigh,
+)
+
+
+def by_segments(
+    rnn: RNN, length: Callable[[int, int, int], int], *, recompute: bool
+) -> GradientAlgorithm:
+    """Make an algorithm that backpropagates in segments; the last may be shorter.
+
+    With a loss of somebody's own, which may join positions, there is one segment.
+
+    Args:
+        rnn: the network.
+        length: (steps T, batch size B, bytes of a number) -> steps of a segment, 1 … T.
+        recompute: whether to keep only the state before each segment.
+    """
+
+    def init(params, h, key=None):
+        return Carry(as_state(params, h), ())
+
+    def value_and_grad(params, carry, batch):
+        check_memory(carry, ())
+        batch, h_0 = check_batch(rnn, params, batch, carry.h)
+        weighted = weigh(rnn, batch, h_0.dtype)
+        batch_size, steps = batch.inputs.shape[:2]
+        whole = callable(rnn.loss_function)
+        size = steps if whole else length(steps, batch_size, h_0.dtype.itemsize)
+        starts = jnp.arange(0, steps - size, size)  # of all segments but the last
+        start_of_last = len(starts) * size
+
+        def segment(start, size):
+            """Cut where needed: all segments together would be a copy of the batch."""
+            return time_major(
+                jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, 1), weighted)
+            )
+
+        def run(h, start):
+            trajectories, h_last = forward(rnn, params.cells, segment(start, size).inputs, h)
+            return h_last, (h, start, None if recompute else trajectories)
+
+        def back(beyond, h, piece, trajectories):
+            """Return the segment's loss and gradient, and dL/dh before it."""
+            found = errors_along(rnn, params, h, piece, trajectories)
+            error, cells, before = found.error, [], []
+            layers = zip(params.cells, found.tapes, trajectories, beyond, strict=True)
+            for cell, tape, trajectory, beyond_here in reversed(list(layers)):
+                delta, d_h = layer.back_substitute(
+                    cell, trajectory, error, beyond_here, rnn.activation, rnn.leak
+                )
+                error = layer.input_error(cell, delta)
+                cells.append(layer.contract(cell, tape, delta))
+                before.append(d_h)
+            grads = Params(tuple(reversed(cells)), found.readout)
+            return (found.losses.sum(), grads), jnp.stack(before[::-1])
+
+        def go_back(carry, passed):
+            so_far, beyond = carry
+            h, start, trajectories = passed
+            piece = segment(start, size)
+            if trajectories is None:
+                trajectories, _ = forward(rnn, params.cells, piece.inputs, h)
+            part, beyond = back(beyond, h, piece, trajectories)
+            return (jax.tree.map(jnp.add, so_far, part), beyond), None
+
+        h, passed = lax.scan(run, h_0, starts)
+        piece = segment(start_of_last, steps - start_of_last)
+        trajectories, h_last = forward(rnn, params.cells, piece.inputs, h)
+        end = back(jnp.zeros_like(h), h, piece, trajectories)
+        ((loss, grads), _), _ = lax.scan(go_back, end, passed, reverse=True)
+        return (loss, Carry(h_last, ())), grads
+
+    return GradientAlgorithm(init, value_and_grad)
