@@ -86,11 +86,19 @@ def make_train_step(
         (loss, carry), grads = algorithm.value_and_grad(state.params, state.carry, batch)
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads, params))]
-        metrics = Metrics(loss, optax.tree.norm(grads), jnp.stack(finite).all())
+        finite = jnp.isfinite(jnp.stack(list(map(_sum, jax.tree.leaves((loss, grads, params))))))
+        metrics = Metrics(loss, optax.tree.norm(grads), finite.all())
         return TrainState(params, opt_state, carry, state.step + 1, state.key), metrics
 
     return step
+
+
+def _sum(leaf: Array) -> Array:
+    """Add up: as finite as every element is, and sooner told than by a look at each.
+
+    Only where all are finite and their sum is not, is it wrong: and those are past all use.
+    """
+    return leaf.sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def make_train_loop(
