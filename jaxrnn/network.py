@@ -369,13 +369,27 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def weigh(rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike) -> Weighted:
-    """Weigh each position: by the mask, over the mask's sum for a mean (0 if nothing counts)."""
-    weights = jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
+def weigh(
+    rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike, total: Array | None = None
+) -> Weighted:
+    """Weigh each position by the mask, over the `total_weight` for a mean.
+
+    A batch that is a piece of another takes the total of that.
+    """
+    weights = _mask(batch, dtype)
     if rnn.reduction == "mean":
-        total = weights.sum()
-        weights = weights / jnp.where(total == 0, 1, total)
+        total = total_weight(batch, dtype) if total is None else total
+        weights = weights / jnp.where(total == 0, 1, total)  # 0 if nothing counts
     return Weighted(batch.inputs, batch.targets, weights)
+
+
+def total_weight(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
+    """Add up the mask: what the mean of a batch divides by."""
+    return _mask(batch, dtype).sum()
+
+
+def _mask(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
+    return jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
 
 
 # What a caller hands over is checked here, once, with its own names and both shapes.

@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    groups, steps, long, rounds = OVER_H, [2**n for n in range(8, 19, 2)], 16384, 7
+    groups, steps, long, rounds = OVER_H, [2**n for n in range(8, 23, 2)], 16384, 7
     if arguments.quick:
         groups = [Group(2, (2, 3, 4), {"rtrl": jaxrnn.gradients.rtrl})]
         steps, long, rounds = [16, 64, 256], 64, 1

@@ -24,6 +24,7 @@ from jaxrnn.network import (
     errors_along,
     forward,
     time_major,
+    total_weight,
     weigh,
 )
 
@@ -47,7 +48,7 @@ def by_segments(
     def value_and_grad(params, carry, batch):
         check_memory(carry, ())
         batch, h_0 = check_batch(rnn, params, batch, carry.h)
-        weighted = weigh(rnn, batch, h_0.dtype)
+        total = total_weight(batch, h_0.dtype)
         batch_size, steps = batch.inputs.shape[:2]
         whole = callable(rnn.loss_function)
         size = steps if whole else length(steps, batch_size, h_0.dtype.itemsize)
@@ -56,9 +57,10 @@ def by_segments(
 
         def segment(start, size):
             """Cut where needed: all segments together would be a copy of the batch."""
-            return time_major(
-                jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, 1), weighted)
+            piece = jax.tree.map(
+                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), batch
             )
+            return time_major(weigh(rnn, piece, h_0.dtype, total))
 
         def run(h, start):
             trajectories, h_last = forward(rnn, params.cells, segment(start, size).inputs, h)
