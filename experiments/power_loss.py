@@ -123,14 +123,14 @@ def kill(folder: Path, number: int, kind: tuple[str, bool], whole: Any, share: f
     }
 
 
-def damage(folder: Path, flips: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Damage the newest checkpoint in many ways; each time the one before it must be found."""
+def damage(folder: Path, every: int, flips: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Cut the newest checkpoint off, or change a byte; each time the one before must be found."""
     copy = folder / "damaged"
     if error := ended(child(copy, False, hidden_size=64, steps=60)):
         raise RuntimeError(error)
     *_, before, newest = checkpoints(copy)
     content = newest.read_bytes()
-    changes = [content[:length] for length in range(0, len(content), 64)]
+    changes = [content[:length] for length in range(0, len(content), every)]
     for _ in range(flips):
         changed = bytearray(content)
         changed[rng.integers(len(content))] ^= rng.integers(1, 256)
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
     arguments = parser.parse_args()
-    number, flips = (3, 20) if arguments.quick else (arguments.kills, 2000)
+    number, every, flips = (3, 2048, 20) if arguments.quick else (arguments.kills, 64, 2000)
     packages = ("jax", "jaxlib", "jaxrnn", "numpy", "optax", "safetensors")
     versions = {package: version(package) for package in packages}
     rng = np.random.default_rng(arguments.seed)
@@ -242,7 +242,7 @@ def main() -> None:
             kills.append(each)
             if not each["same bytes"] or len(kills) % 20 == 0 or len(kinds) < 20:
                 print(f"{len(kills):>4} {each}", flush=True)
-        damages = damage(folder, flips, rng)
+        damages = damage(folder, every, flips, rng)
         full = full_disk(folder, whole["bptt", False][0])
     same = sum(k["same bytes"] for k in kills)
     print(f"a good checkpoint after every kill, the same bytes after {same} of {len(kills)}")

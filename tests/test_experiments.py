@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+QUICKLY = {"OPENBLAS_NUM_THREADS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "MPLBACKEND": "Agg"}
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.stem)
@@ -17,7 +18,7 @@ def test_an_experiment_runs_quickly_and_leaves_its_results(script, tmp_path):
         [sys.executable, "-W", "error", script, "--quick", "--out", tmp_path],
         capture_output=True,
         text=True,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+        env=os.environ | QUICKLY,
         check=False,
     )
     assert result.returncode == 0, result.stderr
