@@ -206,7 +206,7 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
 
 
 def rows_of(steps: Float[Array, "T B H"]) -> Float[Array, "T*B H"]:
-    """Lay the steps of all sequences out as rows, so that a sum over both is one of a matmul.
+    """Lay the steps of all sequences out as rows: a sum over T and B is then one of a matmul.
 
     Contracting T and B as two axes instead has XLA move both arrays first, or leaves it a loop of
     its own that adds row by row: slower, and in float32 less accurate.

@@ -316,11 +316,11 @@ def outputs_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Weighted
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
-    positions, saw = states.shape[:2], (states, batch.targets, batch.weights)
-    if not callable(rnn.loss_function):  # each position by itself: rows, as matmuls will take them
-        saw = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), saw)
-    rows, targets, weights = saw
-    outputs = _outputs(readout, rows)
+    positions, arrays = states.shape[:2], (states, batch.targets, batch.weights)
+    if not callable(rnn.loss_function):  # each position by itself: rows, as the matmuls take them
+        arrays = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), arrays)
+    states, targets, weights = arrays
+    outputs = _outputs(readout, states)
     losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)
     shape = (*positions, outputs.shape[-1])
     return outputs.reshape(shape), losses.reshape(positions), d_outputs.reshape(shape)
@@ -341,10 +341,10 @@ def by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path).lstrip(".") or "array": leaf for path, leaf in leaves}
 
 
-B = TypeVar("B", Batch, Weighted)
+AnyBatch = TypeVar("AnyBatch", Batch, Weighted)
 
 
-def time_major(batch: B) -> B:
+def time_major(batch: AnyBatch) -> AnyBatch:
     """Turn a batch's leading axes from (B, T) to (T, B), or back."""
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch)
 

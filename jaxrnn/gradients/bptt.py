@@ -3,8 +3,8 @@
     λ_t = e_t + J_{t+1}ᵀ λ_{t+1},        δ_t = g_t ⊙ λ_t
 
 solved by back-substitution, from the last step of the chunk to its first. Of the chunk only the
-states are kept. The rest is worked out a segment at a time that a cache can hold: an array of all
-steps is written to memory and read again, which at large T·B·H costs more than its arithmetic.
+states are kept. The rest is worked out a segment at a time that a cache can hold: where an array of
+all steps is large, to write it to memory and read it again takes up to a third of the whole.
 """
 
 import math
