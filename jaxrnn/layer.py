@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int, Shaped
 
 
 class Cell(NamedTuple):
@@ -198,20 +198,20 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
     """
     d_rows = rows_of(delta)
     if is_ids(tape.x):
-        dW_xh = jnp.zeros_like(cell.W_xh).at[tape.x.reshape(-1)].add(d_rows)
+        dW_xh = jnp.zeros_like(cell.W_xh).at[rows_of(tape.x)].add(d_rows)
     else:
         dW_xh = rows_of(tape.x).T @ d_rows
     dW_hh = rows_of(tape.h_prev).T @ d_rows
     return Cell(dW_xh, dW_hh, None if cell.b_h is None else d_rows.sum(0))
 
 
-def rows_of(steps: Float[Array, "T B H"]) -> Float[Array, "T*B H"]:
+def rows_of(steps: Shaped[Array, "T B *any"]) -> Shaped[Array, "T*B *any"]:
     """Lay the steps of all sequences out as rows: a sum over T and B is then one of a matmul.
 
     Contracting T and B as two axes instead has XLA move both arrays first, or leaves it a loop of
     its own that adds row by row: slower, and in float32 less accurate.
     """
-    return steps.reshape(-1, steps.shape[-1])
+    return steps.reshape(-1, *steps.shape[2:])
 
 
 def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I"]:

@@ -260,6 +260,26 @@ def forward(
     return tuple(trajectories), jnp.stack(h_last)
 
 
+def back_substitute(
+    rnn: RNN,
+    cells: tuple[Cell, ...],
+    trajectories: tuple[Trajectory, ...],
+    error: Float[Array, "T B H"],
+    beyond: Float[Array, "L B H"],
+) -> tuple[tuple[Float[Array, "T B H"], ...], Float[Array, "L B H"]]:
+    """Run the stack backward, from errors at the top layer: every layer's δ_t, and dL/dh_0.
+
+    `beyond` is the part of dL/dh_T that comes from beyond the last step.
+    """
+    deltas, d_h0 = [], []
+    for cell, trajectory, after in reversed(list(zip(cells, trajectories, beyond, strict=True))):
+        delta, d_h = layer.back_substitute(cell, trajectory, error, after, rnn.activation, rnn.leak)
+        deltas.append(delta)
+        d_h0.append(d_h)
+        error = layer.input_error(cell, delta)
+    return tuple(deltas[::-1]), jnp.stack(d_h0[::-1])
+
+
 class Errors(NamedTuple):
     """All that a backward pass starts from: one forward pass up to the errors; time-major.
 
@@ -318,7 +338,7 @@ def outputs_and_grad(
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
     positions, arrays = states.shape[:2], (states, batch.targets, batch.weights)
     if not callable(rnn.loss_function):  # each position by itself: rows, as the matmuls take them
-        arrays = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), arrays)
+        arrays = jax.tree.map(layer.rows_of, arrays)
     states, targets, weights = arrays
     outputs = _outputs(readout, states)
     losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)

@@ -17,10 +17,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jaxrnn import layer
 from jaxrnn.checks import AnyArray
 from jaxrnn.gradients.base import GradientAlgorithm
-from jaxrnn.network import RNN, Batch, Errors, Params, by_name, check_batch, errors, time_major
+from jaxrnn.network import (
+    RNN,
+    Batch,
+    Errors,
+    Params,
+    back_substitute,
+    by_name,
+    check_batch,
+    errors,
+    time_major,
+)
 from jaxrnn.train import TrainState, make_train_step
 from jaxrnn.verification import GradientFlow, gradient_flow
 from jaxrnn.verification.lags import affordable_lags
@@ -157,8 +166,8 @@ def _largest(array: Array) -> float:
 def _forward(passed: Errors) -> Trouble | None:
     """Search h_t from the lowest layer up, y_t and ℓ_t, and then the loss."""
     arrays = {
-        f"states of layer {i}": jnp.concatenate([tape.h_prev[1:], h_last[None]])
-        for i, (tape, h_last) in enumerate(zip(passed.tapes, passed.h_last, strict=True))
+        f"states of layer {i}": trajectory.states
+        for i, trajectory in enumerate(passed.trajectories)
     }
     found = _first(FORWARD, arrays | {"outputs": passed.outputs, "losses": passed.losses})
     overflows = found is None and not jnp.isfinite(passed.losses.sum())
@@ -167,13 +176,10 @@ def _forward(passed: Errors) -> Trouble | None:
 
 def _backward(rnn: RNN, params: Params, passed: Errors) -> Trouble | None:
     """Search dL/dy_t, and δ_t from the highest layer down, by exact back-substitution."""
-    arrays, error = {"dL/dy": passed.d_outputs}, passed.error
-    layers = zip(params.cells, passed.trajectories, strict=True)
-    for i, (cell, trajectory) in reversed(list(enumerate(layers))):
-        beyond = jnp.zeros_like(error[0])
-        delta, _ = layer.back_substitute(cell, trajectory, error, beyond, rnn.activation, rnn.leak)
-        arrays[f"deltas of layer {i}"] = delta
-        error = layer.input_error(cell, delta)
+    beyond = jnp.zeros_like(passed.h_last)
+    deltas, _ = back_substitute(rnn, params.cells, passed.trajectories, passed.error, beyond)
+    arrays = {"dL/dy": passed.d_outputs}
+    arrays |= {f"deltas of layer {i}": delta for i, delta in reversed(list(enumerate(deltas)))}
     found = _first(BACKWARD, arrays, backward=True)
     if found is None:
         return None

@@ -5,15 +5,12 @@ It differentiates the plain `lax.scan`, not the hand-written VJP of `RNN.unroll`
 
 import jax
 
-from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory
-from jaxrnn.network import RNN, as_state
+from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory, without_memory
+from jaxrnn.network import RNN
 
 
 def autodiff(rnn: RNN) -> GradientAlgorithm:
     """Differentiate by `jax.value_and_grad` of `rnn.loss`; O(T B H (I + H)) per layer."""
-
-    def init(params, h, key=None):
-        return Carry(as_state(params, h), ())
 
     def value_and_grad(params, carry, batch):
         check_memory(carry, ())
@@ -21,4 +18,4 @@ def autodiff(rnn: RNN) -> GradientAlgorithm:
         (loss, h_last), grads = loss_and_grad(params, carry.h, batch)
         return (loss, Carry(h_last, ())), grads
 
-    return GradientAlgorithm(init, value_and_grad)
+    return GradientAlgorithm(without_memory, value_and_grad)

@@ -141,6 +141,13 @@ def backward(deltas: Callable[[Cell, Tape, Array], Array]) -> LayerRule:
     return LayerRule(lambda cell, h, key: (), grads)
 
 
+def without_memory(
+    params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
+) -> Carry:
+    """Make the carry of a rule that passes on the hidden state and no more: its `init`."""
+    return Carry(as_state(params, h), ())
+
+
 def check_memory(carry: Carry, expected: Memory) -> None:
     """Refuse the memory of another rule, network or batch size; `expected` has its shapes."""
     remedy = "start with algorithm.init(params, h, key=key)"

@@ -27,7 +27,7 @@ def bptt(rnn: RNN) -> GradientAlgorithm:
     def length(steps, batch_size, itemsize):
         bytes_a_row = itemsize * max(rnn.hidden_size, rnn.output_size)
         rows = max(ROWS_OF_A_SEGMENT, ARRAY_OF_A_SEGMENT // bytes_a_row)
-        segments = max(1, math.ceil(steps * batch_size / rows))
+        segments = math.ceil(steps * batch_size / rows)
         return math.ceil(steps / segments)
 
     return by_segments(rnn, length, recompute=False)

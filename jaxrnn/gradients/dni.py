@@ -42,12 +42,14 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
         return jnp.zeros((batch_size, hidden_size + 1, hidden_size), cell.W_hh.dtype)
 
     def grads(cell, memory, tape, error):
+        W_hh_T = cell.W_hh.T
+
         def one_row(A, tape_t, error_t):
             x, h_prev, gain = tape_t
             h = layer.step(cell, x[None], h_prev[None], rnn.activation, rnn.leak)[0]
             before, now = jnp.append(h_prev, 1), jnp.append(h, 1)
             credit = error_t + now @ A
-            off = before @ A - layer.pull_back(cell.W_hh.T, gain, credit, rnn.leak)
+            off = before @ A - layer.pull_back(W_hh_T, gain, credit, rnn.leak)
             rate = learning_rate / (before @ before)
             return A - rate * jnp.outer(before, off), gain * credit
 

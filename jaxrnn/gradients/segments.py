@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import layer
-from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory
+from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory, without_memory
 from jaxrnn.network import (
     RNN,
     Params,
-    as_state,
+    back_substitute,
     check_batch,
     errors_along,
     forward,
@@ -42,9 +42,6 @@ def by_segments(
         recompute: whether to keep only the state before each segment.
     """
 
-    def init(params, h, key=None):
-        return Carry(as_state(params, h), ())
-
     def value_and_grad(params, carry, batch):
         check_memory(carry, ())
         batch, h_0 = check_batch(rnn, params, batch, carry.h)
@@ -64,37 +61,29 @@ def by_segments(
 
         def run(h, start):
             trajectories, h_last = forward(rnn, params.cells, segment(start, size).inputs, h)
-            return h_last, (h, start, None if recompute else trajectories)
+            return h_last, (h, None if recompute else trajectories)
 
         def back(beyond, h, piece, trajectories):
             """Return the segment's loss and gradient, and dL/dh before it."""
             found = errors_along(rnn, params, h, piece, trajectories)
-            error, cells, before = found.error, [], []
-            layers = zip(params.cells, found.tapes, trajectories, beyond, strict=True)
-            for cell, tape, trajectory, beyond_here in reversed(list(layers)):
-                delta, d_h = layer.back_substitute(
-                    cell, trajectory, error, beyond_here, rnn.activation, rnn.leak
-                )
-                error = layer.input_error(cell, delta)
-                cells.append(layer.contract(cell, tape, delta))
-                before.append(d_h)
-            grads = Params(tuple(reversed(cells)), found.readout)
-            return (found.losses.sum(), grads), jnp.stack(before[::-1])
+            deltas, before = back_substitute(rnn, params.cells, trajectories, found.error, beyond)
+            cells = tuple(map(layer.contract, params.cells, found.tapes, deltas))
+            return (found.losses.sum(), Params(cells, found.readout)), before
 
         def go_back(carry, passed):
             so_far, beyond = carry
-            h, start, trajectories = passed
+            start, (h, trajectories) = passed
             piece = segment(start, size)
             if trajectories is None:
                 trajectories, _ = forward(rnn, params.cells, piece.inputs, h)
             part, beyond = back(beyond, h, piece, trajectories)
             return (jax.tree.map(jnp.add, so_far, part), beyond), None
 
-        h, passed = lax.scan(run, h_0, starts)
+        h, kept = lax.scan(run, h_0, starts)
         piece = segment(start_of_last, steps - start_of_last)
         trajectories, h_last = forward(rnn, params.cells, piece.inputs, h)
         end = back(jnp.zeros_like(h), h, piece, trajectories)
-        ((loss, grads), _), _ = lax.scan(go_back, end, passed, reverse=True)
+        ((loss, grads), _), _ = lax.scan(go_back, end, (starts, kept), reverse=True)
         return (loss, Carry(h_last, ())), grads
 
-    return GradientAlgorithm(init, value_and_grad)
+    return GradientAlgorithm(without_memory, value_and_grad)

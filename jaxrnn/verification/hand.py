@@ -83,12 +83,12 @@ RIGHT = Pieces()
 @partial(jax.jit, static_argnames="rnn")
 def _run(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Any:
     found = errors(rnn, params, h, batch)
-    return found.tapes, found.h_last, found.d_outputs
+    return found.tapes, found.trajectories, found.d_outputs
 
 
 def run_forward(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Pass:
     """Run the network forward, and its loss back to the outputs."""
-    tapes, h_last, d_outputs = jax.tree.map(np.asarray, _run(rnn, params, h, batch))
+    tapes, trajectories, d_outputs = jax.tree.map(np.asarray, _run(rnn, params, h, batch))
     params, batch = jax.tree.map(np.asarray, (params, batch))
     return Pass(
         rnn=rnn,
@@ -96,10 +96,7 @@ def run_forward(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Pass:
         batch=batch,
         x=tuple(tape.x for tape in tapes),
         h_prev=tuple(tape.h_prev for tape in tapes),
-        h=tuple(
-            np.concatenate([tape.h_prev[1:], last[None]])
-            for tape, last in zip(tapes, h_last, strict=True)
-        ),
+        h=tuple(trajectory.states for trajectory in trajectories),
         gain=tuple(tape.gain for tape in tapes),
         d_outputs=d_outputs,
         error=d_outputs @ params.readout.W_hy.T,
