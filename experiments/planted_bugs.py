@@ -296,7 +296,7 @@ def draw(rng, *, B=None, T=None):
         "activation": str(rng.choice(list(PHI))),
         "leak": float(rng.choice([1.0, 0.6])),
         "use_bias": bool(rng.random() < 0.8),
-        "loss": loss,
+        "loss_function": loss,
         "reduction": str(rng.choice(["mean", "sum"])),
         "recurrent_init": jax.nn.initializers.orthogonal(float(rng.choice([0.7, 1.0, 1.3]))),
         "bias_init": jax.nn.initializers.normal(0.3),

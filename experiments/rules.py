@@ -119,7 +119,9 @@ def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
 
 def network(task: jaxrnn.tasks.Task, hidden_size: int, leak: float) -> jaxrnn.RNN:
     """Describe a network for a task."""
-    return jaxrnn.RNN(task.input_size, hidden_size, task.output_size, loss=task.loss, leak=leak)
+    return jaxrnn.RNN(
+        task.input_size, hidden_size, task.output_size, loss_function=task.loss, leak=leak
+    )
 
 
 def trained(

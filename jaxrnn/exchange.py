@@ -65,7 +65,7 @@ def from_torch(
         rnn_state: the RNN's `state_dict()`, tensors on the CPU or arrays; its biases are added.
         linear_state: the Linear's.
         activation: the RNN's nonlinearity, "tanh" or "relu".
-        **network: further arguments of `RNN`, such as loss.
+        **network: further arguments of `RNN`, such as loss_function.
 
     Raises:
         ValueError: if an array is missing, has no place or does not fit, or they are of another
@@ -137,7 +137,7 @@ def from_flax(
             which is not in them, must have been False.
         readout: the Dense's.
         activation: the cells' activation_fn, by its name in `RNN`.
-        **network: further arguments of `RNN`, such as loss.
+        **network: further arguments of `RNN`, such as loss_function.
 
     Raises:
         ValueError: if an array is missing, has no place or does not fit.
@@ -185,7 +185,7 @@ def from_columns(
     Args:
         columns: a dict of them, or the .npz that `np.load` opens.
         activation: "tanh", unless the loop was changed.
-        **network: further arguments of `RNN`, such as loss.
+        **network: further arguments of `RNN`, such as loss_function.
 
     Raises:
         ValueError: if an array is missing, has no place or does not fit.

@@ -5,8 +5,8 @@
 Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·), inside.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -21,9 +21,24 @@ from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
 
 Initializer = Callable[..., Array]
 
-LECUN_NORMAL = jax.nn.initializers.lecun_normal()
-ORTHOGONAL = jax.nn.initializers.orthogonal()
 ZEROS = jax.nn.initializers.zeros
+
+
+# Functions of a module, and not the closures that JAX makes, so that a network can be pickled.
+
+
+def lecun_normal(
+    key: PRNGKeyArray, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None
+) -> Array:
+    """Draw from a truncated normal distribution of variance 1 / fan-in (LeCun et al. 1998)."""
+    return jax.nn.initializers.lecun_normal()(key, shape, dtype)
+
+
+def orthogonal(
+    key: PRNGKeyArray, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None
+) -> Array:
+    """Draw a random orthogonal matrix (Saxe, McClelland & Ganguli 2014)."""
+    return jax.nn.initializers.orthogonal()(key, shape, dtype)
 
 
 class Readout(NamedTuple):
@@ -65,7 +80,7 @@ class Weighted(NamedTuple):
     weights: Inexact[Array, "*positions"]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class RNN:
     """A vanilla (Elman) RNN: what it is, without an array in it; frozen and hashable.
 
@@ -83,8 +98,8 @@ class RNN:
         activation: φ, one of "tanh", "relu", "sigmoid", "identity".
         leak: in (0, 1]; 1 is the vanilla network.
         use_bias: whether there are b_h and b_y.
-        loss: "softmax_cross_entropy" (nats), "squared_error" (Σ_o (y - target)²), or a function
-            (outputs (B, T, O), targets) -> one loss a position (B, T).
+        loss_function: "softmax_cross_entropy" (nats), "squared_error" (Σ_o (y - target)²), or a
+            function (outputs (B, T, O), targets) -> one loss a position (B, T).
         reduction: "mean" over the positions, each weighted by the mask, or their "sum".
         input_init: initialiser of W_xh, as in `jax.nn.initializers`.
         recurrent_init: initialiser of W_hh.
@@ -106,59 +121,34 @@ class RNN:
     input_size: int
     hidden_size: int
     output_size: int
-    num_layers: int
-    activation: str
-    leak: float
-    use_bias: bool
-    loss_function: str | LossFunction
-    reduction: str
-    input_init: Initializer
-    recurrent_init: Initializer
-    readout_init: Initializer
-    bias_init: Initializer
+    _: KW_ONLY
+    num_layers: int = 1
+    activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
+    leak: float = 1.0
+    use_bias: bool = True
+    loss_function: str | LossFunction = "softmax_cross_entropy"
+    reduction: Literal["mean", "sum"] = "mean"
+    input_init: Initializer = lecun_normal
+    recurrent_init: Initializer = orthogonal
+    readout_init: Initializer = lecun_normal
+    bias_init: Initializer = ZEROS
 
-    # Written out because `loss` is an argument here and, as the contract has it, a method below.
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        output_size: int,
-        *,
-        num_layers: int = 1,
-        activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh",
-        leak: float = 1.0,
-        use_bias: bool = True,
-        loss: str | LossFunction = "softmax_cross_entropy",
-        reduction: Literal["mean", "sum"] = "mean",
-        input_init: Initializer = LECUN_NORMAL,
-        recurrent_init: Initializer = ORTHOGONAL,
-        readout_init: Initializer = LECUN_NORMAL,
-        bias_init: Initializer = ZEROS,
-    ):
-        vars(self).update(
-            input_size=input_size,
-            hidden_size=hidden_size,
-            output_size=output_size,
-            num_layers=num_layers,
-            activation=activation,
-            leak=float(leak),
-            use_bias=use_bias,
-            loss_function=loss,
-            reduction=reduction,
-            input_init=input_init,
-            recurrent_init=recurrent_init,
-            readout_init=readout_init,
-            bias_init=bias_init,
-        )
+    def __post_init__(self):
         for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-            checks.whole(name, getattr(self, name), 1)
-        if not 0 < leak <= 1:
-            raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {leak}")
-        checks.one_of("activation", activation, ACTIVATIONS)
-        checks.one_of("reduction", reduction, ("mean", "sum"))
-        if not callable(loss):
+            size = getattr(self, name)
+            checks.whole(name, size, 1)
+            object.__setattr__(self, name, int(size))  # a NumPy integer would overflow later
+        if not 0 < self.leak <= 1:
+            raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {self.leak}")
+        object.__setattr__(self, "leak", float(self.leak))
+        checks.one_of("activation", self.activation, ACTIVATIONS)
+        checks.one_of("reduction", self.reduction, ("mean", "sum"))
+        if not callable(self.loss_function):
             checks.one_of(
-                "loss", loss, LOSSES, " or a function (outputs, targets) -> per-position loss"
+                "loss_function",
+                self.loss_function,
+                LOSSES,
+                " or a function (outputs, targets) -> per-position loss",
             )
 
     def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -21,13 +21,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxrnn import checks, gradients
 from jaxrnn.gradients import GradientAlgorithm
-from jaxrnn.network import LECUN_NORMAL, ORTHOGONAL, RNN, Initializer
+from jaxrnn.network import RNN, Initializer, lecun_normal, orthogonal
 from jaxrnn.text import Level
 from jaxrnn.train import adagrad, sgd
-
-_UNIFORM = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/√fan_in
-_SMALL_NORMAL = jax.nn.initializers.normal(0.01)
-_NORMAL = jax.nn.initializers.normal(1.0)
 
 Init = Literal["default", "uniform", "small-normal", "normal"]
 RULES = {  # what is exported under the name of its own file
@@ -41,15 +37,30 @@ else:
     Algorithm = Literal[tuple(RULES)]
 
 
+def _uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw uniformly from ±1 / √fan-in."""
+    return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+def _small_normal(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw from a normal distribution of standard deviation 0.01."""
+    return jax.nn.initializers.normal(0.01)(key, shape, dtype)
+
+
+def _normal(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw from the standard normal distribution."""
+    return jax.nn.initializers.normal(1.0)(key, shape, dtype)
+
+
 def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
     return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
 
 
 INITIALIZERS: dict[Init, dict[str, Any]] = {
-    "default": _weights(LECUN_NORMAL, ORTHOGONAL),
-    "uniform": _weights(_UNIFORM, _UNIFORM),
-    "small-normal": _weights(_SMALL_NORMAL, _SMALL_NORMAL),
-    "normal": _weights(_NORMAL, _NORMAL),
+    "default": _weights(lecun_normal, orthogonal),
+    "uniform": _weights(_uniform, _uniform),
+    "small-normal": _weights(_small_normal, _small_normal),
+    "normal": _weights(_normal, _normal),
 }
 
 SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; a factor, 1 at first

@@ -30,8 +30,8 @@ where T b is below about speed / bandwidth (operations over bytes a second): 100
 process, and fewer processes with more cores each.
 """
 
-import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -85,7 +85,7 @@ def sharded(
     """
     mesh = make_mesh() if mesh is None else mesh
     (axis,) = mesh.axis_names
-    algorithm = rule(_summing(rnn))
+    algorithm = rule(replace(rnn, reduction="sum"))  # the weights are divided by the total already
 
     def value_and_grad(
         params: Params, carry: Carry, batch: Batch
@@ -224,10 +224,3 @@ def specs(make: Callable[[int], Any], batch_size: int, axis: str = ROWS) -> Any:
 def _carry_of(algorithm: GradientAlgorithm, rnn: RNN, params: Params, batch_size: int) -> Carry:
     h = rnn.initial_state(batch_size, params.readout.W_hy.dtype)
     return algorithm.init(params, h, key=jax.random.key(0))  # any, for the shapes
-
-
-def _summing(rnn: RNN) -> RNN:
-    """Take a network's mean for a sum, of positions that are weighed as the mean weighs them."""
-    other = copy.copy(rnn)
-    vars(other).update(reduction="sum")
-    return other

@@ -33,7 +33,7 @@ class Task(NamedTuple):
 
     >>> import jax, jaxrnn.tasks
     >>> task = jaxrnn.tasks.add()
-    >>> rnn = jaxrnn.RNN(task.input_size, 32, task.output_size, loss=task.loss)
+    >>> rnn = jaxrnn.RNN(task.input_size, 32, task.output_size, loss_function=task.loss)
     >>> task.draw(jax.random.key(0), batch_size=3, length=20).inputs.shape
     (3, 20, 2)
     >>> {name: round(loss, 4) for name, loss in task.floors.items()}

@@ -93,7 +93,7 @@ def prepare(options: Options) -> Trial:
         activation=options.activation,
         leak=options.leak,
         use_bias=options.use_bias,
-        loss=options.loss,
+        loss_function=options.loss,
         reduction=options.reduction,
         bias_init=jax.nn.initializers.normal(0.1),
         **INITIALIZERS[options.init],

@@ -34,7 +34,7 @@ def compare():
     """Compare the rules, and in another network one that works backward and one forward."""
     mesh, errors = jaxrnn.make_mesh(), {}
     masked = {"ids": True, "mask": True, "reduction": "mean"}
-    other = {"num_layers": 2, "leak": 0.7, "loss": "squared_error"}
+    other = {"num_layers": 2, "leak": 0.7, "loss_function": "squared_error"}
     cases = [(name, name, masked) for name in RULES]
     cases += [(f"{name}, stacked", name, other) for name in ("bptt", "uoro")]
     for what, name, network in cases:

@@ -93,7 +93,7 @@ def test_the_step_follows_the_scale_of_each_element(scale, size):
 
 
 def test_a_complex_step_refuses_a_loss_that_is_not_analytic():
-    case = make_case(loss=lambda y, target: jnp.abs(y - target).sum(-1))
+    case = make_case(loss_function=lambda y, target: jnp.abs(y - target).sum(-1))
     with pytest.raises(ValueError, match="use finite_difference"):
         compared(case, gradients.bptt(case.rnn), jaxrnn.complex_step())
     assert compared(case, gradients.bptt(case.rnn), jaxrnn.finite_difference()).ok

@@ -514,7 +514,7 @@ def test_a_walkthrough_is_bptt(vector_walk):
 @pytest.mark.parametrize("leak", [1.0, 0.4])
 def test_a_walkthrough_adds_up(leak):
     """Features, a leak: each quantity is what its name says of the others."""
-    rnn = jaxrnn.RNN(3, 4, 2, leak=leak, loss="squared_error", reduction="sum")
+    rnn = jaxrnn.RNN(3, 4, 2, leak=leak, loss_function="squared_error", reduction="sum")
     params = rnn.init(jax.random.key(0))
     inputs, targets = (jax.random.normal(jax.random.key(1), (1, 5, n)) for n in (3, 2))
     walk = jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(inputs, targets))

@@ -245,10 +245,13 @@ EDGES = [
     {"num_layers": 3, "leak": 0.6, "ids": True},
     {"use_bias": False, "reduction": "mean"},
     {"use_bias": False, "num_layers": 2, "ids": True},
-    {"loss": "squared_error", "mask": True, "reduction": "mean", "leak": 0.2},
-    {"loss": lambda y, target: jnp.log(jnp.cosh(y - target)).mean(-1), "reduction": "mean"},
-    {"B": 1, "I": 1, "loss": "squared_error"},
-    {"H": 1, "B": 1, "I": 1, "O": 1, "loss": "squared_error"},
+    {"loss_function": "squared_error", "mask": True, "reduction": "mean", "leak": 0.2},
+    {
+        "loss_function": lambda y, target: jnp.log(jnp.cosh(y - target)).mean(-1),
+        "reduction": "mean",
+    },
+    {"B": 1, "I": 1, "loss_function": "squared_error"},
+    {"H": 1, "B": 1, "I": 1, "O": 1, "loss_function": "squared_error"},
     {"T": 2, "B": 2, "H": 2, "num_layers": 2},
     {"T": 2, "H": 1, "ids": True},
     {"T": 1, "leak": 0.5},
@@ -279,7 +282,7 @@ def neighbours(outputs, targets):
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", neighbours])
 @pytest.mark.parametrize("length", [130, 128])  # of bptt's segments the last is shorter; or equal
 def test_backpropagation_in_segments_is_exact(rule, loss, length):
-    how = {"num_layers": 2, "leak": 0.7, "mask": True, "reduction": "mean", "loss": loss}
+    how = {"num_layers": 2, "leak": 0.7, "mask": True, "reduction": "mean", "loss_function": loss}
     case = make_case(T=length, B=4, O=2000, ids=True, **how)
     (found, carry), grads = gradient(algorithm_of(rule, case.rnn), case)
     (expected, expected_carry), exact = gradient(algorithm_of("autodiff", case.rnn), case)
@@ -399,7 +402,7 @@ def test_the_outputs_of_a_large_vocabulary_are_never_all_held(full_optimisation)
 
 @pytest.mark.parametrize(("rule", "exponent"), [("bptt", 1), ("checkpointed_bptt", 1 / 2)])
 def test_memory_grows_with_this_power_of_the_steps(rule, exponent):
-    sizes = {"H": 16, "I": 1, "O": 1, "loss": "squared_error"}
+    sizes = {"H": 16, "I": 1, "O": 1, "loss_function": "squared_error"}
     short, long = (held(rule, T=steps, **sizes) for steps in (2**10, 2**14))
     assert np.log2(long / short) / 4 == pytest.approx(exponent, abs=0.1)
 
@@ -412,7 +415,9 @@ def test_memory_grows_with_this_power_of_the_steps(rule, exponent):
     ],
 )
 def test_memory_grows_with_this_power_of_the_units(rule, exponent):
-    few, many = (held(rule, H=units, T=2, I=1, O=1, loss="squared_error") for units in (64, 128))
+    few, many = (
+        held(rule, H=units, T=2, I=1, O=1, loss_function="squared_error") for units in (64, 128)
+    )
     assert np.log2(many / few) == pytest.approx(exponent, abs=0.2)
 
 

@@ -9,7 +9,7 @@ MISTAKES = {
     "jaxrnn.RNN(5, 2.5, 2)": "hidden_size must be a whole number of at least 1, got 2.5",
     "jaxrnn.RNN(5, 4, 2, activation='gelu')": "activation must be one of tanh, relu, sigmoid",
     "jaxrnn.RNN(5, 4, 2, reduction='max')": "reduction must be one of mean, sum, got 'max'",
-    "jaxrnn.RNN(5, 4, 2, loss='hinge')": "loss must be one of softmax_cross_entropy, squared",
+    "jaxrnn.RNN(5, 4, 2, loss_function='hinge')": "loss_function must be one of softmax",
     "jaxrnn.gradients.truncated_bptt(rnn, -1)": "window must be a whole number of at least 0, got",
     "jaxrnn.gradients.truncated_bptt(rnn, 2.0)": "window must be a whole number of at least 0, got",
     "jaxrnn.gradients.rtrl(large).init(big, large.initial_state(9))": "influence of a layer (B=9",
@@ -105,7 +105,8 @@ from jaxrnn import Options, options, tasks
 from jaxrnn.run import prepare
 key = jax.random.key(0)
 rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
-square, custom = jaxrnn.RNN(2, 4, 2), jaxrnn.RNN(5, 4, 2, loss=lambda y, target: (y**2).sum())
+square = jaxrnn.RNN(2, 4, 2)
+custom = jaxrnn.RNN(5, 4, 2, loss_function=lambda y, target: (y**2).sum())
 params, other = rnn.init(key), square.init(key)
 cell, h = params.cells[0], rnn.initial_state(3)
 x, ids = jnp.ones((3, 6, 5)), np.zeros((3, 6), int)

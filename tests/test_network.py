@@ -55,7 +55,7 @@ def losses_in_numpy(rnn, outputs, targets):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("mask", [False, True])
 def test_loss_is_the_masked_mean_or_sum(loss, reduction, mask):
-    rnn, params, h, batch = make_case(loss=loss, reduction=reduction, mask=mask)
+    rnn, params, h, batch = make_case(loss_function=loss, reduction=reduction, mask=mask)
     outputs, h_last = forward_in_numpy(rnn, params, batch.inputs, h)
     losses = losses_in_numpy(rnn, outputs, batch.targets)
     weights = np.ones_like(losses) if batch.mask is None else np.asarray(batch.mask)
@@ -78,7 +78,7 @@ def test_a_custom_loss_sees_batch_first_arrays():
         seen.append((outputs.shape, targets.shape))
         return jnp.square(outputs - targets).sum(-1) * jnp.arange(outputs.shape[1])  # late counts
 
-    rnn, params, h, batch = make_case(loss=loss)
+    rnn, params, h, batch = make_case(loss_function=loss)
     outputs, h_last = forward_in_numpy(rnn, params, batch.inputs, h)
     expected = (((outputs - batch.targets) ** 2).sum(-1) * np.arange(6)).sum()
     assert_equal(rnn.loss(params, h, batch), (expected, h_last))
@@ -88,7 +88,7 @@ def test_a_custom_loss_sees_batch_first_arrays():
 @pytest.mark.parametrize("rule", ["autodiff", "bptt"])
 def test_a_custom_loss_in_another_dtype_does_not_change_that_of_the_gradient(rule):
     loss = lambda y, target: jnp.square(y - target).sum(-1).astype(jnp.float64)  # noqa: E731
-    case = make_case(loss=loss, dtype=jnp.float32)
+    case = make_case(loss_function=loss, dtype=jnp.float32)
     wide = case.batch._replace(targets=np.asarray(case.batch.targets, np.float64))
     algorithm = getattr(jaxrnn.gradients, rule)(case.rnn)
     (value, _), grads = gradient(algorithm, case._replace(batch=wide))
@@ -96,7 +96,7 @@ def test_a_custom_loss_in_another_dtype_does_not_change_that_of_the_gradient(rul
 
 
 def test_a_masked_target_may_be_anything():
-    rnn, params, h, batch = make_case(loss="squared_error", mask=True)
+    rnn, params, h, batch = make_case(loss_function="squared_error", mask=True)
     mask = np.asarray(batch.mask)
     holes = batch._replace(targets=jnp.where(mask[..., None] == 0, jnp.nan, batch.targets))
     assert (mask == 0).any()
@@ -218,7 +218,10 @@ def test_unroll_uses_its_hand_written_backward_pass():
         ({"num_layers": 0}, "num_layers must be a whole number of at least 1, got 0"),
         ({"leak": 0.0}, "leak must be above 0 and at most 1 .* got 0.0"),
         ({"leak": 1.5}, "leak must be above 0 and at most 1 .* got 1.5"),
-        ({"loss": "hinge"}, "loss must be one of softmax_cross_entropy, squared_error"),
+        (
+            {"loss_function": "hinge"},
+            "loss_function must be one of softmax_cross_entropy, squared_error",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(network, message):

@@ -511,7 +511,7 @@ def test_dni_is_bptt_and_learns_no_more_where_its_forecast_is_the_truth():
 
     Nothing is left beyond the last of 60 steps: W halves a state.
     """
-    case = make_case(T=60, activation="identity", use_bias=False, loss="squared_error")
+    case = make_case(T=60, activation="identity", use_bias=False, loss_function="squared_error")
     case = with_recurrent(case, 0.5 * case.params.cells[0].W_hh)
     case = case._replace(batch=jax.tree.map(jnp.zeros_like, case.batch))
     W, W_hy = case.params.cells[0].W_hh, case.params.readout.W_hy

@@ -62,7 +62,7 @@ def test_draws_are_the_same_under_jit_and_vmap_and_another_for_another_key(name)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_network_of_the_task_reads_its_batches(name):
     task, length = TASKS[name]
-    rnn = jaxrnn.RNN(task.input_size, 3, task.output_size, loss=task.loss)
+    rnn = jaxrnn.RNN(task.input_size, 3, task.output_size, loss_function=task.loss)
     batch = drawn(task, 4, length)
     loss = jax.jit(lambda batch: rnn.loss(rnn.init(KEY), rnn.initial_state(4), batch)[0])
     assert np.isfinite(loss(batch))
@@ -80,7 +80,7 @@ def test_floors_go_from_the_worst_to_the_best(name):
 
 
 def test_networks_of_two_equal_tasks_are_equal_and_compile_once():
-    one, other = (jaxrnn.RNN(2, 3, 2, loss=tasks.add().loss) for _ in range(2))
+    one, other = (jaxrnn.RNN(2, 3, 2, loss_function=tasks.add().loss) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
 
@@ -240,7 +240,7 @@ def test_soft_cross_entropy_of_one_hot_targets_is_the_cross_entropy():
 
 def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
     task = tasks.add(1, 2)
-    rnn = jaxrnn.RNN(task.input_size, 8, task.output_size, loss=task.loss)
+    rnn = jaxrnn.RNN(task.input_size, 8, task.output_size, loss_function=task.loss)
     algorithm, optimizer = jaxrnn.gradients.bptt(rnn), optax.adam(0.03)
     algorithm = jaxrnn.gradients.stateless(algorithm)
     state = jaxrnn.init_train_state(

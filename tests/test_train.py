@@ -192,7 +192,9 @@ def with_one_infinite_element(algorithm):
 
 
 def test_a_gradient_whose_square_overflows_is_finite_all_the_same():
-    case = make_case(reduction="mean", dtype=jnp.float32, loss=lambda y, target: 1e25 * y.sum(-1))
+    case = make_case(
+        reduction="mean", dtype=jnp.float32, loss_function=lambda y, target: 1e25 * y.sum(-1)
+    )
     algorithm, optimizer = gradients.bptt(case.rnn), jaxrnn.sgd(clip=1.0)
     _, metrics = jaxrnn.make_train_step(algorithm, optimizer)(
         state_of(case, algorithm, optimizer), case.batch

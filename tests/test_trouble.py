@@ -95,7 +95,9 @@ def test_an_overflow_in_the_forward_pass_is_found_where_it_is(
     activation, factors, readout, expected
 ):
     loss = "squared_error" if expected == "losses" else "softmax_cross_entropy"
-    case = make_case(T=9, num_layers=2, activation=activation, loss=loss, dtype=jnp.float32)
+    case = make_case(
+        T=9, num_layers=2, activation=activation, loss_function=loss, dtype=jnp.float32
+    )
     case = scaled(case, **factors)
     W_hy = case.params.readout.W_hy * jnp.float32(readout)
     case = case._replace(
@@ -204,7 +206,7 @@ def test_an_influence_that_overflows_is_told_as_the_rules_memory():
 )
 def test_an_update_that_overflows_is_the_optimisers(rule, network, leaf):
     """Its first leaf is named, and a rule is not blamed for what it does not compute."""
-    case = silent_case(loss=steep, **network)
+    case = silent_case(loss_function=steep, **network)
     algorithm = rule(case.rnn)
     found = diagnose(case, algorithm, optax.sgd(1e38))
     _, grads = algorithm.value_and_grad(
@@ -238,7 +240,7 @@ def test_a_state_that_is_not_finite_before_the_step_is_named(name):
 
 @pytest.mark.parametrize("name", ["inputs", "targets"])
 def test_data_that_are_not_finite_are_found_and_masked_targets_are_not(name):
-    case = make_case(loss="squared_error", mask=True, dtype=jnp.float32)
+    case = make_case(loss_function="squared_error", mask=True, dtype=jnp.float32)
     mask = jnp.ones((3, 6)).at[:, 2].set(0)
     data = getattr(case.batch, name).at[0, 2].set(jnp.nan).at[1, 4, 1].set(jnp.inf)
     case = case._replace(batch=case.batch._replace(mask=mask, **{name: data}))

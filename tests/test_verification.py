@@ -116,7 +116,7 @@ def test_what_is_not_finite_is_counted_and_never_right():
 
 def test_a_right_gradient_of_great_size_is_right():
     """1e200 squared is no float64, and no reason to accuse anybody."""
-    case = make_case(loss=lambda y, target: 1e200 * jnp.square(y - target).sum(-1))
+    case = make_case(loss_function=lambda y, target: 1e200 * jnp.square(y - target).sum(-1))
     report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
     assert report.ok
     assert report.worst.error <= 1e-12

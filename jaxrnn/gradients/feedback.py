@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxrnn.gradients.base import Memory, StackRule, check_key
-from jaxrnn.network import LECUN_NORMAL, RNN
+from jaxrnn.network import RNN, lecun_normal
 
 
 class Feedback(NamedTuple):
@@ -25,7 +25,7 @@ def random_feedback(rnn: RNN, rule: StackRule) -> StackRule:
     def init(cells, h, key):
         feedback_key, rule_key = jax.random.split(check_key(key))
         shape, dtype = (rnn.hidden_size, rnn.output_size), cells[-1].W_hh.dtype
-        return Feedback(LECUN_NORMAL(feedback_key, shape, dtype).T, rule.init(cells, h, rule_key))
+        return Feedback(lecun_normal(feedback_key, shape, dtype).T, rule.init(cells, h, rule_key))
 
     def grads(cells, memory, errors):
         errors = errors._replace(error=errors.d_outputs @ memory.matrix)
