@@ -6,12 +6,14 @@ from jaxrnn import gradients as gradients
 from jaxrnn import model as model
 from jaxrnn import run as run
 from jaxrnn import tasks as tasks
+from jaxrnn.checks import memory_limit as memory_limit
 from jaxrnn.comparison import Comparison as Comparison
 from jaxrnn.comparison import compare as compare
 from jaxrnn.costs import Cost as Cost
 from jaxrnn.costs import cost as cost
 from jaxrnn.gradients import Carry as Carry
 from jaxrnn.gradients import GradientAlgorithm as GradientAlgorithm
+from jaxrnn.gradients import reset as reset
 from jaxrnn.layer import Cell as Cell
 from jaxrnn.network import RNN as RNN
 from jaxrnn.network import Batch as Batch

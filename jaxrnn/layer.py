@@ -12,12 +12,17 @@ after the backward one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Inexact, Int, Shaped
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Inexact, Int, Shaped
+
+Tree = TypeVar("Tree")
 
 
 class Cell(NamedTuple):
@@ -29,28 +34,35 @@ class Cell(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """All that has to be kept of a layer's forward pass: with its inputs, `tape` follows from it.
+    """All that is kept of a layer's forward pass; `tape` computes the rest from it and the inputs.
 
-    h_t, and z_t = φ(a_t), or None without a leak: then they are one and the same.
+    Attributes:
+        states: h_t. At a step that is not valid the state stays as it was.
+        z: φ(a_t); None without a leak, where it is h_t.
+        valid: whether step t is within its sequence; None if every step is.
     """
 
     states: Inexact[Array, "*T B H"]
     z: Inexact[Array, "*T B H"] | None
+    valid: Bool[Array, "*T B"] | None = None
 
     def gain(self, activation: str, leak: float) -> Inexact[Array, "*T B H"]:
-        """Compute g_t = leak φ'(a_t)."""
-        return leak * ACTIVATIONS[activation].slope(self.states if self.z is None else self.z)
+        """Compute g_t = leak φ'(a_t); it is 0 at a step that is not valid."""
+        gain = leak * ACTIVATIONS[activation].slope(self.states if self.z is None else self.z)
+        return gain if self.valid is None else jnp.where(self.valid[..., None], gain, 0)
 
 
 class Tape(NamedTuple):
     """What a layer's backward pass reads, step by step.
 
-    `x_t` and `h_{t-1}` are what each weight saw; the gain is g_t = leak φ'(a_t).
+    `x_t` and `h_{t-1}` are what each weight saw; the gain is g_t = leak φ'(a_t). At a step that is
+    not valid the gain is 0, and a rule's memory of the row stays as it was.
     """
 
     x: Float[Array, "T B I"] | Int[Array, "T B"]
     h_prev: Float[Array, "T B H"]
     gain: Float[Array, "T B H"]
+    valid: Bool[Array, "T B"] | None = None
 
 
 class Activation(NamedTuple):
@@ -68,9 +80,17 @@ ACTIVATIONS = {
 }
 
 
-def is_ids(x: Array) -> bool:
+def is_ids(x: Array | np.ndarray) -> bool:
     """Say whether inputs are token ids (integers) rather than features (floats)."""
     return jnp.issubdtype(x.dtype, jnp.integer)
+
+
+def wide(dtype: jax.typing.DTypeLike) -> np.dtype:
+    """Return a dtype of at least 32 bits to count and add up in: float32 in place of float16.
+
+    float16 ends at 65,504, and bfloat16 counts no further than 256.
+    """
+    return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
 
 
 def project(cell: Cell, x: Array) -> Inexact[Array, "*batch H"]:
@@ -83,7 +103,21 @@ def project(cell: Cell, x: Array) -> Inexact[Array, "*batch H"]:
         rows = table[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     else:
         rows = x @ cell.W_xh
-    return rows if cell.b_h is None else rows + cell.b_h
+    return add_bias(rows, cell.b_h)
+
+
+def add_bias(
+    rows: Inexact[Array, "*batch N"], bias: Inexact[Array | np.ndarray, " N"] | None
+) -> Inexact[Array, "*batch N"]:
+    """Add a bias to rows, if there is one."""
+    return rows if bias is None else rows + across(bias, rows)
+
+
+def across(
+    vector: Shaped[Array | np.ndarray, " N"], rows: Shaped[Array, "*batch N"]
+) -> Shaped[Array, "... N"]:
+    """Give a vector the rank of the rows that it is combined with, for `numpy_rank_promotion`."""
+    return jnp.expand_dims(vector, range(rows.ndim - 1))
 
 
 def _advance(cell: Cell, drive: Array, h: Array, activation: str, leak: float):
@@ -109,17 +143,22 @@ def forward(
     h: Inexact[Array, "B H"],
     activation: str,
     leak: float,
+    valid: Bool[Array, "T B"] | None = None,
 ) -> tuple[Trajectory, Inexact[Array, "B H"]]:
     """Run the layer over T steps; return its trajectory, and h_T.
 
-    Complex numbers will do as well, for derivatives by a complex step.
+    Where a step is not valid the state of its row stays: h_t = h_{t-1}. Complex numbers are
+    accepted too, for derivatives by a complex step.
     """
 
-    def forward_step(h, drive_t):
-        h, z = _advance(cell, drive_t, h, activation, leak)
-        return h, Trajectory(h, None if leak == 1 else z)
+    def forward_step(h, step):
+        drive_t, valid_t = step
+        new, z = _advance(cell, drive_t, h, activation, leak)
+        h = new if valid_t is None else jnp.where(valid_t[:, None], new, h)
+        return h, Trajectory(h, None if leak == 1 else z, valid_t)
 
-    h_last, trajectory = lax.scan(forward_step, h, project(cell, x))
+    steps = (project(cell, x), valid)
+    h_last, trajectory = lax.scan(forward_step, varying_like(h, steps, cell), steps)
     return trajectory, h_last
 
 
@@ -130,9 +169,10 @@ def tape(
     activation: str,
     leak: float,
 ) -> Tape:
-    """Make the tape of a trajectory that began at h with inputs x."""
-    h_prev = jnp.concatenate([h[None], trajectory.states[:-1]])
-    return Tape(x, h_prev, trajectory.gain(activation, leak))
+    """Return the tape of a trajectory that began at h with inputs x."""
+    before = varying_like(h[None], trajectory)
+    h_prev = jnp.concatenate([before, trajectory.states[:-1]])
+    return Tape(x, h_prev, trajectory.gain(activation, leak), trajectory.valid)
 
 
 def pull_back(
@@ -153,7 +193,7 @@ def push_forward(
     cell: Cell, gain: Float[Array, " H"], change: Float[Array, "*any H"], leak: float
 ) -> Float[Array, "*any H"]:
     """Carry a change of one h_{t-1} to h_t: J_t ∂h = (1 - leak) ∂h + g_t ⊙ (∂h W_hh)."""
-    pushed = gain * (change @ cell.W_hh)
+    pushed = across(gain, change) * (change @ cell.W_hh)
     return pushed if leak == 1 else (1 - leak) * change + pushed
 
 
@@ -187,7 +227,8 @@ def back_substitute(
         credit = error_t + pulled  # dL/dh_t
         return pull_back(W_hh_T, gain, credit, leak), gain * credit
 
-    d_h0, delta = lax.scan(backward_step, beyond, (trajectory, error), reverse=True)
+    steps = (trajectory, error)
+    d_h0, delta = lax.scan(backward_step, varying_like(beyond, steps, cell), steps, reverse=True)
     return delta, d_h0
 
 
@@ -198,7 +239,9 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
     """
     d_rows = rows_of(delta)
     if is_ids(tape.x):
-        dW_xh = jnp.zeros_like(cell.W_xh).at[rows_of(tape.x)].add(d_rows)
+        dtype = wide(d_rows.dtype)  # rows are added one by one, which bfloat16 soon no longer feels
+        rows = jnp.zeros(cell.W_xh.shape, dtype).at[rows_of(tape.x)].add(d_rows.astype(dtype))
+        dW_xh = rows.astype(d_rows.dtype)
     else:
         dW_xh = rows_of(tape.x).T @ d_rows
     dW_hh = rows_of(tape.h_prev).T @ d_rows
@@ -219,24 +262,94 @@ def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I
     return delta @ cell.W_xh.T
 
 
-def _unroll(cell, x, h, activation, leak):
-    trajectory, h_last = forward(cell, x, h, activation, leak)
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def unroll(
+    cell: Cell,
+    x: Inexact[Array, "T B I"] | Int[Array, "T B"],
+    h: Inexact[Array, "B H"],
+    valid: Bool[Array, "T B"] | None,
+    activation: str,
+    leak: float,
+) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "B H"]]:
+    """Return the states and the last one, as from `forward`, with a derivative written by hand.
+
+    The tangents of the states, for those of the cell, the inputs and h_0, are
+
+        u_t = ẋ_t W_xh + x_t Ẇ_xh + h_{t-1} Ẇ_hh + ḃ_h        for all t at once
+        ḣ_t = (1 - leak) ḣ_{t-1} + g_t ⊙ (u_t + ḣ_{t-1} W_hh)
+
+    JAX transposes these two lines for reverse mode: the second becomes back-substitution and the
+    first one matmul for each weight, which is `jaxrnn.gradients.bptt` to the last bit. Forward
+    mode and higher derivatives follow from the same lines.
+    """
+    trajectory, h_last = forward(cell, x, h, activation, leak, valid)
     return trajectory.states, h_last
 
 
-def _unroll_forward(cell, x, h, activation, leak):
-    trajectory, h_last = forward(cell, x, h, activation, leak)
-    return (trajectory.states, h_last), (cell, x, h, trajectory)
+def _unroll_jvp(activation, leak, primals, tangents):
+    (cell, x, h, valid), (d_cell, d_x, d_h, _) = primals, tangents
+    trajectory, h_last = forward(cell, x, h, activation, leak, valid)
+    _, h_prev, gain, _ = tape(x, h, trajectory, activation, leak)
+
+    u = jnp.zeros_like(h_prev)
+    if not _is_zero(d_cell.W_xh):
+        u = u + project(Cell(d_cell.W_xh, cell.W_hh, None), x)
+    if not (is_ids(x) or _is_zero(d_x)):
+        u = u + d_x @ cell.W_xh
+    if not _is_zero(d_cell.W_hh):
+        u = u + (rows_of(h_prev) @ d_cell.W_hh).reshape(u.shape)
+    if cell.b_h is not None and not _is_zero(d_cell.b_h):
+        u = add_bias(u, d_cell.b_h)
+
+    def tangent_step(d_h, step):
+        gain_t, u_t, valid_t = step
+        new = gain_t * (u_t + d_h @ cell.W_hh)
+        new = new if leak == 1 else (1 - leak) * d_h + new
+        d_h = new if valid_t is None else jnp.where(valid_t[:, None], new, d_h)
+        return d_h, d_h
+
+    steps = (gain, u, valid)
+    d_h = varying_like(jnp.zeros_like(h) if _is_zero(d_h) else d_h, steps, cell)
+    d_last, d_states = lax.scan(tangent_step, d_h, steps)
+    return (trajectory.states, h_last), (d_states, d_last)
 
 
-def _unroll_backward(activation, leak, residuals, cotangents):
-    cell, x, h, trajectory = residuals
-    error, beyond = cotangents
-    delta, d_h = back_substitute(cell, trajectory, error, beyond, activation, leak)
-    d_x = None if is_ids(x) else input_error(cell, delta)
-    return contract(cell, tape(x, h, trajectory, activation, leak), delta), d_x, d_h
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
 
 
-# The states and the last one, as from `forward`, with hand-written BPTT as the VJP.
-unroll = jax.custom_vjp(_unroll, nondiff_argnums=(3, 4))
-unroll.defvjp(_unroll_forward, _unroll_backward)
+unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
+
+
+# Inside a caller's `shard_map` JAX tracks over which axes of the mesh a value varies. The two
+# functions below do nothing elsewhere.
+
+
+def varying_like(tree: Tree, *like: Any) -> Tree:
+    """Mark a pytree as varying over the mesh axes over which `like` varies, to start a scan."""
+    axes = _varying(like)
+
+    def mark(leaf):
+        missing = tuple(sorted(axes - _varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
+def summed_like(tree: Tree, like: Tree) -> Tree:
+    """Sum each leaf over the mesh axes over which it varies and its counterpart does not.
+
+    `jax.grad` does the same to the gradient of a replicated parameter.
+    """
+
+    def total(leaf, counterpart):
+        axes = tuple(sorted(_varying(leaf) - _varying(counterpart)))
+        return lax.psum(leaf, axes) if axes else leaf
+
+    return jax.tree.map(total, tree, like)
+
+
+def _varying(tree: Any) -> frozenset[str]:
+    """Return the mesh axes over which any leaf varies."""
+    kinds = [jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)]
+    return frozenset().union(*kinds)

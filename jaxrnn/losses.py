@@ -38,8 +38,9 @@ def _softmax_cross_entropy_and_grad(
     exponentials = jnp.exp(outputs - largest)
     total = exponentials.sum(-1, keepdims=True)
     value = (jnp.log(total) + largest - _pick(outputs, targets))[..., 0]
-    one_hot = targets[..., None] == jnp.arange(outputs.shape[-1])
-    return weights * value, weights[..., None] * (exponentials / total - one_hot)
+    ids = jnp.arange(outputs.shape[-1], dtype=targets.dtype).reshape((1,) * targets.ndim + (-1,))
+    one_hot = (targets[..., None] == ids).astype(outputs.dtype)
+    return _weighted(weights, value, exponentials / total - one_hot)
 
 
 def _pick(
@@ -65,7 +66,14 @@ def _squared_error_and_grad(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch O"]]:
     """Compute the squared error and ∂ℓ/∂y = 2 (y - target)."""
     difference = outputs - targets
-    return weights * jnp.square(difference).sum(-1), 2 * weights[..., None] * difference
+    return _weighted(weights, jnp.square(difference).sum(-1), 2 * difference)
+
+
+def _weighted(weights, value, slope):
+    """Weigh a loss, in the weights' precision, and its slope, in the outputs'."""
+    wide, dtype = weights.dtype, slope.dtype
+    d_outputs = (weights[..., None] * slope.astype(wide)).astype(dtype)
+    return weights * value.astype(wide), d_outputs
 
 
 LOSSES = {
@@ -79,6 +87,7 @@ def through_autodiff(loss: LossFunction) -> Loss:
 
     def value_and_grad(outputs, targets, weights):
         value, pull_back = jax.vjp(lambda y: loss(y, targets), outputs)
-        return weights * value, pull_back(weights)[0]
+        (d_outputs,) = pull_back(weights.astype(value.dtype))
+        return weights * value.astype(weights.dtype), d_outputs
 
     return Loss(loss, value_and_grad)

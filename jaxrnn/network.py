@@ -8,15 +8,17 @@ Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, Int, Integer, PRNGKeyArray
 
 from jaxrnn import checks, layer
 from jaxrnn.checks import AnyArray
-from jaxrnn.layer import ACTIVATIONS, Cell, Tape, Trajectory
+from jaxrnn.layer import ACTIVATIONS, Cell, Tape, Trajectory, Tree
 from jaxrnn.losses import LOSSES, Loss, LossFunction, through_autodiff
 
 Initializer = Callable[..., Array]
@@ -56,28 +58,44 @@ class Params(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sequences and what the network should answer.
+    """Sequences, and what the network should answer.
 
     Attributes:
         inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
         targets: ids (B, T) for `softmax_cross_entropy`, (B, T, O) for `squared_error`.
-        mask: the weight of each position in the loss, (B, T); None counts every one once. Where it
-            is 0 the target does not matter; the input does, to the state after it.
+        mask: the weight of each position in the loss, (B, T), at least 0; None gives each one the
+            weight 1. The target at a position of weight 0 has no influence, whatever it is. The
+            input there still drives the state.
+        lengths: how many steps each row has, (B,), from 0 to T; None gives each row T steps. What
+            stands after a row's length has no influence, and the row's state stays as it was after
+            its last step, so that the next chunk of the row continues from there.
 
-    JAX or NumPy arrays. N of them, to be worked off one after another, are one with a leading N.
+    The leaves are JAX or NumPy arrays. N batches, for N steps of training, are one `Batch` whose
+    leaves have a leading axis N.
     """
 
     inputs: Integer[Any, "*N B T"] | Float[Any, "*N B T I"]
     targets: Any
     mask: Bool[Any, "*N B T"] | Float[Any, "*N B T"] | None = None
+    lengths: Integer[Any, "*N B"] | None = None
 
 
 class Weighted(NamedTuple):
-    """A batch that has been checked, and each position's weight in the loss; see `weigh`."""
+    """A checked batch with the weight of each position in the loss; `weigh` makes it.
+
+    Attributes:
+        inputs: as in `Batch`.
+        targets: as in `Batch`.
+        weights: of each position, in float32 at least, divided by their sum for a mean.
+        counted: whether a position's weight is not 0; None if every position counts.
+        valid: whether a position is within its row's length; None if every position is.
+    """
 
     inputs: Inexact[Array, "*positions I"] | Int[Array, "*positions"]
     targets: Array
     weights: Inexact[Array, "*positions"]
+    counted: Bool[Array, "*positions"] | None
+    valid: Bool[Array, "*positions"] | None
 
 
 @dataclass(frozen=True)
@@ -152,8 +170,15 @@ class RNN:
             )
 
     def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:
-        """Draw parameters; `dtype` is JAX's default float if not given."""
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        """Draw parameters; `dtype` is JAX's default float if not given.
+
+        Those of less than 32 bits are drawn in float32 and rounded.
+        """
+        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype must be a floating dtype, got {dtype}")
+        if dtype.itemsize < 4:
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), self.init(key, jnp.float32))
         H, O = self.hidden_size, self.output_size
         *cell_keys, readout_key = jax.random.split(key, self.num_layers + 1)
 
@@ -194,24 +219,35 @@ class RNN:
         cell: Cell,
         inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
         h: Float[AnyArray, "B H"],
+        lengths: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
         """Run one layer over a sequence, differentiated by hand-written BPTT.
 
-        `jax.grad` through this gives the gradients of the cell, the inputs and h by
-        `jaxrnn.gradients.bptt`'s backward pass (`jax.custom_vjp`), whatever loss stands on top.
-        For forward-mode or higher derivatives use `apply`, which is plain JAX.
+        `jax.grad` through this gives the gradients of the cell, the inputs and h by the equations
+        of `jaxrnn.gradients.bptt`, whatever loss stands on top. Forward-mode and higher derivatives
+        work too, and so does `jax.shard_map`.
 
         Args:
             cell: the layer's parameters.
             inputs: (B, T, I), or ids (B, T).
             h: the state before the first step, (B, H).
+            lengths: how many steps each row has, (B,), as in `Batch`.
 
         Returns:
             The states h_1 … h_T as (B, T, H), and h_T (B, H), to pass on to the next chunk.
+
+        >>> import jax, jaxrnn
+        >>> rnn = jaxrnn.RNN(5, 4, 2)
+        >>> cell = rnn.init(jax.random.key(0)).cells[0]
+        >>> x, h = jax.numpy.ones((3, 6, 5)), jax.numpy.zeros((3, 4))
+        >>> jax.grad(lambda cell: rnn.unroll(cell, x, h)[0].sum())(cell).W_hh.shape
+        (4, 4)
         """
-        inputs = checks.as_inputs(cell, inputs, 2)
+        lengths = checks.as_lengths(lengths, inputs)
+        inputs = checks.as_inputs(cell, inputs, 2, lengths)
         h = checks.as_state(cell, h, inputs)
-        states, h_last = layer.unroll(cell, inputs.swapaxes(0, 1), h, self.activation, self.leak)
+        x, valid = time_major((inputs, _valid(lengths, inputs.shape[1])))
+        states, h_last = layer.unroll(cell, x, h, valid, self.activation, self.leak)
         return states.swapaxes(0, 1), h_last
 
     def apply(
@@ -219,31 +255,46 @@ class RNN:
         params: Params,
         inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
         h: Float[AnyArray, "L B H"],
+        lengths: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
-        """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h."""
-        inputs, h = check_inputs(self, params, inputs, h)
-        trajectories, h_last = forward(self, params.cells, inputs.swapaxes(0, 1), h)
+        """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h.
+
+        With `lengths` (B,) the state of a row stays as it is after the row's last step.
+        """
+        inputs, h, lengths = check_inputs(self, params, inputs, h, lengths)
+        x, valid = time_major((inputs, _valid(lengths, inputs.shape[1])))
+        trajectories, h_last = forward(self, params.cells, x, h, valid)
         return _outputs(params.readout, trajectories[-1].states).swapaxes(0, 1), h_last
 
     def loss(
         self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch
     ) -> tuple[Inexact[Array, ""], Inexact[Array, "L B H"]]:
-        """Compute the loss of a batch from the state h, and the last state; plain JAX."""
+        """Compute the loss of a batch from the state h, and the last state; plain JAX.
+
+        The loss is in float32 at least.
+        """
         batch, h = check_batch(self, params, batch, h)
         weighted = time_major(weigh(self, batch, h.dtype))
-        trajectories, h_last = forward(self, params.cells, weighted.inputs, h)
+        trajectories, h_last = forward(self, params.cells, weighted.inputs, h, weighted.valid)
         outputs = _outputs(params.readout, trajectories[-1].states)
+        if weighted.counted is not None:
+            passes = _passes(self, weighted.counted)
+            outputs = jnp.where(passes, outputs, lax.stop_gradient(outputs))
         losses = _loss(self).value(outputs, weighted.targets)
-        return jnp.sum(weighted.weights * losses), h_last
+        return _share(losses, weighted).sum(), h_last
 
 
 def forward(
-    rnn: RNN, cells: tuple[Cell, ...], x: Array, h: Inexact[Array, "L B H"]
+    rnn: RNN,
+    cells: tuple[Cell, ...],
+    x: Array,
+    h: Inexact[Array, "L B H"],
+    valid: Bool[Array, "T B"] | None = None,
 ) -> tuple[tuple[Trajectory, ...], Inexact[Array, "L B H"]]:
     """Run the stack, time-major: every layer's trajectory, from the lowest, and last state."""
     trajectories, h_last = [], []
     for cell, h_0 in zip(cells, h, strict=True):
-        trajectory, last = layer.forward(cell, x, h_0, rnn.activation, rnn.leak)
+        trajectory, last = layer.forward(cell, x, h_0, rnn.activation, rnn.leak, valid)
         trajectories.append(trajectory)
         h_last.append(last)
         x = trajectory.states
@@ -298,7 +349,7 @@ def errors(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> Errors:
     """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
     batch, h = check_batch(rnn, params, batch, h)
     weighted = time_major(weigh(rnn, batch, h.dtype))
-    trajectories, _ = forward(rnn, params.cells, weighted.inputs, h)
+    trajectories, _ = forward(rnn, params.cells, weighted.inputs, h, weighted.valid)
     return errors_along(rnn, params, h, weighted, trajectories)
 
 
@@ -326,14 +377,33 @@ def outputs_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Weighted
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
     """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
-    positions, arrays = states.shape[:2], (states, batch.targets, batch.weights)
+    positions, arrays = states.shape[:2], (states, batch.targets, batch.weights, batch.counted)
     if not callable(rnn.loss_function):  # each position by itself: rows, as the matmuls take them
         arrays = jax.tree.map(layer.rows_of, arrays)
-    states, targets, weights = arrays
+    states, targets, weights, counted = arrays
     outputs = _outputs(readout, states)
     losses, d_outputs = _loss(rnn).value_and_grad(outputs, targets, weights)
+    if counted is not None:
+        losses = jnp.where(counted, losses, 0)
+        d_outputs = jnp.where(_passes(rnn, counted), d_outputs, 0)
     shape = (*positions, outputs.shape[-1])
     return outputs.reshape(shape), losses.reshape(positions), d_outputs.reshape(shape)
+
+
+def _share(losses: Inexact[Array, "*positions"], batch: Weighted) -> Inexact[Array, "*positions"]:
+    """Return each position's share of the loss; it is 0 where the position does not count."""
+    shares = batch.weights * losses.astype(batch.weights.dtype)
+    return shares if batch.counted is None else jnp.where(batch.counted, shares, 0)
+
+
+def _passes(rnn: RNN, counted: Bool[Array, "*positions"]) -> Bool[Array, "*any 1"]:
+    """Return where dL/dy_t may differ from 0.
+
+    That is at the positions that count. A loss of the caller's own may join positions: then it is
+    everywhere, unless no position counts.
+    """
+    passes = counted.any(keepdims=True) if callable(rnn.loss_function) else counted
+    return passes[..., None]
 
 
 def _pull_back(
@@ -351,17 +421,13 @@ def by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path).lstrip(".") or "array": leaf for path, leaf in leaves}
 
 
-AnyBatch = TypeVar("AnyBatch", Batch, Weighted)
-
-
-def time_major(batch: AnyBatch) -> AnyBatch:
-    """Turn a batch's leading axes from (B, T) to (T, B), or back."""
-    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch)
+def time_major(tree: Tree) -> Tree:
+    """Turn the leading axes of every leaf from (B, T) to (T, B), or back."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tree)
 
 
 def _outputs(readout: Readout, states: Array) -> Array:
-    outputs = states @ readout.W_hy
-    return outputs if readout.b_y is None else outputs + readout.b_y
+    return layer.add_bias(states @ readout.W_hy, readout.b_y)
 
 
 def _loss(rnn: RNN) -> Loss:
@@ -379,27 +445,42 @@ def _loss(rnn: RNN) -> Loss:
     return through_autodiff(batch_first)
 
 
-def weigh(
-    rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike, total: Array | None = None
-) -> Weighted:
-    """Weigh each position by the mask, over the `total_weight` for a mean.
+def weigh(rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike) -> Weighted:
+    """Weigh each position of a checked batch by the mask, divided by its sum for a mean.
 
-    A batch that is a piece of another takes the total of that.
+    Weights are counted and divided in float32 at least.
     """
-    weights = _mask(batch, dtype)
+    valid = _valid(batch.lengths, batch.inputs.shape[1])
+    counted, weights = _counted(batch.mask, valid), _weights(batch, layer.wide(dtype))
     if rnn.reduction == "mean":
-        total = total_weight(batch, dtype) if total is None else total
+        total = weights.sum()
         weights = weights / jnp.where(total == 0, 1, total)  # 0 if nothing counts
-    return Weighted(batch.inputs, batch.targets, weights)
+    return Weighted(batch.inputs, batch.targets, weights, counted, valid)
 
 
-def total_weight(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
-    """Add up the mask: what the mean of a batch divides by."""
-    return _mask(batch, dtype).sum()
+def total_weight(batch: Batch) -> Array:
+    """Return the sum of the weights of a batch's positions: what a mean divides by."""
+    return _weights(batch, jnp.float32).sum()
 
 
-def _mask(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
-    return jnp.ones(batch.inputs.shape[:2], dtype) if batch.mask is None else batch.mask
+def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
+    """Return the mask as numbers, with 0 after each row's length."""
+    positions = batch.inputs.shape[:2]
+    weights = jnp.ones(positions, dtype) if batch.mask is None else batch.mask.astype(dtype)
+    valid = _valid(batch.lengths, positions[1])
+    return weights if valid is None else jnp.where(valid, weights, 0)
+
+
+def _valid(lengths: Int[Array, " B"] | None, steps: int) -> Bool[Array, "B T"] | None:
+    """Return which positions are within their row's length; None if all are."""
+    return None if lengths is None else checks.within(lengths, steps)
+
+
+def _counted(mask: Array | None, valid: Array | None) -> Bool[Array, "B T"] | None:
+    """Return which positions count in the loss; None if all do."""
+    if mask is None:
+        return valid
+    return mask != 0 if valid is None else (mask != 0) & valid
 
 
 # What a caller hands over is checked here, once, with its own names and both shapes.
@@ -407,19 +488,25 @@ def _mask(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
 
 def as_state(params: Params, h: AnyArray) -> Inexact[Array, "L B H"]:
     """Return h in the parameters' dtype."""
-    return jnp.asarray(h, params.readout.W_hy.dtype)
+    return checks.as_floats("h", h, params.readout.W_hy.dtype)
 
 
 def check_inputs(
-    rnn: RNN, params: Params, inputs: AnyArray, h: AnyArray
-) -> tuple[Array, Inexact[Array, "L B H"]]:
-    """Return inputs and h in the parameters' dtype.
+    rnn: RNN,
+    params: Params,
+    inputs: AnyArray,
+    h: AnyArray,
+    lengths: AnyArray | None = None,
+) -> tuple[Array, Inexact[Array, "L B H"], Int[Array, " B"] | None]:
+    """Return inputs and h in the parameters' dtype, and the lengths.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit the network, or an id is out of range.
+        ValueError: if shapes or dtypes do not fit the network, an id is out of range, or a feature
+            is not finite.
     """
     check_params(rnn, params)
-    inputs = checks.as_inputs(params.cells[0], inputs, 2)
+    lengths = checks.as_lengths(lengths, inputs)
+    inputs = checks.as_inputs(params.cells[0], inputs, 2, lengths)
     h = as_state(params, h)
     expected = (rnn.num_layers, inputs.shape[0], rnn.hidden_size)
     if h.shape != expected:
@@ -427,36 +514,55 @@ def check_inputs(
             f"h has shape {h.shape}, but inputs of shape {inputs.shape} need (layers, B, H) = "
             f"{expected}: start with rnn.initial_state({inputs.shape[0]})"
         )
-    return inputs, h
+    return inputs, h, lengths
 
 
 def check_batch(
     rnn: RNN, params: Params, batch: Batch, h: AnyArray
 ) -> tuple[Batch, Inexact[Array, "L B H"]]:
-    """Return the batch and h in the parameters' dtype; raise as `check_inputs` does."""
-    inputs, h = check_inputs(rnn, params, batch.inputs, h)
-    targets = jnp.asarray(batch.targets)
+    """Return the batch and h in the parameters' dtype; raise as `check_inputs` does.
+
+    A target that does not count is replaced by one that does: the loss may be able to take no
+    other value.
+    """
+    checks.is_batch(batch, Batch)
+    inputs, h, lengths = check_inputs(rnn, params, batch.inputs, h, batch.lengths)
     positions, dtype = inputs.shape[:2], h.dtype
-    mask = batch.mask
-    if mask is not None:
-        mask = jnp.asarray(mask, dtype)
-        checks.shape("mask", mask, positions, "one weight a position")
-        if targets.shape[:2] == positions:  # what stands at a masked position does not matter
-            counted = jnp.expand_dims(mask != 0, range(2, targets.ndim))
-            targets = jnp.where(counted, targets, jnp.zeros_like(targets))
+    mask = None if batch.mask is None else checks.as_mask(batch.mask, positions, dtype)
+    counted = _counted(mask, _valid(lengths, positions[1]))
+    targets = checks.as_numbers("targets", batch.targets)
+    if targets.shape[:2] == positions and counted is not None:
+        targets = _with_counted_targets(targets, counted)
     if rnn.loss_function == "softmax_cross_entropy":
         checks.shape("targets", targets, positions, "one id a position, as in inputs")
         checks.ids("targets", targets, rnn.output_size, "output_size")
-        targets = targets.astype(jnp.int32)
+        targets = jnp.asarray(targets).astype(jnp.int32)
     elif rnn.loss_function == "squared_error":
         expected = (*positions, rnn.output_size)
         checks.shape("targets", targets, expected, "(B, T, O), as the outputs")
-        targets = targets.astype(dtype)
+        checks.finite("targets", targets, "give its position the mask 0")
+        targets = checks.as_floats("targets", targets, dtype)
     elif targets.shape[:2] != positions:
         raise ValueError(f"targets have shape {targets.shape}, but must begin with {positions}")
     elif jnp.issubdtype(targets.dtype, jnp.floating):
-        targets = targets.astype(dtype)
-    return Batch(inputs, targets, mask), h
+        targets = jnp.asarray(targets).astype(dtype)
+    else:
+        targets = checks.as_array("targets", targets)
+    return Batch(inputs, targets, mask, lengths), h
+
+
+def _with_counted_targets(targets: AnyArray, counted: Bool[Array, "B T"]) -> AnyArray:
+    """Replace each target that does not count by one that does, of its own row if there is one.
+
+    Where none counts at all the targets become 0.
+    """
+    xp: Any = np if checks.is_known(targets) and checks.is_known(counted) else jnp
+    counted = xp.asarray(counted)
+    first, rows = counted.argmax(1), counted.any(1)
+    donor = xp.where(rows, xp.arange(len(rows)), rows.argmax())
+    instead = xp.asarray(targets)[donor, first[donor]]
+    instead = xp.where(rows.any(), instead, xp.zeros_like(instead))[:, None]
+    return xp.where(xp.expand_dims(counted, tuple(range(2, targets.ndim))), targets, instead)
 
 
 @cache
@@ -466,19 +572,27 @@ def param_shapes(rnn: RNN) -> Params:
 
 
 def check_params(rnn: RNN, params: Params) -> None:
-    """Refuse parameters of another structure or shape."""
+    """Raise `ValueError` for parameters of another structure or shape, or of several dtypes."""
     expected = param_shapes(rnn)
     if jax.tree.structure(params) != jax.tree.structure(expected):
         raise ValueError(
             f"params do not have the structure of this RNN's ({rnn.num_layers} layers, "
             f"use_bias={rnn.use_bias}): make them with rnn.init(key)"
         )
+    dtype = jnp.result_type(params.cells[0].W_xh)
+    first = "params.cells[0].W_xh"
 
     def check(path, leaf, shape):
+        name = f"params{jax.tree_util.keystr(path)}"
         if jnp.shape(leaf) != shape.shape:
             raise ValueError(
-                f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, but this RNN "
+                f"{name} has shape {jnp.shape(leaf)}, but this RNN "
                 f"needs {shape.shape}: make them with rnn.init(key)"
             )
+        found = jnp.result_type(leaf)
+        if not jnp.issubdtype(found, jnp.inexact):
+            raise ValueError(f"{name} has dtype {found}, but parameters are floats: convert it")
+        if found != dtype:
+            raise ValueError(f"{name} has dtype {found}, but {first} has {dtype}: convert one")
 
     jax.tree_util.tree_map_with_path(check, params, expected)

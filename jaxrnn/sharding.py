@@ -42,7 +42,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from jaxrnn.gradients.base import Carry, GradientAlgorithm
+from jaxrnn.gradients.base import Carry, GradientAlgorithm, batch_axes, growing_axes
 from jaxrnn.network import RNN, Batch, Params, check_batch, weigh
 
 Tree = TypeVar("Tree")
@@ -94,7 +94,7 @@ def sharded(
         batch_size = len(batch.inputs)
         check_divides(batch_size, mesh.size)
         batch = batch._replace(mask=weigh(rnn, batch, h.dtype).weights)
-        of_carry = specs(lambda size: _carry_of(algorithm, rnn, params, size), batch_size, axis)
+        of_carry = _specs(batch_axes(algorithm, params, h), axis)
 
         def of_rows(params, carry, batch):
             (loss, carry), grads = algorithm.value_and_grad(params, carry, batch)
@@ -205,22 +205,15 @@ def check_divides(batch_size: int, devices: int) -> None:
 
 
 def specs(make: Callable[[int], Any], batch_size: int, axis: str = ROWS) -> Any:
-    """Tell how to lay out what `make(batch_size)` makes: its rows over the devices.
+    """Return a `PartitionSpec` for every leaf of `make(batch_size)`.
 
-    The axis of the rows is the one that grows with the batch; what does not grow is everywhere.
+    The batch axis is sharded, everything else is replicated.
     """
-
-    def spec(leaf, larger):
-        grows = [one != other for one, other in zip(leaf.shape, larger.shape, strict=True)]
-        return PartitionSpec(*(axis if here else None for here in grows))
-
-    shapes = (
-        jax.eval_shape(lambda: make(batch_size)),
-        jax.eval_shape(lambda: make(batch_size + 1)),
-    )
-    return jax.tree.map(spec, *shapes)
+    return _specs(growing_axes(make, batch_size), axis)
 
 
-def _carry_of(algorithm: GradientAlgorithm, rnn: RNN, params: Params, batch_size: int) -> Carry:
-    h = rnn.initial_state(batch_size, params.readout.W_hy.dtype)
-    return algorithm.init(params, h, key=jax.random.key(0))  # any, for the shapes
+def _specs(batch_axes: Any, axis: str) -> Any:
+    def spec(place):
+        return PartitionSpec() if place < 0 else PartitionSpec(*[None] * place, axis)
+
+    return jax.tree.map(spec, batch_axes)

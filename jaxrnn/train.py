@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import partial, wraps
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -12,9 +13,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxrnn import checks
 from jaxrnn.data import Passage
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
-from jaxrnn.network import RNN, Batch, Params
+from jaxrnn.layer import wide
+from jaxrnn.network import RNN, Batch, Params, total_weight
 
 
 class TrainState(NamedTuple):
@@ -94,11 +97,12 @@ def make_train_step(
 
 
 def _sum(leaf: Array) -> Array:
-    """Add up: as finite as every element is, and sooner told than by a look at each.
+    """Sum the leaf, in float32 at least.
 
-    Only where all are finite and their sum is not, is it wrong: and those are past all use.
+    The sum is non-finite whenever an element is, and is cheaper than an element-wise `isfinite`.
+    Finite elements whose sum overflows are reported too: they are past all use.
     """
-    return leaf.sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.sum(dtype=wide(leaf.dtype))
 
 
 def make_train_loop(
@@ -106,12 +110,16 @@ def make_train_loop(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make many steps one jitted call: (state, batches, count=N) -> (state, metrics).
 
-    The batches' leaves begin with N, and so do the metrics'. With a `count` only the first so many
-    are read and the other metrics are zero: one compiled program serves any number of steps, and
-    they come out the same to the last bit however they are cut into calls. The state is donated:
-    its buffers are used for the new one, so copy it first if the old one is still wanted.
+    The batches' leaves begin with N, and so do the metrics'. With a `count`, which must not exceed
+    N, only the first `count` batches are read and the other metrics are zero: one compiled program
+    serves any number of steps, and they come out the same to the last bit however they are cut
+    into calls. The state is donated: its buffers are used for the new one, so copy it first if the
+    old one is still wanted.
+
+    The returned function raises `ValueError` if `count` is negative or exceeds N.
     """
 
+    @partial(jax.jit, donate_argnums=0)
     def loop(state, batches, count=None):
         number = len(batches.inputs)
 
@@ -125,7 +133,14 @@ def make_train_loop(
         metrics = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), shapes)
         return lax.fori_loop(0, number if count is None else count, one, (state, metrics))
 
-    return jax.jit(loop, donate_argnums=0)
+    @wraps(loop)
+    def checked(state, batches, count=None):
+        number = len(batches.inputs)
+        if count is not None and checks.is_known(count) and not 0 <= count <= number:
+            raise ValueError(f"count must lie in 0 … {number}, the number of batches, got {count}")
+        return loop(state, batches, count)
+
+    return checked
 
 
 def evaluate(
@@ -138,10 +153,16 @@ def evaluate(
         params: its parameters.
         batches: consecutive chunks of a text, or sequences that stand alone.
         stateful: whether h passes from batch to batch; if not, each is read from h = 0.
+
+    Raises:
+        ValueError: if no position counts.
     """
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
-    _, (totals, counts) = _losses(rnn, params, h_0, batches, stateful)
-    return totals.sum() / counts.sum()
+    _, (totals, weights) = _losses(rnn, params, h_0, batches, stateful)
+    total = weights.sum()
+    if checks.is_known(total) and total == 0:
+        raise ValueError("nothing counts in these batches: every position has the mask 0")
+    return totals.sum() / total
 
 
 class Scored(NamedTuple):
@@ -195,14 +216,12 @@ _POSITIONS = 2**20  # of a passage that are evaluated in one jitted call
 
 @partial(jax.jit, static_argnames=("rnn", "stateful"))
 def _losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
-    """Return the last h, and of each batch its summed loss and how many positions count."""
-    h_0 = jnp.zeros_like(h)
+    """Return the last h, and of each batch its summed loss and the weight of its positions."""
+    h_0, summing = jnp.zeros_like(h), replace(rnn, reduction="sum")
 
     def forward(h, batch):
-        loss, h_last = rnn.loss(params, h, batch)
-        mask = jnp.ones(batch.inputs.shape[:2]) if batch.mask is None else batch.mask
-        total = loss * mask.sum() if rnn.reduction == "mean" else loss
-        return h_last if stateful else h_0, (total, mask.sum())
+        loss, h_last = summing.loss(params, h, batch)
+        return h_last if stateful else h_0, (loss, total_weight(batch))
 
     return lax.scan(forward, h, batches)
 

@@ -113,12 +113,13 @@ def diagnose(
         ValueError: if the batch does not fit the network.
     """
     params, carry = state.params, state.carry
-    checked, h = check_batch(rnn, params, batch, carry.h)
+    # Under jit values are not checked: those that are not finite are to be found below.
+    checked, h = jax.jit(check_batch, static_argnums=0)(rnn, params, batch, carry.h)
     (loss, after), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
     updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
     gradient, update = _leaf(GRADIENT, grads, "gradient of "), _leaf(UPDATE, updated)
     found = _leaf(GIVEN, state._replace(opt_state=(), key=None))
-    found = found or _first(BATCH, by_name(time_major(checked)))
+    found = found or _first(BATCH, by_name(time_major(checked._replace(lengths=None))))
     if found is None:
         passed = jax.jit(errors, static_argnums=0)(rnn, params, h, batch)
         found = _forward(passed)

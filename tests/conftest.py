@@ -5,6 +5,9 @@ import os
 import jax
 from jaxtyping import install_import_hook
 
+# Two devices, for what is sharded. Before the first computation.
+jax.config.update("jax_num_cpu_devices", 2)
+
 # Small programs, compiled by the hundred: what makes them fast to run is left out of this process,
 # and not out of the commands that it starts.
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag, and XLA would end the process

@@ -98,4 +98,4 @@ def test_the_contract_names_are_there():
     assert jaxrnn.Carry._fields == ("h", "memory")
     assert jaxrnn.GradientAlgorithm._fields == ("init", "value_and_grad")
     assert jaxrnn.TrainState._fields == ("params", "opt_state", "carry", "step", "key")
-    assert jaxrnn.Batch._fields == ("inputs", "targets", "mask")
+    assert jaxrnn.Batch._fields == ("inputs", "targets", "mask", "lengths")

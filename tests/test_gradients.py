@@ -22,6 +22,7 @@ from jax import lax
 
 import jaxrnn
 from jaxrnn import gradients, options
+from jaxrnn.gradients.base import batch_axes
 
 T = 6
 
@@ -208,6 +209,150 @@ def test_stateless_starts_every_batch_from_the_carry_of_init(rule):
     assert_equal(after, carry)
     (expected_loss, _), expected = gradient(stateful, case)
     assert_equal((loss, grads), (expected_loss, expected))
+
+
+@every_rule
+def test_after_a_reset_a_rule_equals_itself_on_the_two_parts_apart(rule):
+    """A row that starts anew has the gradient of a fresh carry, the others that of their own."""
+    case = make_case(**USUAL)
+    algorithm, (anew, key) = algorithm_of(rule, case.rnn), (np.array([0, 1, 0], bool), KEYS[1])
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+    carry = algorithm.init(case.params, case.h, key=KEYS[0])
+    (_, carry), _ = value_and_grad(case.params, carry, of_rows(case.batch, np.ones(3, bool)))
+    fresh = algorithm.init(case.params, jnp.zeros_like(case.h), key=key)
+    reset = jaxrnn.reset(algorithm, case.params, carry, anew, key=key)
+    if rule == "truncated_bptt(2)":
+        again = jax.jit(lambda rows: jaxrnn.reset(algorithm, case.params, carry, rows, key=key))
+        assert_equal(again(anew), reset)
+    assert_equal(reset.h, jnp.where(anew[:, None], 0, carry.h))
+    for rows, expected in ((anew, fresh), (~anew, carry)):
+        batch = of_rows(case.batch, rows)
+        assert_equal(
+            value_and_grad(case.params, reset, batch)[1],
+            value_and_grad(case.params, expected, batch)[1],
+        )
+
+
+def of_rows(batch: jaxrnn.Batch, rows: np.ndarray) -> jaxrnn.Batch:
+    """Return a batch in which these rows alone have any steps."""
+    return batch._replace(lengths=np.where(rows, batch.inputs.shape[1], 0))
+
+
+KEYS = tuple(jax.random.split(jax.random.key(7), 2))
+LENGTHS = np.array([[4, 2, 0], [1, 4, 3]])  # of three rows in two chunks of four steps
+
+
+@rules(chunking=True)
+@pytest.mark.parametrize("network", [{"leak": 0.6}, {"ids": True}], ids=str)
+def test_a_row_with_a_length_is_that_row_by_itself(rule, network):
+    """Row by row and step by step without padding, over two chunks: loss, gradient and carry."""
+    case = make_case(T=8, **network)
+    algorithm = algorithm_of(rule, case.rnn)
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+    carry = algorithm.init(case.params, case.h, key=KEYS[0])
+    axes = batch_axes(algorithm, case.params, case.h)
+    parts, total, total_loss = [], None, 0.0
+    for b in range(3):
+        row = only(carry, axes, b)
+        for chunk, lengths in zip(chunks(case.batch, 4, 4), LENGTHS, strict=True):
+            for t in range(lengths[b]):
+                here = np.s_[b : b + 1, t : t + 1]
+                step = jax.tree.map(lambda leaf, here=here: leaf[here], chunk)
+                (loss, row), grads = value_and_grad(case.params, row, step)
+                total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+                total_loss += loss
+        parts.append(row)
+    found, found_loss = None, 0.0
+    for chunk, lengths in zip(chunks(case.batch, 4, 4), LENGTHS, strict=True):
+        padded = pad(chunk, lengths)
+        (loss, carry), grads = value_and_grad(case.params, carry, padded)
+        found = grads if found is None else jax.tree.map(jnp.add, found, grads)
+        found_loss += loss
+    assert_equal((found_loss, found), (total_loss, total))
+    for b in range(3):
+        assert_equal(only(carry, axes, b), parts[b])
+
+
+@rules(exact=True)
+def test_a_chunk_with_lengths_is_exact(rule):
+    case = make_case(T=4, leak=0.6, num_layers=2 if RULES[rule].in_stacks else 1)
+    algorithm, reference = (algorithm_of(name, case.rnn) for name in (rule, "autodiff"))
+    batch = pad(case.batch, LENGTHS[0])
+    (loss, carry), grads = gradient(algorithm, case._replace(batch=batch))
+    expected_loss, expected, h = 0.0, None, []
+    for b, length in enumerate(LENGTHS[0]):
+        if length == 0:
+            h.append(case.h[:, b : b + 1])
+            continue
+        here = np.s_[b : b + 1, :length]
+        row = jax.tree.map(lambda leaf, here=here: leaf[here], case.batch)
+        alone = case._replace(h=case.h[:, b : b + 1], batch=row)
+        (row_loss, row_carry), row_grads = gradient(reference, alone)
+        add = row_grads if expected is None else jax.tree.map(jnp.add, expected, row_grads)
+        expected_loss, expected, h = expected_loss + row_loss, add, [*h, row_carry.h]
+    assert_equal((loss, grads, carry.h), (expected_loss, expected, jnp.concatenate(h, 1)))
+
+
+def pad(batch: jaxrnn.Batch, lengths: np.ndarray) -> jaxrnn.Batch:
+    """Give a batch lengths, and nonsense after them."""
+    after = np.arange(batch.inputs.shape[1]) >= lengths[:, None]
+    inputs, targets = np.array(batch.inputs), np.array(batch.targets)
+    inputs[after] = np.nan if inputs.ndim == 3 else -1
+    targets[after] = -1
+    return jaxrnn.Batch(inputs, targets, batch.mask, lengths)
+
+
+def only(carry: jaxrnn.Carry, axes: jaxrnn.Carry, b: int) -> jaxrnn.Carry:
+    """Return the carry of one row."""
+
+    def take(leaf, axis):
+        return leaf if axis < 0 else lax.slice_in_dim(leaf, b, b + 1, axis=axis)
+
+    return jax.tree.map(take, carry, axes)
+
+
+@every_rule
+def test_a_rule_neither_promotes_ranks_nor_dtypes_implicitly(rule):
+    case = make_case(**USUAL, leak=0.5, dtype=jnp.float16)
+    batch = case.batch._replace(lengths=np.array([6, 3, 0]))
+    algorithm = algorithm_of(rule, case.rnn)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        carry = algorithm.init(case.params, case.h, key=KEYS[0])
+        traced = jax.jit(algorithm.value_and_grad).trace(case.params, carry, batch)
+    (loss, carry_after), grads = traced.out_info
+    assert loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float16)}
+    shapes = (
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), each) for each in (carry, carry_after)
+    )
+    assert next(shapes) == next(shapes)
+
+
+@pytest.mark.parametrize("rule", ["uoro", "kf_rtrl", "ok(1)", "kernl"])
+def test_a_rule_that_draws_is_finite_in_float16(rule):
+    case = make_case(dtype=jnp.float16)
+    grads = gradient(algorithm_of(rule, case.rnn), case)[1]
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_the_limit_of_memory_is_the_callers():
+    rnn = jaxrnn.RNN(2, 4, 2)
+    params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    start = lambda: gradients.rtrl(rnn).init(params, h)  # noqa: E731
+    start()
+    with jaxrnn.memory_limit(1e-9):
+        with pytest.raises(
+            ValueError, match=r"more than 1e-09: .*raise the limit with jaxrnn.memo"
+        ):
+            start()
+        with jaxrnn.memory_limit(float("inf")):
+            start()
+    start()
+    with (
+        pytest.raises(ValueError, match=r"gib must be above 0, got 0\.0"),
+        jaxrnn.memory_limit(0.0),
+    ):
+        pass
 
 
 def test_a_key_of_the_old_kind_is_as_good():

@@ -35,6 +35,28 @@ MISTAKES = {
     "rnn.apply(params, x, h[:, :1])": "start with rnn.initial_state(3)",
     "rnn.apply(params, x.sum(-1), h)": "must be ids, whole numbers of an integer dtype",
     "rnn.apply(params, x[..., None], h)": "inputs have shape (3, 6, 5, 1)",
+    "jaxrnn.RNN(np.float64(5), 4, 2)": "input_size must be a whole number of at least 1, got",
+    "jaxrnn.RNN(np.uint8(200), np.int16(9), 2).init(key).cells[0].W_xh.shape": "gave (200, 9)",
+    "rnn.init(key, int)": "dtype must be a floating dtype, got int",
+    "rnn.loss(params, h, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple: jaxrnn.Batch(inp",
+    "rnn.loss(params, h, {'inputs': x})": "batch must be a jaxrnn.Batch, got a dict",
+    "bptt(rnn).value_and_grad(params, jaxrnn.Carry(h, ()), (x, ids))": "batch must be a jaxrnn.Bat",
+    "jaxrnn.gradient_flow(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
+    "jax.jit(lambda p: jaxrnn.gradient_flow(rnn, p, jaxrnn.Batch(x, ids)))(params)": "be traced",
+    "rnn.loss(params, h, jaxrnn.Batch({'x': x}, ids))": "inputs must be an array, got a dict: pass",
+    "rnn.loss(params, h, jaxrnn.Batch('abc', ids))": "inputs must be an array, got a str: pass a",
+    "rnn.loss(params, h, jaxrnn.Batch([[0, 1], [0]], ids))": "inputs must be an array, got a list",
+    "rnn.loss(params, h, jaxrnn.Batch(x, 'abc'))": "targets must be an array, got a str",
+    "rnn.loss(params, h, jaxrnn.Batch(x, ids, 'all'))": "mask must be an array, got a str",
+    "rnn.loss(params, h + 1j, jaxrnn.Batch(x, ids))": "h have dtype complex64: pass a JAX or NumPy",
+    "rnn.loss(params, 'zero', jaxrnn.Batch(x, ids))": "h must be an array, got a str",
+    "rnn.loss(params, h, jaxrnn.Batch(x, ids + 2**32))": "targets hold the id 4294967296, but must",
+    "custom.loss(params, h, jaxrnn.Batch(x, ids + 2**32))": "targets hold 4294967296, which int32",
+    "jaxrnn.reset(rtrl, params, rtrl.init(params, h), [0, 1])": "rows must be booleans of shape (3",
+    "jaxrnn.reset(uoro, params, uoro.init(params, h, key=key), thirds[:3] == 0)": "got no key",
+    "jaxrnn.evaluate(rnn, params, masked)": "nothing counts in these batches: every position has",
+    "loop(count=10)": "count must lie in 0 … 3, the number of batches, got 10",
+    "loop(count=-1)": "count must lie in 0 … 3, the number of batches, got -1",
     "rnn.loss(params, h, jaxrnn.Batch(x, ids[:, :5]))": "targets has shape (3, 5), but needs",
     "rnn.loss(params, h, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2, but must lie in 0 … 1",
     "custom.loss(params, h, jaxrnn.Batch(x, ids))": "the loss has shape (), but needs (3, 6)",
@@ -124,6 +146,13 @@ rtrl = jaxrnn.gradients.rtrl(rnn)
 def chunk(rule, other, batch_size=3):
     carry = other.init(params, rnn.initial_state(batch_size))._replace(h=h)
     return rule.value_and_grad(params, carry, jaxrnn.Batch(x, ids))
+uoro = jaxrnn.gradients.uoro(rnn)
+masked = jaxrnn.Batch(x[None], ids[None], jnp.zeros((1, 3, 6)))
+def loop(count):
+    state = jaxrnn.init_train_state(bptt(rnn), jaxrnn.sgd(), params, h, key=key)
+    three = jaxrnn.Batch(jnp.stack([x] * 3), np.stack([ids] * 3))
+    run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.sgd()))
+    return run(state, three, count=count)
 step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
 said = {}
 for mistake in json.load(sys.stdin):

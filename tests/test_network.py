@@ -1,12 +1,17 @@
 """The forward pass and its loss, against NumPy written out step by step; and what is refused."""
 
+import copy
+import dataclasses
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_equal, gradient, make_case
+from cases import Case, assert_equal, gradient, make_case
 
 import jaxrnn
+from jaxrnn.options import INITIALIZERS
 
 PHI = {
     "tanh": np.tanh,
@@ -95,12 +100,100 @@ def test_a_custom_loss_in_another_dtype_does_not_change_that_of_the_gradient(rul
     assert {leaf.dtype for leaf in jax.tree.leaves((value, grads))} == {jnp.dtype(jnp.float32)}
 
 
-def test_a_masked_target_may_be_anything():
-    rnn, params, h, batch = make_case(loss_function="squared_error", mask=True)
-    mask = np.asarray(batch.mask)
-    holes = batch._replace(targets=jnp.where(mask[..., None] == 0, jnp.nan, batch.targets))
-    assert (mask == 0).any()
-    assert_equal(rnn.loss(params, h, holes), rnn.loss(params, h, batch))
+LOSSES_OF_POSITIVE_TARGETS = {
+    "relative": lambda y, t: (jnp.abs(y - t) / t).sum(-1),
+    "Poisson": lambda y, t: (jnp.exp(y) - t * y + jax.lax.lgamma(t + 1)).sum(-1),
+    "gamma": lambda y, t: (y + t * jnp.exp(-y) - jnp.log(t)).sum(-1),
+    "KL": lambda y, t: (t * (jnp.log(t) - jax.nn.log_softmax(y))).sum(-1),
+    "log ratio": lambda y, t: jnp.square(jnp.log(jax.nn.softplus(y) / t)).sum(-1),
+    "power": lambda y, t: (t**y).sum(-1),
+}
+
+
+@pytest.mark.parametrize("rule", ["autodiff", "bptt"])
+@pytest.mark.parametrize("loss", [*LOSSES_OF_POSITIVE_TARGETS, "squared_error"])
+def test_what_stands_at_a_masked_position_has_no_influence(rule, loss):
+    function = LOSSES_OF_POSITIVE_TARGETS.get(loss, loss)
+    rnn, params, h, batch = make_case(loss_function=function, mask=True, reduction="mean")
+    targets = 1 + np.asarray(batch.targets) ** 2
+    masked = (np.asarray(batch.mask) == 0)[..., None]
+    case = Case(rnn, params, h, batch._replace(targets=targets))
+    algorithm = getattr(jaxrnn.gradients, rule)(rnn)
+    expected = gradient(algorithm, case)
+    assert masked.any()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    for anything in (np.nan, np.inf, 0.0, -1e30):
+        holes = batch._replace(targets=np.where(masked, anything, targets))
+        assert_equal(gradient(algorithm, case._replace(batch=holes)), expected)
+    nothing = batch._replace(targets=np.full_like(targets, np.nan), mask=np.zeros((3, 6)))
+    (value, _), grads = gradient(algorithm, case._replace(batch=nothing))
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves((value, grads)))
+
+
+def test_the_target_at_a_masked_position_may_be_no_id():
+    rnn, params, h, batch = make_case(ids=True, mask=True)
+    holes = np.where(np.asarray(batch.mask) == 0, -100, np.asarray(batch.targets))
+    assert_equal(rnn.loss(params, h, batch._replace(targets=holes)), rnn.loss(params, h, batch))
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_after_its_length_a_row_stays_as_it_is(ids):
+    """Outputs, state and loss are those of each row by itself without its padding."""
+    rnn, params, h, batch = make_case(num_layers=2, leak=0.6, ids=ids)
+    lengths = np.array([6, 2, 0])
+    padding = np.arange(6) >= lengths[:, None]
+    inputs = np.array(batch.inputs)
+    inputs[padding] = -7 if ids else np.nan
+    padded = jaxrnn.Batch(inputs, np.where(padding, -100, batch.targets), None, lengths)
+    loss, h_last = rnn.loss(params, h, padded)
+    outputs, h_applied = rnn.apply(params, inputs, h, lengths)
+    assert_equal(h_applied, h_last)
+    total = 0.0
+    for b, length in enumerate(lengths):
+        row = jaxrnn.Batch(batch.inputs[b : b + 1, :length], batch.targets[b : b + 1, :length])
+        if length == 0:
+            assert_equal(h_last[:, b], h[:, b])
+            continue
+        row_loss, row_last = rnn.loss(params, h[:, b : b + 1], row)
+        assert_equal(h_last[:, b : b + 1], row_last)
+        assert_equal(outputs[b, :length], rnn.apply(params, row.inputs, h[:, b : b + 1])[0][0])
+        total += row_loss
+    assert_equal(loss, total)
+
+
+def test_unroll_stops_each_row_at_its_length():
+    rnn, params, h, batch = make_case()
+    lengths = np.array([6, 2, 0])
+    cell, inputs = params.cells[0], np.array(batch.inputs)
+    inputs[np.arange(6) >= lengths[:, None]] = np.nan
+
+    def loss(cell, h):
+        states, h_last = rnn.unroll(cell, inputs, h, lengths)
+        return jnp.sin(states[1, :2]).sum() + jnp.square(h_last[1]).sum()
+
+    def alone(cell, h):
+        states, h_last = rnn.unroll(cell, batch.inputs[1:2, :2], h[1:2])
+        return jnp.sin(states).sum() + jnp.square(h_last).sum()
+
+    assert_equal(jax.grad(loss, (0, 1))(cell, h[0]), jax.grad(alone, (0, 1))(cell, h[0]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("rule", ["autodiff", "bptt"])
+def test_a_mean_over_many_positions_does_not_vanish_in_few_bits(rule, dtype):
+    """65,536 positions: more than float16 can count to."""
+    case = make_case(B=512, T=128, H=3, I=3, O=3, reduction="mean", dtype=jnp.float32)
+    low = jax.tree.map(lambda leaf: leaf.astype(dtype), (case.params, case.h))
+    high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), low)
+    algorithm = getattr(jaxrnn.gradients, rule)(case.rnn)
+    (loss, _), grads = gradient(algorithm, case._replace(params=low[0], h=low[1]))
+    reference = jaxrnn.gradients.autodiff(case.rnn)
+    exact = gradient(reference, case._replace(params=high[0], h=high[1]))
+    assert loss.dtype == jnp.float32
+    assert_equal(loss, exact[0][0], 1e-3)
+    few = 20 * float(jnp.finfo(dtype).eps)
+    assert_equal(grads.readout.W_hy, exact[1].readout.W_hy, few)
+    assert_equal(grads.cells[0].W_hh, exact[1].cells[0].W_hh, few)
 
 
 def test_state_passed_on_continues_the_sequence():
@@ -140,6 +233,29 @@ def test_initial_parameters_follow_the_initialisers():
 def test_default_recurrent_weights_are_orthogonal():
     W_hh = jaxrnn.RNN(3, 20, 2).init(jax.random.key(1)).cells[0].W_hh
     assert_equal(W_hh @ W_hh.T, np.eye(20), 1e-6)
+
+
+NETWORKS = [jaxrnn.RNN(5, 4, 2, **weights) for weights in INITIALIZERS.values()]
+
+
+@pytest.mark.parametrize("rnn", NETWORKS, ids=INITIALIZERS)
+def test_a_network_can_be_pickled_copied_and_replaced(rnn):
+    for other in (pickle.loads(pickle.dumps(rnn)), copy.deepcopy(rnn), copy.copy(rnn)):
+        assert (other, hash(other)) == (rnn, hash(rnn))
+    for field in dataclasses.fields(rnn):
+        assert dataclasses.replace(rnn, **{field.name: getattr(rnn, field.name)}) == rnn
+    assert dataclasses.replace(rnn, reduction="sum").reduction == "sum"
+    with pytest.raises(ValueError, match="num_layers must be a whole number of at least 1, got 0"):
+        dataclasses.replace(rnn, num_layers=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_few_bits_are_those_of_float32_rounded(dtype):
+    rnn = jaxrnn.RNN(5, 4, 2, num_layers=2)
+    wide = rnn.init(jax.random.key(0), jnp.float32)
+    found = rnn.init(jax.random.key(0), dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+    assert_equal(found, jax.tree.map(lambda leaf: leaf.astype(dtype), wide), 0)
 
 
 def test_a_network_is_a_frozen_hashable_description():
@@ -197,14 +313,86 @@ def test_unroll_runs_the_layer_of_apply():
     assert_equal((outputs, h_last[None]), rnn.apply(params, batch.inputs, h))
 
 
-def test_unroll_uses_its_hand_written_backward_pass():
+def test_unroll_uses_its_hand_written_derivative():
+    """Its backward loop carries the credit alone; autodiff's adds up the weights' gradients too."""
     rnn, params, h, batch = make_case()
-    grad = jax.grad(lambda cell: rnn.unroll(cell, batch.inputs, h[0])[0].sum())
-    assert "custom_vjp" in str(
-        jax.make_jaxpr(lambda cell: rnn.unroll(cell, batch.inputs, h[0]))(params.cells[0])
-    )
-    assert "custom_vjp" not in str(jax.make_jaxpr(rnn.loss)(params, h, batch))
-    assert jax.tree.structure(grad(params.cells[0])) == jax.tree.structure(params.cells[0])
+
+    def by_hand(cell):
+        return rnn.unroll(cell, batch.inputs, h[0])[0].sum()
+
+    def plain(params):
+        return rnn.loss(params, h, batch)[0]
+
+    assert "custom_jvp" in str(jax.make_jaxpr(by_hand)(params.cells[0]))
+    assert "custom_jvp" not in str(jax.make_jaxpr(rnn.loss)(params, h, batch))
+    assert carried(jax.grad(by_hand), params.cells[0]) == {h[0].shape}
+    assert carried(jax.grad(plain), params) >= {h[0].shape, params.cells[0].W_hh.shape}
+
+
+def carried(grad, at) -> set[tuple[int, ...]]:
+    """Return the shapes of what a gradient's backward loop carries from step to step."""
+    scans = [eqn for eqn in jax.make_jaxpr(grad)(at).eqns if eqn.primitive.name == "scan"]
+    (backward,) = [eqn for eqn in scans if eqn.params["reverse"]]
+    return {each.aval.shape for each in backward.outvars[: backward.params["num_carry"]]}
+
+
+@pytest.mark.parametrize("network", [{}, {"ids": True, "leak": 0.4}], ids=str)
+def test_unroll_has_forward_mode_and_second_derivatives(network):
+    rnn, params, h, batch = make_case(B=2, T=3, I=2, H=2, **network)
+    identity = jaxrnn.Readout(jnp.eye(2), jnp.zeros(2))
+
+    def by_hand(cell, h):
+        states, h_last = rnn.unroll(cell, batch.inputs, h)
+        return jnp.sin(states).sum() + jnp.square(h_last).sum()
+
+    def plain(cell, h):
+        states, h_last = rnn.apply(jaxrnn.Params((cell,), identity), batch.inputs, h[None])
+        return jnp.sin(states).sum() + jnp.square(h_last).sum()
+
+    at = (params.cells[0], h[0])
+    for derivative in (
+        jax.jacfwd,
+        jax.hessian,
+        lambda f, argnums: jax.jacrev(jax.grad(f), argnums),
+    ):
+        by_unroll = jax.jit(derivative(by_hand, argnums=(0, 1)))(*at)
+        assert_equal(by_unroll, jax.jit(derivative(plain, argnums=(0, 1)))(*at))
+
+
+PROGRAMS = {
+    "step": lambda rnn, params, h, x: rnn.step(params.cells[0], x[:, 0], h[0]),
+    "unroll": lambda rnn, params, h, x: jax.jacfwd(
+        lambda cell: rnn.unroll(cell, x, h[0], np.array([1, 6, 0]))[0].sum()
+    )(params.cells[0]),
+    "apply": lambda rnn, params, h, x: rnn.apply(params, x, h, np.array([1, 6, 0])),
+    "evaluate": lambda rnn, params, h, x: jaxrnn.evaluate(
+        rnn, params, jaxrnn.Batch(x[None], x[None] % 5)
+    ),
+    "train": lambda rnn, params, h, x: jaxrnn.make_train_step(
+        jaxrnn.gradients.bptt(rnn), jaxrnn.adagrad()
+    )(
+        jaxrnn.init_train_state(
+            jaxrnn.gradients.bptt(rnn), jaxrnn.adagrad(), params, h, key=jax.random.key(0)
+        ),
+        jaxrnn.Batch(x, x),
+    ),
+    "sample": lambda rnn, params, h, x: jaxrnn.sample(
+        rnn, params, x, 3, key=jax.random.key(0), temperature=0.5, top_k=3, top_p=0.9, end=1
+    ),
+    "most likely": lambda rnn, params, h, x: jaxrnn.most_likely(
+        rnn, params, x[0], 3, beams=3, end=1
+    ),
+    "walkthrough": lambda rnn, params, h, x: jaxrnn.walkthrough(
+        rnn, params, jaxrnn.Batch(x[:1], x[:1])
+    ),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_nothing_promotes_ranks_or_dtypes_implicitly(program):
+    rnn, params, h, batch = make_case(ids=True, O=5, dtype=jnp.float32)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(lambda *a: PROGRAMS[program](rnn, *a), params, h, batch.inputs)
 
 
 # What is refused, in one line that says the value and the remedy
@@ -229,6 +417,16 @@ def test_a_network_that_cannot_be_is_refused(network, message):
         jaxrnn.RNN(**({"input_size": 5, "hidden_size": 4, "output_size": 2} | network))
 
 
+def nan_at(*place):
+    inputs = np.ones((3, 6, 5))
+    inputs[place] = np.nan
+    return inputs
+
+
+def half(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
+
+
 def with_batch(**changes):
     return lambda case: case._replace(batch=case.batch._replace(**changes))
 
@@ -245,6 +443,30 @@ def with_batch(**changes):
         (with_batch(inputs=np.zeros((3, 0), int)), r"inputs are empty, with shape \(3, 0\)"),
         (with_batch(targets=np.zeros((3, 5), int)), r"targets has shape \(3, 5\).*\(3, 6\)"),
         (with_batch(mask=np.ones((6, 3))), r"mask has shape \(6, 3\), but needs \(3, 6\)"),
+        (with_batch(mask=-np.ones((3, 6))), r"mask holds -1.0 at \[0, 0\], .* at least 0"),
+        (with_batch(mask=np.full((3, 6), np.nan)), r"mask holds nan at \[0, 0\]"),
+        (with_batch(mask=np.ones((3, 6), complex)), "mask have dtype complex128: pass .* real"),
+        (with_batch(inputs=np.full((3, 6), 2**32)), "inputs hold the id 4294967296, .* 0 … 4"),
+        (
+            with_batch(targets=np.full((3, 6), 2**40 + 1, np.uint64)),
+            "targets hold the id 109951162",
+        ),
+        (with_batch(inputs=nan_at(2, 5, 1)), r"inputs hold nan at \[2, 5, 1\]: set it to 0, or"),
+        (with_batch(inputs=np.ones((3, 6, 5), complex)), "inputs have dtype complex128: pass a"),
+        (with_batch(inputs=np.ones((3, 6, 5), object)), "inputs have dtype object: pass a JAX"),
+        (with_batch(targets=np.full((3, 6), "a")), "targets have dtype <U1: pass a JAX or NumPy"),
+        (with_batch(lengths=np.array([7, 1, 1])), "lengths must lie in 0 … 6, the steps T, got 7"),
+        (with_batch(lengths=np.array([-1, 1, 1])), "lengths must lie in 0 … 6, .* got -1"),
+        (with_batch(lengths=np.ones(3)), "lengths must be integers, but have dtype float64"),
+        (with_batch(lengths=np.ones((2,), int)), r"lengths has shape \(2,\), but needs \(3,\)"),
+        (
+            lambda c: c._replace(params=c.params._replace(readout=half(c.params.readout))),
+            r"params.readout.W_hy has dtype bfloat16, but params.cells\[0\].W_xh has float64",
+        ),
+        (
+            lambda c: c._replace(params=jax.tree.map(lambda leaf: leaf.astype(int), c.params)),
+            r"params.cells\[0\].W_xh has dtype int64, but parameters are floats: convert it",
+        ),
         (lambda c: c._replace(h=jnp.zeros((1, 2, 4))), r"h has shape \(1, 2, 4\).*initial_state"),
         (
             lambda c: c._replace(params=jaxrnn.RNN(5, 3, 2).init(jax.random.key(0))),

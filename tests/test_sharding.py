@@ -1,54 +1,108 @@
 """Every rule on several devices, each with its rows, computes what it does on one.
 
-The devices are CPU devices, made in a process of their own: their number is fixed before the first
-computation.
+The devices are the two CPU devices that conftest.py makes.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from test_gradients import RULES
+from cases import assert_equal, chunks, gradient, make_case
+from jax import lax
+from jax.sharding import PartitionSpec
+from test_gradients import RULES, algorithm_of, every_rule
 
 import jaxrnn
 from jaxrnn import sharding
+from jaxrnn.gradients.base import batch_axes
 
-DEVICES = 3
-RUN = Path(__file__).with_name("on_devices.py")
+MASKED = {"ids": True, "mask": True, "reduction": "mean"}
+STACKED = {"num_layers": 2, "leak": 0.7, "loss_function": "squared_error"}
+CASES = [(name, MASKED) for name in RULES] + [(name, STACKED) for name in ("bptt", "uoro")]
 
 
-def test_every_rule_on_many_devices_equals_itself_on_one():
-    found = on_devices(DEVICES, "compare")
-    assert found["devices"] == DEVICES
-    assert set(found["errors"]) >= set(RULES)
-    wrong = {name: error for name, error in found["errors"].items() if not error <= 1e-12}
-    assert not wrong
+@pytest.mark.parametrize(("rule", "network"), CASES, ids=str)
+def test_every_rule_on_many_devices_equals_itself_on_one(rule, network):
+    """Over two chunks, so that what passes between them counts; with lengths."""
+    mesh = jaxrnn.make_mesh()
+    assert mesh.size == 2
+    case = make_case(B=2 * mesh.size, **network)
+    alone = through_chunks(algorithm_of(rule, case.rnn), case)
+    together = through_chunks(jaxrnn.sharded(RULES[rule].build, case.rnn, mesh), case)
+    assert_equal(together, alone)
+
+
+def through_chunks(algorithm, case):
+    step, found = jax.jit(algorithm.value_and_grad), []
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
+    for chunk in chunks(case.batch, 3, 3):
+        batch = chunk._replace(lengths=np.array([3, 1, 0, 2]))
+        (loss, carry), grads = step(case.params, carry, batch)
+        found.append((loss, grads))
+    return jax.device_get((found, carry.h, key_data(carry.memory)))
+
+
+def key_data(tree):
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
 
 
 def test_a_step_has_one_all_reduce():
-    assert on_devices(DEVICES, "reduces") == {"all-reduces": 1}
+    case = make_case(B=6, ids=True, reduction="mean")
+    algorithm = jaxrnn.sharded(jaxrnn.gradients.bptt, case.rnn)
+    carry = algorithm.init(case.params, case.h)
+    program = jax.jit(algorithm.value_and_grad).lower(case.params, carry, case.batch).compile()
+    assert len(re.findall(r"all-reduce(-start)?\(", program.as_text() or "")) == 1
 
 
-def on_devices(number, what):
-    """Run a function of on_devices.py in a process that has so many devices."""
-    environment = {
-        "JAX_NUM_CPU_DEVICES": str(number),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    }
-    result = subprocess.run(
-        [sys.executable, RUN, what],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
+@every_rule
+def test_in_the_callers_shard_map_a_gradient_is_summed_over_the_devices(rule):
+    """As `jax.grad` does with replicated parameters, under the default `check_vma=True`."""
+    case = make_case(B=4, num_layers=2)
+    algorithm, rows = algorithm_of(rule, case.rnn), PartitionSpec("rows")
+    carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
+    axes = batch_axes(algorithm, case.params, case.h)
+    of_carry = jax.tree.map(
+        lambda axis: PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, "rows"), axes
     )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+
+    def local(params, carry, batch):
+        (loss, carry), grads = algorithm.value_and_grad(params, carry, batch)
+        return (lax.psum(loss, "rows"), carry), grads
+
+    everywhere = PartitionSpec()
+    on_devices = jax.shard_map(
+        local,
+        mesh=jaxrnn.make_mesh(),
+        in_specs=(everywhere, of_carry, rows),
+        out_specs=((everywhere, of_carry), everywhere),
+    )
+    (loss, after), grads = jax.jit(on_devices)(case.params, carry, case.batch)
+    (expected_loss, expected_after), expected = gradient(algorithm, case)
+    found = jax.device_get((loss, after.h, grads))
+    assert_equal(found, jax.device_get((expected_loss, expected_after.h, expected)))
+
+
+@pytest.mark.parametrize("replicated", [True, False])
+def test_unroll_in_the_callers_shard_map_is_that_of_one_device(replicated):
+    """Also from a state that is the same everywhere, such as zeros made inside."""
+    rnn, params, h, batch = make_case(B=4)
+    rows = PartitionSpec("rows")
+
+    def local(cell, inputs, h):
+        h = jnp.zeros((len(inputs), 4)) if replicated else h
+        return jax.grad(lambda cell: jnp.square(rnn.unroll(cell, inputs, h)[0]).sum())(cell)
+
+    on_devices = jax.shard_map(
+        local,
+        mesh=jaxrnn.make_mesh(),
+        in_specs=(PartitionSpec(), rows, rows),
+        out_specs=PartitionSpec(),
+    )
+    at = (params.cells[0], batch.inputs, h[0])
+    assert_equal(jax.device_get(jax.jit(on_devices)(*at)), jax.device_get(local(*at)))
 
 
 @pytest.mark.parametrize(("batch_size", "nearest"), [(31, "30 or 32"), (1, "of 2,")])
@@ -58,5 +112,5 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch_
 
 
 def test_more_devices_than_there_are_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match=r"1 … 1 here, got 64: jax.config.update"):
+    with pytest.raises(ValueError, match=r"1 … 2 here, got 64: jax.config.update"):
         jaxrnn.make_mesh(64)

@@ -124,7 +124,7 @@ def test_a_train_loop_compiles_once_for_any_number_of_steps(algorithm):
         carried, metrics = loop(carried, batches, count)
         assert np.asarray(metrics.finite).sum() == count
     whole, _ = loop(state_of(case, algorithm, optimizer), batches, 6)
-    assert loop._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert loop.__wrapped__._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(carried.params), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 

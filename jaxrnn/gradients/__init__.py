@@ -3,6 +3,7 @@
 from jaxrnn.gradients.autodiff import autodiff as autodiff
 from jaxrnn.gradients.base import Carry as Carry
 from jaxrnn.gradients.base import GradientAlgorithm as GradientAlgorithm
+from jaxrnn.gradients.base import reset as reset
 from jaxrnn.gradients.base import stateless as stateless
 from jaxrnn.gradients.bptt import bptt as bptt
 from jaxrnn.gradients.checkpointed_bptt import checkpointed_bptt as checkpointed_bptt

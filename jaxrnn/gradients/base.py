@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxrnn import layer
-from jaxrnn.layer import Cell, Tape
+from jaxrnn.checks import AnyArray
+from jaxrnn.layer import Cell, Tape, Tree
 from jaxrnn.network import RNN, Batch, Errors, Params, as_state, errors
 
 Memory = Any
@@ -108,7 +109,7 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
         check_memory(carry, jax.eval_shape(rule.init, params.cells, found.h_last, key))
         cells, memory = rule.grads(params.cells, carry.memory, found)
         loss, carry = found.losses.sum(), Carry(found.h_last, memory)
-        return (loss, carry), Params(cells, found.readout)
+        return (loss, carry), layer.summed_like(Params(cells, found.readout), params)
 
     return GradientAlgorithm(init, value_and_grad)
 
@@ -183,3 +184,82 @@ def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:
         return (loss, carry), grads
 
     return GradientAlgorithm(algorithm.init, value_and_grad)
+
+
+def reset(
+    algorithm: GradientAlgorithm,
+    params: Params,
+    carry: Carry,
+    rows: Bool[AnyArray, " B"],
+    *,
+    h: Float[AnyArray, "L B H"] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Carry:
+    """Start some rows of a carry anew, as where an episode ends in a stream of episodes.
+
+    Those rows get the state and the memory that `algorithm.init` makes, so that a rule then
+    equals itself on the two parts apart. The other rows go on. It may be jitted.
+
+    Args:
+        algorithm: the rule whose carry it is.
+        params: the parameters.
+        carry: the carry after the last chunk of the old sequences.
+        rows: which rows to start anew, (B,), True or False.
+        h: the state to start from, (num_layers, B, H); zeros if not given.
+        key: for rules that draw random numbers, as in `algorithm.init`.
+
+    Raises:
+        ValueError: if rows are not B booleans, or the rule needs a key.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, rule = rnn.init(jax.random.key(0)), jaxrnn.gradients.rtrl(rnn)
+    >>> carry = rule.init(params, jax.numpy.ones((1, 3, 4)))
+    >>> ended = jax.numpy.array([False, True, False])
+    >>> jaxrnn.reset(rule, params, carry, ended).h[0, :, 0].tolist()
+    [1.0, 0.0, 1.0]
+    """
+    rows = jnp.asarray(rows)
+    batch_size = carry.h.shape[1]
+    if rows.shape != (batch_size,) or rows.dtype != bool:
+        raise ValueError(
+            f"rows must be booleans of shape ({batch_size},), one a row of the carry, got shape "
+            f"{rows.shape} and dtype {rows.dtype}"
+        )
+    start = jnp.zeros_like(carry.h) if h is None else as_state(params, h)
+    fresh = algorithm.init(params, start, key=key)
+
+    def select(axis, new, old):
+        if axis < 0:
+            return old
+        others = [other for other in range(new.ndim) if other != axis]
+        return jnp.where(jnp.expand_dims(rows, others), new, old)
+
+    return jax.tree.map(select, batch_axes(algorithm, params, carry.h), fresh, carry)
+
+
+def batch_axes(algorithm: GradientAlgorithm, params: Params, h: Float[Array, "L B H"]) -> Carry:
+    """Return the axis of the batch in every leaf of a rule's carry; -1 for a leaf without one."""
+
+    def make(batch_size):
+        some = jnp.zeros((h.shape[0], batch_size, h.shape[2]), h.dtype)
+        return algorithm.init(params, some, key=jax.random.key(0))  # any, for the shapes
+
+    return growing_axes(make, h.shape[1])
+
+
+def growing_axes(make: Callable[[int], Tree], batch_size: int) -> Tree:
+    """Return which axis of each leaf of `make(batch_size)` grows with the batch size; -1 for none.
+
+    Only shapes are computed.
+    """
+
+    def axis(leaf, larger):
+        grows = [one != other for one, other in zip(leaf.shape, larger.shape, strict=True)]
+        return grows.index(True) if any(grows) else -1
+
+    shapes = (
+        jax.eval_shape(lambda: make(batch_size)),
+        jax.eval_shape(lambda: make(batch_size + 1)),
+    )
+    return jax.tree.map(axis, *shapes)

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxrnn import checks, layer
 from jaxrnn.gradients.base import GradientAlgorithm, LayerRule, layer_by_layer, lift
+from jaxrnn.gradients.forward import hold
 from jaxrnn.network import RNN
 
 
@@ -45,7 +46,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
         W_hh_T = cell.W_hh.T
 
         def one_row(A, tape_t, error_t):
-            x, h_prev, gain = tape_t
+            x, h_prev, gain, _ = tape_t
             h = layer.step(cell, x[None], h_prev[None], rnn.activation, rnn.leak)[0]
             before, now = jnp.append(h_prev, 1), jnp.append(h, 1)
             credit = error_t + now @ A
@@ -54,9 +55,12 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
             return A - rate * jnp.outer(before, off), gain * credit
 
         def one_step(A, step):
-            return jax.vmap(one_row)(A, *step)
+            tape_t, error_t = step
+            now, delta = jax.vmap(one_row)(A, tape_t._replace(valid=None), error_t)
+            return hold(A, now, tape_t.valid), delta
 
-        memory, delta = lax.scan(one_step, memory, (tape, error))
+        steps = (tape, error)
+        memory, delta = lax.scan(one_step, layer.varying_like(memory, steps, cell), steps)
         return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
 
     return lift(rnn, layer_by_layer(LayerRule(init, grads)))

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrnn import checks, layer
-from jaxrnn.gradients.base import LayerRule, check_key
+from jaxrnn.gradients.base import LayerRule, Memory, check_key
 from jaxrnn.layer import Cell, Tape, is_ids
 
 Influence = Any
@@ -51,10 +51,10 @@ class ForwardRule(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """One key a row, and the steps taken: from both follows the key of a step."""
+    """One key a row, and the steps that the row has taken: from both follows the key of a step."""
 
     keys: Key[Array, " B"]
-    steps: Int[Array, ""]
+    steps: Int[Array, " B"]
 
 
 class Past(NamedTuple):
@@ -73,8 +73,8 @@ def forward(rule: ForwardRule) -> LayerRule:
     """Make a layer's rule of a forward rule.
 
     Raises:
-        ValueError: by init, if the influence is more than 8 GiB, or if a rule that draws gets no
-            key.
+        ValueError: by init, if the influence is more than `jaxrnn.memory_limit`, or if a rule that
+            draws gets no key.
     """
 
     def init(cell, h, key):
@@ -91,19 +91,24 @@ def forward(rule: ForwardRule) -> LayerRule:
         if not rule.draws:
             return Past(influence, None)
         keys = jax.random.split(check_key(key), batch_size)
-        return Past(influence, Draws(keys, jnp.zeros((), jnp.int32)))
+        return Past(influence, Draws(keys, jnp.zeros(batch_size, jnp.int32)))
 
     def grads(cell, past, tape, error):
         advance = jax.vmap(partial(rule.advance, cell))
 
         def one_step(carry, step):
-            (influence, draws), total = carry
+            past, total = carry
             tape_t, error_t = step
-            keys, draws = _keys_of_step(draws)
-            influence = advance(influence, tape_t, keys)
-            return (Past(influence, draws), total + rule.read(influence, error_t)), None
+            keys, draws = _keys_of_step(past.draws)
+            now = Past(advance(past.influence, tape_t._replace(valid=None), keys), draws)
+            now = hold(past, now, tape_t.valid)
+            part = rule.read(now.influence, error_t)
+            return (now, total + part.astype(total.dtype)), None
 
-        (past, total), _ = lax.scan(one_step, (past, no_trace(cell)), (tape, error))
+        steps, dtype = (tape, error), cell.W_hh.dtype
+        start = (past, no_trace(cell).astype(layer.wide(dtype)))
+        (past, total), _ = lax.scan(one_step, layer.varying_like(start, steps, cell), steps)
+        total = total.astype(dtype)
         I, H = cell.W_xh.shape
         b_h = None if cell.b_h is None else total[I + H]
         gradient = Cell(total[:I], total[I : I + H], b_h)
@@ -112,12 +117,26 @@ def forward(rule: ForwardRule) -> LayerRule:
     return LayerRule(init, grads)
 
 
+def hold(before: Memory, now: Memory, valid: Bool[Array, " B"] | None) -> Memory:
+    """Return a memory after a step: the new one of the rows that took it, the old one of others.
+
+    Every leaf begins with the batch's axis.
+    """
+    if valid is None:
+        return now
+
+    def select(before, now):
+        return jnp.where(jnp.expand_dims(valid, range(1, now.ndim)), now, before)
+
+    return jax.tree.map(select, before, now)
+
+
 def _keys_of_step(draws: Draws | None) -> tuple[Any, Draws | None]:
     """Return each row's key for the step, and the draws for the next one."""
     if draws is None:
         return None, None
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, draws.steps))(draws.keys)
-    return keys, draws._replace(steps=draws.steps + 1)
+    fold_in = jax.vmap(lambda key, step: jax.random.fold_in(key, step))
+    return fold_in(draws.keys, draws.steps), draws._replace(steps=draws.steps + 1)
 
 
 def read_size(cell: Cell) -> int:
@@ -127,7 +146,7 @@ def read_size(cell: Cell) -> int:
 
 def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
     """Put what the weights read at one step, s_t = (x_t, h_{t-1}, 1), into one vector."""
-    x, h_prev, gain = tape
+    x, h_prev, gain, _ = tape
     if is_ids(x):
         x = jax.nn.one_hot(x, len(cell.W_xh), dtype=gain.dtype)
     one = [] if cell.b_h is None else [jnp.ones_like(gain[:1])]
@@ -146,7 +165,8 @@ def own_unit(slope: Callable[[Cell, Array], Array | float]) -> ForwardRule:
     """
 
     def advance(cell, trace, tape, key):
-        return slope(cell, tape.gain) * trace + jnp.outer(read_by(cell, tape), tape.gain)
+        kept = jnp.broadcast_to(slope(cell, tape.gain), trace.shape)
+        return kept * trace + jnp.outer(read_by(cell, tape), tape.gain)
 
     def read(trace, error):
         return jnp.einsum("bpj,bj->pj", trace, error)
@@ -167,7 +187,7 @@ def advance_influence(
     The direct term goes where it is not zero: on the diagonal of the last two axes, and for an id
     in that id's row alone.
     """
-    (x, _, gain), s, units = tape, read_by(cell, tape), jnp.arange(len(cell.W_hh))
+    x, gain, s, units = tape.x, tape.gain, read_by(cell, tape), jnp.arange(len(cell.W_hh))
     M = layer.push_forward(cell, gain, M, leak)
     if is_ids(x):
         I = len(cell.W_xh)
@@ -177,5 +197,5 @@ def advance_influence(
 
 def balance(a: Array, b: Array) -> Float[Array, ""]:
     """Return ρ = √(‖a‖ / ‖b‖), which makes a / ρ and ρ b equally large; 1 where both are 0."""
-    tiny = 1e-30
+    tiny = jnp.finfo(a.dtype).tiny
     return jnp.sqrt((jnp.linalg.norm(a) + tiny) / (jnp.linalg.norm(b) + tiny))

@@ -78,7 +78,7 @@ def kernl(rnn: RNN, learning_rate: float = 0.1, decay: float = 0.5) -> GradientA
         slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # by S, and by one γ
         rate = learning_rate / slopes
         return Kernel(
-            trace=kappa * past.trace + jnp.outer(read_by(cell, tape), tape.gain),
+            trace=kappa[None] * past.trace + jnp.outer(read_by(cell, tape), tape.gain),
             S=past.S - rate * jnp.outer(omega, off),
             gamma=jnp.maximum(0, past.gamma - rate * (past.S @ off) * Gamma),
             d=d,

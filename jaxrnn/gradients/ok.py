@@ -82,12 +82,14 @@ def reduce_rank(
     d = jnp.where(d > n * jnp.finfo(d.dtype).eps * d[0], d, 0)  # a rounding's root is no rounding
 
     tail = jnp.cumsum(d[::-1])[::-1]  # Σ of d_k and all after it
-    kept = jnp.argmax(jnp.arange(n - 1, 0, -1) * d[:-1] <= tail[:-1])
-    number, total, k = n - 1 - kept, tail[kept], jnp.arange(n)
+    kept = jnp.argmax(jnp.arange(n - 1, 0, -1, dtype=d.dtype) * d[:-1] <= tail[:-1])
+    number, total, k = (n - 1 - kept).astype(d.dtype), tail[kept], jnp.arange(n)
     z = jnp.where(k < kept, 0, jnp.sqrt(jnp.maximum(0, 1 - d * number / jnp.maximum(total, least))))
-    mirror = z + (k == n - 1)  # the Householder reflection that takes the last axis to -z
+    last = (k == n - 1).astype(z.dtype)
+    mirror = z + last  # of the Householder reflection that takes the last axis to -z
     Z = jnp.eye(n, dtype=d.dtype) - 2 * jnp.outer(mirror, mirror) / (mirror @ mirror)
-    mixed = (signs[:, None] * Z * jnp.sqrt(jnp.where(k < kept, d, total / number)))[:, :-1]
+    sizes = jnp.sqrt(jnp.where(k < kept, d, total / number))
+    mixed = (signs[:, None] * Z * sizes[None])[:, :-1]
     return mixed.T @ p, mixed.T @ q
 
 
@@ -124,14 +126,16 @@ def _eigenvectors(G: Float[Array, "n n"], sweeps: int = 4) -> Float[Array, "n n"
     def turn(carry, opponent):
         G, W = carry
         apart = jnp.diag(G) - opponent @ jnp.diag(G)
-        earlier = opponent @ jnp.arange(n) > jnp.arange(n)  # decides between equals
+        place = jnp.arange(n, dtype=G.dtype)
+        earlier = opponent @ place > place  # decides between equals
         sign = jnp.where(apart == 0, jnp.where(earlier, 1, -1), jnp.sign(apart))
         angle = sign * jnp.arctan2(2 * (opponent * G).sum(1), jnp.abs(apart)) / 2
         rotation = jnp.cos(angle)[:, None] * one - jnp.sin(angle)[:, None] * opponent
         return (rotation.T @ G @ rotation, W @ rotation), None
 
     rounds = np.tile(_tournament(n), (sweeps if n > 2 else 1, 1, 1))  # two need but one rotation
-    return lax.scan(turn, (G, one), jnp.asarray(rounds, G.dtype))[0][1]
+    start = (G, layer.varying_like(one, G))
+    return lax.scan(turn, start, jnp.asarray(rounds, G.dtype))[0][1]
 
 
 def _tournament(n: int) -> Float[np.ndarray, "rounds n n"]:

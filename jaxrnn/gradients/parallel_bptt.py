@@ -21,7 +21,7 @@ def parallel_bptt(rnn: RNN) -> GradientAlgorithm:
     all T·B step Jacobians of H² numbers. Between chunks only the hidden state passes, as in `bptt`.
 
     Raises:
-        ValueError: when called, if the step Jacobians are more than 8 GiB.
+        ValueError: when called, if the step Jacobians are more than `jaxrnn.memory_limit`.
     """
 
     def deltas(cell, tape, error):
@@ -32,9 +32,10 @@ def parallel_bptt(rnn: RNN) -> GradientAlgorithm:
             error.dtype,
             "use shorter chunks, a smaller batch, or bptt",
         )
-        back = tape.gain[..., None] * cell.W_hh.T
+        W_hh_T = cell.W_hh.T[None, None]
+        back = tape.gain[..., None] * W_hh_T
         if rnn.leak != 1:
-            back = back + (1 - rnn.leak) * jnp.eye(hidden_size, dtype=back.dtype)
+            back = back + (1 - rnn.leak) * jnp.eye(hidden_size, dtype=back.dtype)[None, None]
 
         def compose(later, earlier):
             """Go through `later`, then through `earlier`: λ ↦ (λ A + b) A' + b'."""

@@ -20,7 +20,7 @@ def rtrl(rnn: RNN) -> GradientAlgorithm:
     whole, however long. In a stack it is applied layer by layer: see `jaxrnn.gradients.forward`.
 
     Raises:
-        ValueError: by init, if the influence of a layer is more than 8 GiB.
+        ValueError: by init, if the influence of a layer is more than `jaxrnn.memory_limit`.
     """
 
     def advance(cell, M, tape, key):

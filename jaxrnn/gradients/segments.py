@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxrnn import layer
 from jaxrnn.gradients.base import Carry, GradientAlgorithm, check_memory, without_memory
+from jaxrnn.layer import summed_like, varying_like
 from jaxrnn.network import (
     RNN,
     Params,
@@ -24,7 +25,6 @@ from jaxrnn.network import (
     errors_along,
     forward,
     time_major,
-    total_weight,
     weigh,
 )
 
@@ -45,7 +45,8 @@ def by_segments(
     def value_and_grad(params, carry, batch):
         check_memory(carry, ())
         batch, h_0 = check_batch(rnn, params, batch, carry.h)
-        total = total_weight(batch, h_0.dtype)
+        weighted = weigh(rnn, batch, h_0.dtype)
+        h_0 = varying_like(h_0, weighted, params)
         batch_size, steps = batch.inputs.shape[:2]
         whole = callable(rnn.loss_function)
         size = steps if whole else length(steps, batch_size, h_0.dtype.itemsize)
@@ -55,12 +56,13 @@ def by_segments(
         def segment(start, size):
             """Cut where needed: all segments together would be a copy of the batch."""
             piece = jax.tree.map(
-                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), batch
+                lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), weighted
             )
-            return time_major(weigh(rnn, piece, h_0.dtype, total))
+            return time_major(piece)
 
         def run(h, start):
-            trajectories, h_last = forward(rnn, params.cells, segment(start, size).inputs, h)
+            piece = segment(start, size)
+            trajectories, h_last = forward(rnn, params.cells, piece.inputs, h, piece.valid)
             return h_last, (h, None if recompute else trajectories)
 
         def back(beyond, h, piece, trajectories):
@@ -75,15 +77,15 @@ def by_segments(
             start, (h, trajectories) = passed
             piece = segment(start, size)
             if trajectories is None:
-                trajectories, _ = forward(rnn, params.cells, piece.inputs, h)
+                trajectories, _ = forward(rnn, params.cells, piece.inputs, h, piece.valid)
             part, beyond = back(beyond, h, piece, trajectories)
             return (jax.tree.map(jnp.add, so_far, part), beyond), None
 
         h, kept = lax.scan(run, h_0, starts)
         piece = segment(start_of_last, steps - start_of_last)
-        trajectories, h_last = forward(rnn, params.cells, piece.inputs, h)
+        trajectories, h_last = forward(rnn, params.cells, piece.inputs, h, piece.valid)
         end = back(jnp.zeros_like(h), h, piece, trajectories)
         ((loss, grads), _), _ = lax.scan(go_back, end, (starts, kept), reverse=True)
-        return (loss, Carry(h_last, ())), grads
+        return (loss, Carry(h_last, ())), summed_like(grads, params)
 
     return GradientAlgorithm(without_memory, value_and_grad)

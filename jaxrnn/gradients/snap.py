@@ -44,7 +44,7 @@ def snap(rnn: RNN, n: int) -> GradientAlgorithm:
 
     Raises:
         ValueError: if n is below 1 or not a whole number; by init, if the influence of a layer is
-            more than 8 GiB.
+            more than `jaxrnn.memory_limit`.
     """
     checks.whole("n", n, 1)
 
@@ -61,7 +61,7 @@ def _reachable(rnn: RNN, n: int) -> ForwardRule:
 
     def advance(cell, influence, tape, key):
         M = advance_influence(cell, influence.M, tape, rnn.leak)
-        return influence._replace(M=jnp.where(influence.mask, M, 0))
+        return influence._replace(M=jnp.where(influence.mask[None], M, 0))
 
     def read(influence, error):
         return jnp.einsum("bpji,bi->pj", influence.M, error)
@@ -74,6 +74,6 @@ def _within(steps: int, cell: Cell) -> Bool[Array, "H H"]:
     H, leads = len(cell.W_hh), (cell.W_hh != 0).astype(jnp.float32)
 
     def one_further(_, reached):
-        return reached | (reached @ leads > 0)
+        return reached | (reached.astype(leads.dtype) @ leads > 0)
 
     return lax.fori_loop(0, min(steps, H - 1), one_further, jnp.eye(H, dtype=bool))

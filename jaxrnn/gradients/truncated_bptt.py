@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxrnn import checks, layer
 from jaxrnn.gradients.base import GradientAlgorithm, StackRule, lift
@@ -61,6 +61,7 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
         return Window(jnp.zeros((window, h.shape[1]), jnp.int32), tuple(map(empty, cells)))
 
     def grads(cells, memory, errors):
+        valid = errors.tapes[0].valid
         tapes, error = _remember(memory, errors.tapes), errors.error
         error = jnp.concatenate([jnp.zeros((window, *error.shape[1:]), error.dtype), error])
 
@@ -71,7 +72,8 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
 
         first = first_term(cells, tapes, error)
         (_, deltas), _ = lax.scan(one_step_further, first, length=window)
-        return tuple(map(layer.contract, cells, tapes, deltas)), _keep(memory, tapes, window)
+        memory = _keep(memory, tapes, window, valid)
+        return tuple(map(layer.contract, cells, tapes, deltas)), memory
 
     return lift(rnn, StackRule(init, grads))
 
@@ -79,14 +81,25 @@ def truncated_bptt(rnn: RNN, window: int) -> GradientAlgorithm:
 def _remember(memory: Window, tapes: tuple[Tape, ...]) -> tuple[Tape, ...]:
     """Put the remembered steps before the chunk's."""
     past = memory.tapes
+    tapes = tuple(tape._replace(valid=None) for tape in tapes)  # the gain is 0 where it is not
     if is_ids(tapes[0].x):
         past = (past[0]._replace(x=memory.ids), *past[1:])
     return jax.tree.map(lambda before, now: jnp.concatenate([before, now]), past, tapes)
 
 
-def _keep(memory: Window, tapes: tuple[Tape, ...], window: int) -> Window:
-    """Keep the last `window` steps, and of the input's two kinds the one that was given."""
-    lowest, *above = jax.tree.map(lambda leaf: leaf[leaf.shape[0] - window :], tapes)
+def _keep(
+    memory: Window, tapes: tuple[Tape, ...], window: int, valid: Bool[Array, "T B"] | None
+) -> Window:
+    """Keep each row's last `window` valid steps; of the input's two kinds the one that was given.
+
+    The tapes are those of the remembered steps and then of the chunk's.
+    """
+    if valid is None:
+        last = jax.tree.map(lambda leaf: leaf[leaf.shape[0] - window :], tapes)
+    else:
+        places = valid.sum(0, dtype=jnp.int32)[None] + jnp.arange(window, dtype=jnp.int32)[:, None]
+        last = jax.tree.map(lambda leaf: leaf[places, jnp.arange(leaf.shape[1])[None]], tapes)
+    lowest, *above = last
     if is_ids(lowest.x):
         return Window(lowest.x, (lowest._replace(x=memory.tapes[0].x), *above))
     return Window(memory.ids, (lowest, *above))

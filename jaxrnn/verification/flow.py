@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxrnn import layer
+from jaxrnn import checks, layer
 from jaxrnn.checks import AnyArray
 from jaxrnn.layer import Cell, Tape
 from jaxrnn.network import RNN, Batch, Params, by_name, check_batch, errors
@@ -87,8 +87,15 @@ def gradient_flow(
         lags: K, how many lags, at most T; if not given all of them, but at most 200.
 
     Raises:
-        ValueError: if arrays do not fit the network, or lags is not in 1 … T.
+        ValueError: if arrays do not fit the network, lags is not in 1 … T, or it is called under
+            `jax.jit`, `jax.vmap` or `jax.grad`.
     """
+    checks.is_batch(batch, Batch)
+    if not all(map(checks.is_known, jax.tree.leaves((params, batch, h)))):
+        raise ValueError(
+            "gradient_flow computes in NumPy, and cannot be traced: call it outside of jax.jit, "
+            "jax.vmap and jax.grad"
+        )
     steps = batch.inputs.shape[1]
     lags = affordable_lags(rnn, steps) if lags is None else lags
     if not 1 <= lags <= steps:
@@ -122,13 +129,16 @@ def _singular_values(
     def of_layer(cell: Cell, tape: Tape):
         W_hh_T = cell.W_hh.T
 
-        def back(jacobian, gain_t):  # row i is d(h_T)_i/dh_t
+        def back(jacobian, step):  # row i is d(h_T)_i/dh_t
+            gain_t, valid_t = step
             gain = jnp.broadcast_to(gain_t, jacobian.shape)
-            jacobian = layer.pull_back(W_hh_T, gain, jacobian, rnn.leak)
+            pulled = layer.pull_back(W_hh_T, gain, jacobian, rnn.leak)
+            jacobian = pulled if valid_t is None else jnp.where(valid_t, pulled, jacobian)
             return jacobian, jacobian
 
         same = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)
-        _, jacobians = lax.scan(back, same, tape.gain[::-1, 0][: lags - 1])
+        first = jax.tree.map(lambda leaf: leaf[::-1, 0][: lags - 1], (tape.gain, tape.valid))
+        _, jacobians = lax.scan(back, same, first)
         jacobians = jnp.concatenate([same[None], jacobians])
         finite = jnp.isfinite(jacobians).all((-2, -1), keepdims=True)  # LAPACK complains of others
         values = jnp.linalg.svd(jnp.where(finite, jacobians, 0), compute_uv=False)
