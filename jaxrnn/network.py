@@ -460,7 +460,7 @@ def weigh(rnn: RNN, batch: Batch, dtype: jax.typing.DTypeLike) -> Weighted:
 
 def total_weight(batch: Batch) -> Array:
     """Return the sum of the weights of a batch's positions: what a mean divides by."""
-    return _weights(batch, jnp.float32).sum()
+    return _weights(batch, jnp.result_type(float)).sum()
 
 
 def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:

@@ -90,3 +90,15 @@ def test_a_plot_is_a_picture(tmp_path):
 def test_lags_are_of_the_batch(lags):
     with pytest.raises(ValueError, match=rf"lags must lie in 1 … 6, .* got {lags}"):
         flow_of(make_case(), lags=lags)
+
+
+def test_after_a_rows_length_nothing_reaches_further_back():
+    """The lags of padding are those of standing still: the Jacobian there is the identity."""
+    case = make_case(leak=0.6)
+    padded = case.batch._replace(lengths=np.array([4, 6, 2]))
+    flow = jaxrnn.gradient_flow(case.rnn, case.params, padded, h=case.h)
+    rows = jax.tree.map(lambda leaf: leaf[:1, :4], case.batch)
+    alone = jaxrnn.gradient_flow(case.rnn, case.params, rows, h=case.h[:, :1])
+    np.testing.assert_allclose(flow.singular_values[:, :3], 1)
+    np.testing.assert_allclose(flow.singular_values[:, 2:], alone.singular_values, rtol=1e-12)
+    np.testing.assert_allclose(flow.credit[:, :4, 0, :4], alone.credit[:, :, 0], rtol=1e-12)

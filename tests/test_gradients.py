@@ -335,6 +335,19 @@ def test_a_rule_that_draws_is_finite_in_float16(rule):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("rule", ["bptt", "rtrl"])
+def test_many_terms_are_added_up_exactly_enough_in_bfloat16(rule):
+    """2,000 terms of one sign: added up in bfloat16 itself, the sum would stop at 256 of them."""
+    case = make_case(T=2000, B=1, I=2, H=2, ids=True, dtype=jnp.float32, leak=0.1)
+    params = jax.tree.map(lambda leaf: (leaf / 8).astype(jnp.bfloat16), case.params)
+    ones = case.batch._replace(inputs=0 * case.batch.inputs, targets=0 * case.batch.targets)
+    low = case._replace(params=params, h=case.h.astype(jnp.bfloat16), batch=ones)
+    high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (low.params, low.h))
+    exact = gradient(algorithm_of("autodiff", case.rnn), low._replace(params=high[0], h=high[1]))
+    found = gradient(algorithm_of(rule, case.rnn), low)
+    assert_equal(found[1].cells[0].W_xh, exact[1].cells[0].W_xh, 0.05)
+
+
 def test_the_limit_of_memory_is_the_callers():
     rnn = jaxrnn.RNN(2, 4, 2)
     params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)

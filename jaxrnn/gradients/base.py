@@ -62,7 +62,13 @@ class ValueAndGradFn(Protocol):
 
 
 class GradientAlgorithm(NamedTuple):
-    """One way to compute, or to estimate, the gradient of an RNN's loss."""
+    """One way to compute, or to estimate, the gradient of an RNN's loss.
+
+    Inside a caller's `jax.shard_map` with its default `check_vma=True`, the gradient of parameters
+    that are the same on every device is summed over the devices, as `jax.grad` sums it; the loss is
+    each device's own. With `check_vma=False` both are each device's own: sum them by
+    `jax.lax.psum`.
+    """
 
     init: InitFn
     value_and_grad: ValueAndGradFn
