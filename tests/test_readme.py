@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     monkeypatch.chdir(tmp_path)
     truths = "we hold these truths to be self-evident, that all men are created equal\n"
     Path("my-text.txt").write_text(truths * 60)
@@ -36,6 +36,8 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     assert told.getvalue().count("we hold these truths to be self-evident") == 2
     best, score = names["best"], names["score"]
     assert f"best after step {best.step}: {best.held_out:.3f} nats" in told.getvalue()
+    anew = ~np.asarray(names["carry"].h[0]).any(-1)
+    np.testing.assert_array_equal(anew, names["ended"])
     assert best.held_out < 1.5  # each of its rows is short, and read from h = 0
     assert score.characters == 30
     assert score.nats < 1
