@@ -199,15 +199,6 @@ def finite(name: str, array: AnyArray, remedy: str) -> None:
         raise ValueError(f"{name} hold {np.asarray(array)[place]} at {list(place)}: {remedy}")
 
 
-def is_batch(batch: Any, kind: type) -> None:
-    """Raise `ValueError` unless a batch is a `Batch`."""
-    if not isinstance(batch, kind):
-        raise ValueError(
-            f"batch must be a jaxrnn.Batch, got a {type(batch).__name__}: "
-            f"jaxrnn.Batch(inputs, targets)"
-        )
-
-
 def shape(name: str, array: AnyArray, expected: tuple[int, ...], meaning: str) -> None:
     """Raise `ValueError` for an array of another shape; `meaning` says what the axes are."""
     if array.shape != expected:

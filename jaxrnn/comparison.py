@@ -21,7 +21,7 @@ from jaxrnn import checks
 from jaxrnn.checks import AnyArray
 from jaxrnn.costs import Cost, compile_with_cost, seconds_of
 from jaxrnn.gradients import GradientAlgorithm, autodiff
-from jaxrnn.network import RNN, Batch, Params, by_name, check_batch
+from jaxrnn.network import RNN, Batch, Params, by_name, check_batch, check_is_batch
 from jaxrnn.verification.compare import length, plain
 
 AT_ONCE = 8  # draws that are computed side by side
@@ -140,6 +140,7 @@ def compare(
             below 1, or arrays do not fit the network.
     """
     _check(algorithms, draws, rounds)
+    check_is_batch(batch)
     params = jax.tree.map(jnp.asarray, params)
     start = rnn.initial_state(len(batch.inputs)) if h is None else h
     batch, start = check_batch(rnn, params, batch, start)

@@ -517,6 +517,15 @@ def check_inputs(
     return inputs, h, lengths
 
 
+def check_is_batch(batch: Any) -> None:
+    """Raise `ValueError` unless a batch is a `Batch`."""
+    if not isinstance(batch, Batch):
+        raise ValueError(
+            f"batch must be a jaxrnn.Batch, got a {type(batch).__name__}: "
+            f"jaxrnn.Batch(inputs, targets)"
+        )
+
+
 def check_batch(
     rnn: RNN, params: Params, batch: Batch, h: AnyArray
 ) -> tuple[Batch, Inexact[Array, "L B H"]]:
@@ -525,7 +534,7 @@ def check_batch(
     A target that does not count is replaced by one that does: the loss may be able to take no
     other value.
     """
-    checks.is_batch(batch, Batch)
+    check_is_batch(batch)
     inputs, h, lengths = check_inputs(rnn, params, batch.inputs, h, batch.lengths)
     positions, dtype = inputs.shape[:2], h.dtype
     mask = None if batch.mask is None else checks.as_mask(batch.mask, positions, dtype)

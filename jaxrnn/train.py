@@ -17,7 +17,7 @@ from jaxrnn import checks
 from jaxrnn.data import Passage
 from jaxrnn.gradients.base import Carry, GradientAlgorithm
 from jaxrnn.layer import wide
-from jaxrnn.network import RNN, Batch, Params, total_weight
+from jaxrnn.network import RNN, Batch, Params, check_is_batch, total_weight
 
 
 class TrainState(NamedTuple):
@@ -135,6 +135,7 @@ def make_train_loop(
 
     @wraps(loop)
     def checked(state, batches, count=None):
+        check_is_batch(batches)
         number = len(batches.inputs)
         if count is not None and checks.is_known(count) and not 0 <= count <= number:
             raise ValueError(f"count must lie in 0 … {number}, the number of batches, got {count}")
@@ -157,6 +158,7 @@ def evaluate(
     Raises:
         ValueError: if no position counts.
     """
+    check_is_batch(batches)
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
     _, (totals, weights) = _losses(rnn, params, h_0, batches, stateful)
     total = weights.sum()

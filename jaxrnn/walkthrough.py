@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxrnn import layer
 from jaxrnn.layer import is_ids
-from jaxrnn.network import RNN, Batch, Params, errors
+from jaxrnn.network import RNN, Batch, Params, check_is_batch, errors
 
 
 class Walkthrough(NamedTuple):
@@ -67,6 +67,7 @@ def walkthrough(
     """
     if rnn.num_layers != 1:
         raise ValueError(f"a walkthrough is of one layer, this network has {rnn.num_layers}")
+    check_is_batch(batch)
     if len(batch.inputs) != 1:
         raise ValueError(f"a walkthrough is of one sequence, this batch has {len(batch.inputs)}")
     h = rnn.initial_state(1) if h is None else h

@@ -115,17 +115,18 @@ LOSSES_OF_POSITIVE_TARGETS = {
 def test_what_stands_at_a_masked_position_has_no_influence(rule, loss):
     function = LOSSES_OF_POSITIVE_TARGETS.get(loss, loss)
     rnn, params, h, batch = make_case(loss_function=function, mask=True, reduction="mean")
-    targets = 1 + np.asarray(batch.targets) ** 2
-    masked = (np.asarray(batch.mask) == 0)[..., None]
-    case = Case(rnn, params, h, batch._replace(targets=targets))
+    targets, mask = 1 + np.asarray(batch.targets) ** 2, np.array(batch.mask)
+    mask[1] = 0  # in this row nothing counts
+    masked = (mask == 0)[..., None]
+    case = Case(rnn, params, h, jaxrnn.Batch(batch.inputs, targets, mask))
     algorithm = getattr(jaxrnn.gradients, rule)(rnn)
     expected = gradient(algorithm, case)
     assert masked.any()
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
     for anything in (np.nan, np.inf, 0.0, -1e30):
-        holes = batch._replace(targets=np.where(masked, anything, targets))
+        holes = jaxrnn.Batch(batch.inputs, np.where(masked, anything, targets), mask)
         assert_equal(gradient(algorithm, case._replace(batch=holes)), expected)
-    nothing = batch._replace(targets=np.full_like(targets, np.nan), mask=np.zeros((3, 6)))
+    nothing = jaxrnn.Batch(batch.inputs, np.full_like(targets, np.nan), np.zeros((3, 6)))
     (value, _), grads = gradient(algorithm, case._replace(batch=nothing))
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves((value, grads)))
 

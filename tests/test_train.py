@@ -172,15 +172,15 @@ def test_evaluation_of_lines_reads_each_from_zero():
 def test_evaluation_is_a_mean_over_what_counts():
     """Over batches of different weight, with a mask and lengths; whatever the reduction is."""
     case = make_case(mask=True, reduction="mean")
-    one = case.batch._replace(lengths=np.array([6, 2, 0]))
-    two = case.batch._replace(lengths=np.array([1, 6, 3]))
-    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), one, two)
+    lengths = np.array([[6, 2, 0], [1, 6, 3]])
+    each = [case.batch._replace(lengths=of_rows) for of_rows in lengths]
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     rnn = dataclasses.replace(case.rnn, reduction="sum")
     h = rnn.initial_state(3)
     total, weight = 0.0, 0.0
-    for batch in (one, two):
+    for batch, of_rows in zip(each, lengths, strict=True):
         total += rnn.loss(case.params, h, batch)[0]
-        weight += (np.asarray(batch.mask) * (np.arange(6) < batch.lengths[:, None])).sum()
+        weight += (np.asarray(batch.mask) * (np.arange(6) < of_rows[:, None])).sum()
     for network in (rnn, case.rnn):
         found = jaxrnn.evaluate(network, case.params, batches, stateful=False)
         assert_equal(found, total / weight)

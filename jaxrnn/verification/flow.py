@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxrnn import checks, layer
 from jaxrnn.checks import AnyArray
 from jaxrnn.layer import Cell, Tape
-from jaxrnn.network import RNN, Batch, Params, by_name, check_batch, errors
+from jaxrnn.network import RNN, Batch, Params, by_name, check_batch, check_is_batch, errors
 from jaxrnn.verification.lags import affordable_lags, split_by_lag
 
 
@@ -90,7 +90,7 @@ def gradient_flow(
         ValueError: if arrays do not fit the network, lags is not in 1 … T, or it is called under
             `jax.jit`, `jax.vmap` or `jax.grad`.
     """
-    checks.is_batch(batch, Batch)
+    check_is_batch(batch)
     if not all(map(checks.is_known, jax.tree.leaves((params, batch, h)))):
         raise ValueError(
             "gradient_flow computes in NumPy, and cannot be traced: call it outside of jax.jit, "
