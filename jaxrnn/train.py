@@ -164,7 +164,7 @@ def evaluate(
     total = weights.sum()
     if checks.is_known(total) and total == 0:
         raise ValueError("nothing counts in these batches: every position has the mask 0")
-    return totals.sum() / total
+    return totals.sum() / total.astype(totals.dtype)
 
 
 class Scored(NamedTuple):

@@ -360,6 +360,8 @@ def test_the_limit_of_memory_is_the_callers():
             start()
         with jaxrnn.memory_limit(float("inf")):
             start()
+        with pytest.raises(ValueError, match="more than 1e-09"):
+            start()
     start()
     with (
         pytest.raises(ValueError, match=r"gib must be above 0, got 0\.0"),
