@@ -19,7 +19,7 @@ FLOORS = [
     {"gradients.forward", "gradients.feedback", "gradients.segments", "gradients.series"},
     {"gradients.*", "train", "walkthrough", "sharding"},
     {"gradients"},
-    {"verification.compare", "verification.hand"},
+    {"verification.compare", "verification.hand", "verification.program"},
     {
         "verification.answer",
         "verification.differences",

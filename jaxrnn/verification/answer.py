@@ -4,6 +4,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.network import by_name
@@ -14,11 +16,28 @@ class Answer(NamedTuple):
     """A candidate's loss (nan if there is none), its leaves by name, and what is wrong with them.
 
     The leaves are NumPy arrays in float64, of any shape; one that is missing is not among them.
+
+    Attributes:
+        loss: its loss.
+        leaves: its gradient.
+        findings: what cannot be compared.
+        changed: the arguments' leaves that the candidate wrote to.
+        again: what it answered to a second call at the same arguments; None if it was not called.
     """
 
     loss: float
     leaves: dict[str, np.ndarray]
     findings: tuple[Finding, ...]
+    changed: tuple[str, ...] = ()
+    again: "Answer | None" = None
+
+
+def ask_twice(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
+    """Call a candidate twice, each time with copies of the arguments that it may write to."""
+    answer = ask(candidate, args, params)
+    if answer.findings:
+        return answer
+    return answer._replace(again=ask(candidate, args, params))
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -26,8 +45,29 @@ def arrays(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in by_name(tree).items()}
 
 
+def is_floats(leaf: Any) -> bool:
+    """Return whether a leaf is a real number or an array of them, in floating point."""
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
+
+
 def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
-    """Call a candidate that should return (loss, gradient in the structure of params)."""
+    """Call a candidate that should return (loss, gradient in the structure of params).
+
+    It gets copies of the arrays: to what it shares memory with, it may write.
+    """
+    copies = jax.tree.map(lambda leaf: jnp.array(leaf) if is_floats(leaf) else leaf, args)
+    answer = _answer(candidate, copies, params)
+    pairs = zip(by_name(copies).items(), jax.tree.leaves(args), strict=True)
+    changed = (
+        name
+        for (name, copy), leaf in pairs
+        if is_floats(leaf) and np.asarray(copy).tobytes() != np.asarray(leaf).tobytes()
+    )
+    return answer._replace(changed=tuple(changed))
+
+
+def _answer(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
 
     def nothing(bug, text):
         return Answer(np.nan, {}, (Finding(bug, (), text),))
@@ -43,14 +83,14 @@ def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> An
         return nothing("structure", f"it must return (loss, gradient), but returned a {kind}{many}")
     loss, grads = answer
     try:
-        number = np.asarray(loss)
+        number = np.asarray(_detached(loss))
         if number.dtype == object:
             raise TypeError("no number")
         loss = number.astype(np.float64).item()
     except (TypeError, ValueError, RuntimeError):
         shape = getattr(loss, "shape", None)
-        what = type(loss).__name__ if shape is None else f"array of shape {tuple(shape)}"
-        return nothing("structure", f"the loss must be one number, but is a {what}")
+        what = f"a {type(loss).__name__}" if shape is None else f"an array of shape {tuple(shape)}"
+        return nothing("structure", f"the loss must be one number, but is {what}")
     given, findings = _in_structure(by_name(grads), params)
     leaves = {}
     for name, parameter in arrays(params).items():
@@ -81,7 +121,7 @@ def _in_structure(given: dict[str, Any], params: Any) -> tuple[dict[str, Any], l
 
 def _as_array(name: str, leaf: Any, dtype: np.dtype) -> tuple[np.ndarray | None, Finding | None]:
     try:
-        array = np.asarray(leaf)
+        array = np.asarray(_detached(leaf))
         if not (np.issubdtype(array.dtype, np.number) or array.dtype == dtype):
             raise TypeError(f"dtype {array.dtype}")
         plain = np.real(array).astype(np.float64)
@@ -95,6 +135,11 @@ def _as_array(name: str, leaf: Any, dtype: np.dtype) -> tuple[np.ndarray | None,
     if np.finfo(dtype).bits > array.dtype.itemsize * 8:
         text += ": it was computed with fewer digits than asked for"
     return plain, Finding("dtype", (name,), text)
+
+
+def _detached(value: Any) -> Any:
+    """Return an array that NumPy can read: a tensor of PyTorch's without its graph, on the CPU."""
+    return value.detach().cpu() if hasattr(value, "detach") else value
 
 
 def _some(names: Iterable[str]) -> str:

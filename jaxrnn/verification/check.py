@@ -12,13 +12,14 @@ from jaxtyping import Float
 from jaxrnn import checks
 from jaxrnn.checks import AnyArray
 from jaxrnn.gradients import Carry, GradientAlgorithm, autodiff
-from jaxrnn.network import RNN, Batch, Params, check_batch
-from jaxrnn.verification.answer import arrays, ask
+from jaxrnn.network import RNN, Batch, Params, by_name, check_batch, check_is_batch
+from jaxrnn.verification.answer import arrays, ask_twice, is_floats
 from jaxrnn.verification.compare import Report
 from jaxrnn.verification.differences import Reference
 from jaxrnn.verification.hand import run_forward
 from jaxrnn.verification.judge import Dtype, Problem, ValueAndGrad, cannot_tell, judge, not_finite
 from jaxrnn.verification.lags import affordable_lags, split_by_lag
+from jaxrnn.verification.program import Program, trace
 
 Candidate = GradientAlgorithm | Callable[[Params, Batch], tuple[Any, Any]]
 
@@ -63,6 +64,7 @@ def verify(
     wrong: truncated at 2 in cells[0].W_xh, cells[0].W_hh, cells[0].b_h: errors reach 2 ...
     """
     checks.one_of("dtype", dtype, ("float64", "float32"))
+    check_is_batch(batch)
     with jax.enable_x64(True):
         start = rnn.initial_state(len(batch.inputs)) if h is None else h
         given = _as((params, start, batch), dtype)
@@ -81,8 +83,19 @@ def verify(
 
         @cache
         def by_hand():
-            # What stands at masked positions matters to who forgets the mask.
-            return run_forward(rnn, params, start, batch._replace(targets=targets))
+            # The targets at masked positions matter to whoever forgets the mask. Lengths become a
+            # part of the mask, where the catalogue looks for what counts.
+            mask = batch.mask
+            if batch.lengths is not None:
+                valid = checks.within(batch.lengths, batch.inputs.shape[1]).astype(start.dtype)
+                mask = valid if mask is None else mask * valid
+            return run_forward(rnn, params, start, batch._replace(targets=targets, mask=mask))
+
+        @cache
+        def program():  # a built-in loss has no derivative but JAX's
+            if not callable(rnn.loss_function):
+                return Program((), None)
+            return trace(lambda params: rnn.loss(params, start, batch)[0], params)
 
         def parts():
             lags = affordable_lags(rnn, batch.inputs.shape[1])
@@ -96,11 +109,12 @@ def verify(
             args=(params, start, batch),
             terms=batch.inputs.shape[0] * batch.inputs.shape[1] + rnn.hidden_size,
             name="jax.grad of rnn.loss",
+            program=program,
             by_hand=by_hand,
             parts=parts,
         )
         with jax.enable_x64(dtype == "float64"):
-            answer = ask(partial(called, candidate), given, given[0])
+            answer = ask_twice(partial(called, candidate), given, given[0])
         if reference is None or isinstance(reference, Reference):
             return judge(answer, problem, reference, dtype)
         return judge(answer, problem, partial(called, reference), dtype)
@@ -119,14 +133,17 @@ def check_grad(
         value_and_grad_fn: args -> (loss, gradient in the structure of the first argument), as
             `jax.value_and_grad` makes it; in JAX, NumPy or whatever else makes arrays.
         loss_fn: args -> loss, a number.
-        *args: where to compare. The gradient is that of the first, a pytree of floats.
+        *args: where to compare. The gradient is that of the first, a pytree of floats. Floats are
+            converted to `dtype`; everything else, such as keys, integers, strings and functions, is
+            passed on as it is.
         reference: what to compare with: `jax.grad` of `loss_fn` if not given;
             `finite_difference()`, also for a loss in NumPy, `complex_step()`, or another function
             like `value_and_grad_fn`.
         dtype: as in `verify`.
 
     Raises:
-        ValueError: if there are no args, or the reference fails.
+        ValueError: if there are no args, the first holds anything but real floats, the loss is not
+            one number, or the reference fails.
 
     >>> import jax.numpy as jnp, jaxrnn
     >>> forgot_the_2 = lambda x: (jnp.sum(x**2), x)
@@ -139,18 +156,31 @@ def check_grad(
     with jax.enable_x64(True):
         given = _as(args, dtype)
         args = _as(given, "float64")
-        if finding := not_finite("the arguments", arrays(args)):
+        _check_params(args[0])
+        floats = {name: leaf for name, leaf in by_name(args).items() if is_floats(leaf)}
+        if finding := not_finite("the arguments", floats):
             return cannot_tell(finding)
+        differentiate, precision = _differentiable(loss_fn, args)
+        if precision is not None:
+            dtype, given = "float32", _as(given, "float32")
         with jax.enable_x64(dtype == "float64"):
-            answer = ask(value_and_grad_fn, given, given[0])
+            answer = ask_twice(value_and_grad_fn, given, given[0])
+
+        def loss(params):
+            every = (params, *args[1:])
+            with jax.enable_x64(precision is None):
+                return loss_fn(*(every if precision is None else _as(every, "float32")))
+
         problem = Problem(
             params=args[0],
-            loss=lambda params: loss_fn(params, *args[1:]),
-            value_and_grad=jax.value_and_grad(jax.jit(loss_fn)),
+            loss=loss,
+            value_and_grad=differentiate,
             args=args,
-            terms=max(np.size(leaf) for leaf in jax.tree.leaves(args)),
+            terms=max((np.size(leaf) for leaf in jax.tree.leaves(args)), default=1),
             name="jax.grad of the loss",
+            program=cache(lambda: trace(loss, args[0])),
             by_hand=None,
+            precision=precision,
         )
         return judge(answer, problem, reference, dtype)
 
@@ -167,10 +197,67 @@ def _loss(rnn: RNN, params: Params, h: Any, batch: Batch) -> Any:
 
 
 def _as(tree: Any, dtype: Dtype) -> Any:
-    """Turn the floats of a pytree to a dtype, as JAX arrays."""
+    """Convert the floats of a pytree to JAX arrays of a dtype; everything else stays as it is."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).astype(dtype) if is_floats(leaf) else leaf, tree
+    )
 
-    def convert(leaf):
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(convert, tree)
+def _check_params(params: Any) -> None:
+    """Raise `ValueError` unless every leaf of a function's first argument is real floats."""
+    for name, leaf in by_name(params).items():
+        if not is_floats(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise ValueError(
+                f"the first argument is what the gradient is taken by, and must hold real floats, "
+                f"but {name} is {kind}: pass it as a further argument, or a complex number as two"
+            )
+
+
+def _differentiable(
+    loss_fn: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[ValueAndGrad, str | None]:
+    """Return args -> (loss, gradient) by autodiff, compiled; and why it is in float32, if it is.
+
+    Arrays are traced. Strings, functions and Python's own numbers are constants.
+
+    Raises:
+        ValueError: if the loss is no single number.
+    """
+
+    @jax.jit
+    def of_arrays(leaves):
+        pairs = zip(leaves, constants, strict=True)
+        params, *rest = tree.unflatten([leaf if other is None else other for leaf, other in pairs])
+        return jax.value_and_grad(loss_fn)(params, *rest)
+
+    leaves, tree = jax.tree.flatten(args)
+    constants = [None if isinstance(leaf, jax.Array | np.ndarray) else leaf for leaf in leaves]
+
+    def differentiate(*args):
+        pairs = zip(jax.tree.leaves(args), constants, strict=True)
+        return of_arrays([leaf if other is None else None for leaf, other in pairs])
+
+    def in_float32(*args):
+        with jax.enable_x64(False):
+            return differentiate(*_as(args, "float32"))
+
+    try:
+        loss = jax.eval_shape(lambda: loss_fn(*args))
+        shape = getattr(loss, "shape", None)
+    except Exception:  # somebody's function, traced: `judge` says what is wrong with it
+        shape = None
+    if shape:
+        raise ValueError(
+            f"loss_fn returns an array of shape {shape}, but a loss is one number: take its sum or "
+            f"its mean"
+        )
+    try:
+        jax.eval_shape(differentiate, *args)
+    except Exception:
+        try:
+            in_float32(*args)
+        except Exception:
+            return differentiate, None
+        return in_float32, "it cannot be traced in float64"
+    return differentiate, None

@@ -126,6 +126,8 @@ class Report(NamedTuple):
         profiles: the lag profile of each leaf that is wrong.
         reference: what the reference is.
         notes: what the tolerances come from, and what the comparison cannot see.
+        precision: how far the comparison reaches and why, such as "to float32: the loss computes in
+            float32"; empty where it reaches to the rounding of float64.
     """
 
     candidate_loss: float
@@ -135,6 +137,7 @@ class Report(NamedTuple):
     profiles: tuple[LagProfile, ...]
     reference: str
     notes: tuple[str, ...]
+    precision: str = ""
 
     @property
     def ok(self) -> bool:
@@ -158,7 +161,8 @@ class Report(NamedTuple):
     def verdict(self) -> str:
         """The diagnosis, or that the gradient is right and how nearly."""
         largest = max((leaf.tolerance for leaf in self.leaves), default=EXACT)
-        return self.diagnosis or f"right: every error is at most {largest:.1g}"
+        how_far = f", {self.precision}" if self.precision else ""
+        return self.diagnosis or f"right{how_far}: every error is at most {largest:.1g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON; None for what is no number."""
@@ -178,7 +182,7 @@ class Report(NamedTuple):
 
     def remarks(self) -> list[str]:
         """Say what stands beside the table: losses, profiles and notes."""
-        losses = f"{self.candidate_loss:.12g}, reference {self.reference_loss:.12g}"
+        losses = ", reference ".join(in_full(self.candidate_loss, self.reference_loss, 12))
         return [
             f"reference: {self.reference}",
             *([f"loss: {losses}"] if self.leaves else ()),
@@ -258,6 +262,13 @@ def _angle(g: np.ndarray, r: np.ndarray) -> tuple[float, float, float, float]:
         float(inner / (np.linalg.norm(g) * r_norm)),
         float(inner / r_norm**2),
     )
+
+
+def in_full(a: float, b: float, digits: int) -> tuple[str, str]:
+    """Write two numbers with so many digits, or as many more as it takes to tell them apart."""
+    while digits < 17 and a != b and f"{a:.{digits}g}" == f"{b:.{digits}g}":
+        digits += 1
+    return f"{a:.{digits}g}", f"{b:.{digits}g}"
 
 
 def plain(value: Any) -> Any:

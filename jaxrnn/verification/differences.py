@@ -20,6 +20,7 @@ Measure = Callable[[Value, Any], tuple[float, dict[str, Known]]]
 
 
 STEP = float(np.finfo(np.float64).eps ** (1 / 5))  # where rounding and the error O(s⁴) balance
+SHORT = 1e-6  # of a leaf's size: some 17 roundings of float32, and no more than a parabola
 BEND = 1e-4  # relative to the slope: what bends more within a step is a kink
 
 
@@ -64,11 +65,13 @@ def finite_difference(*, directions: int = 64, elements: int = 500, seed: int = 
     _check(directions, elements)
 
     def measure(value, params):
-        loss, noise = float(value(params)), _noise(value, params)
+        loss, noise = float(value(params)), noise_of(value, params)
+        # The step of a loss that computes in fewer digits is longer.
+        step = max(STEP, (noise / abs(loss)) ** (1 / 5) if loss else 0.0)
 
         def slope(line, size):
             for closer in (1, 64, 4096):
-                found = _central(line, loss, STEP * size / closer, noise)
+                found = _central(line, loss, step * size / closer, noise)
                 if found.smooth:
                     break
             return found
@@ -107,7 +110,7 @@ def complex_step(*, directions: int = 64, elements: int = 500, seed: int = 0) ->
         return Slope(there.imag / (1e-30 * size), 0.0, True)
 
     def measure(value, params):
-        loss, noise = float(value(params)), _noise(value, params)
+        loss, noise = float(value(params)), noise_of(value, params)
         params = jax.tree.map(lambda leaf: leaf + 0j, params)
         rng = np.random.default_rng(seed)
         for _ in range(3):
@@ -144,15 +147,28 @@ def _central(line: Line, loss: float, step: float, noise: float) -> Slope:
     return Slope((4 * half - whole) / 3, error, bool(smooth))
 
 
-def _noise(value: Value, params: Any) -> float:
-    """Measure the rounding of a loss: how much it moves with the last digit of the parameters."""
+def noise_of(value: Value, params: Any) -> float:
+    """Measure the rounding of a loss, whatever it computes in.
+
+    It is how much the loss moves with the last digit of the parameters, or how far it is from a
+    parabola on a short line: where a loss computes in float32, it moves in jumps.
+    """
     rng, eps, loss = np.random.default_rng(0), np.finfo(np.float64).eps, float(value(params))
 
     def moved(leaf):
         return np.asarray(leaf) * (1 + eps * rng.uniform(-1, 1, np.shape(leaf)))
 
     losses = [float(value(jax.tree.map(moved, params))) for _ in range(8)]
-    return float(np.max(np.abs(np.subtract(losses, loss)))) + eps * abs(loss)
+    along, line = np.linspace(-1, 1, 9), _random_line(value, params, rng)
+
+    def off_a_parabola(scale):
+        found = np.array([complex(line(scale * place)).real for place in along])
+        return np.abs(found - np.polyval(np.polyfit(along, found, 2), along)).max()
+
+    # Jumps are as large on a longer line; what a kink bends by grows with it.
+    jumps = off_a_parabola(SHORT)
+    jumps = jumps if off_a_parabola(10 * SHORT) < 3 * jumps else 0.0
+    return float(max(np.abs(np.subtract(losses, loss)).max(), jumps)) + eps * abs(loss)
 
 
 def _size(leaf: np.ndarray) -> float:

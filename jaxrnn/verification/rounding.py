@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.verification.answer import arrays
+from jaxrnn.verification.answer import arrays, is_floats
 from jaxrnn.verification.compare import EXACT, relative_error
 
 PROBES = 4
@@ -39,14 +40,14 @@ def allowances(
     Args:
         value_and_grad: args -> (loss, gradient).
         args: where, in float64.
-        dtype: of the computation that is judged.
+        dtype: of the computation that is judged, or of the narrowest numbers in it.
         terms: n, about how many terms each sum has.
         shaken: computes the gradient with a function applied to every slope in the backward pass.
 
     Returns:
         The relative error allowed for each leaf, and under "loss" for the loss; at least 1e-12.
     """
-    rng, rounding = np.random.default_rng(0), float(np.finfo(dtype).eps) / 2
+    rng, rounding = np.random.default_rng(0), float(jnp.finfo(dtype).eps) / 2
 
     def moved(leaf, by):
         return leaf * (1 + by * rng.uniform(-1, 1, leaf.shape))
@@ -73,7 +74,7 @@ def allowances(
     def allowed(name):
         lost = 10 * inside[name] * rounding / float(np.finfo(np.float32).eps / 2)
         if not np.isfinite(lost):  # too large for float32, and so no measure of float64
-            lost = np.inf if dtype == "float32" else 0.0
+            lost = 0.0 if dtype == "float64" else np.inf
         return float(max(EXACT, np.sqrt(terms) / 2 * farthest[name], lost))
 
     return {name: allowed(name) for name in exact}
@@ -81,9 +82,4 @@ def allowances(
 
 def _floats(change: Callable[[np.ndarray], Any], args: Any) -> Any:
     """Change the floats of a pytree."""
-
-    def one(leaf):
-        leaf = np.asarray(leaf)
-        return change(leaf) if np.issubdtype(leaf.dtype, np.floating) else leaf
-
-    return jax.tree.map(one, args)
+    return jax.tree.map(lambda leaf: change(np.asarray(leaf)) if is_floats(leaf) else leaf, args)

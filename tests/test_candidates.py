@@ -1,0 +1,306 @@
+"""Gradients as people have them: low precision inside, foreign arrays, state, their own rules."""
+
+import ctypes
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import make_case
+
+import jaxrnn
+
+RNG = np.random.default_rng(0)
+W, X = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3))
+
+
+def check(candidate, loss, *args, **options):
+    return jaxrnn.check_grad(candidate, loss, *args, **options)
+
+
+# A loss that computes in few digits inside
+
+
+def in_float32(w, x):
+    return jnp.tanh(x.astype(jnp.float32) @ w.astype(jnp.float32)).mean()
+
+
+def in_float16(w, x):
+    return jnp.tanh(x.astype(jnp.float16) @ w.astype(jnp.float16)).mean()
+
+
+def in_numpy_float32(w, x):
+    w, x = np.asarray(w, np.float32), np.asarray(x, np.float32)
+    return np.tanh(x @ w).mean()
+
+
+def by_hand(w, x, dtype=np.float64):
+    """The right gradient of the losses above, in NumPy."""
+    w, x = np.asarray(w, dtype), np.asarray(x, dtype)
+    z = np.tanh(x @ w)
+    return z.mean(), (x.T @ (1 - z**2) / dtype(z.size)).astype(np.float64)
+
+
+def test_a_right_gradient_of_a_loss_in_float32_is_right_to_float32():
+    assert check(jax.value_and_grad(in_float32), in_float32, W, X).ok
+    report = check(by_hand, in_float32, W, X)
+    assert report.ok, report.diagnosis
+    assert report.verdict.startswith("right, to float32: the loss computes in float32")
+
+
+def test_a_wrong_gradient_of_a_loss_in_float32_is_wrong():
+    report = check(lambda w, x: (by_hand(w, x)[0], 1.01 * by_hand(w, x)[1]), in_float32, W, X)
+    assert "wrong: scale" in report.diagnosis
+
+
+def test_of_a_loss_in_float16_nothing_can_be_told():
+    report = check(jax.value_and_grad(in_float16), in_float16, W, X)
+    assert report.ok or not any(finding.certain for finding in report.findings)
+
+
+def test_finite_differences_of_a_loss_in_float32_know_how_far_they_reach():
+    difference = jaxrnn.finite_difference()
+    report = check(by_hand, in_numpy_float32, W, X, reference=difference)
+    assert not any(finding.certain for finding in report.findings), report.diagnosis
+    wrong = lambda w, x: (by_hand(w, x)[0], 2 * by_hand(w, x)[1])  # noqa: E731
+    assert "it is 2.000" in check(wrong, in_numpy_float32, W, X, reference=difference).diagnosis
+
+
+@pytest.mark.parametrize("guard", [1e-9, 1e-7])
+def test_a_guard_in_the_candidate_is_no_accusation(guard):
+    def loss(w, x):
+        return -jnp.log(jax.nn.softmax(x @ w)[:, 0]).mean()
+
+    def guarded(w, x):
+        return -jnp.log(jax.nn.softmax(x @ w)[:, 0] + guard).mean()
+
+    report = check(jax.value_and_grad(guarded), loss, W, X)
+    (finding,) = report.findings
+    assert (finding.bug, finding.certain) == ("nearly right", False)
+    assert f"it agrees to {report.worst.error:.1g}" in report.diagnosis
+    assert "wrong" not in report.diagnosis
+
+
+def test_a_candidate_in_float32_of_an_rnn_is_no_accusation_and_one_element_is():
+    case = make_case(reduction="mean")
+    rule = jaxrnn.gradients.bptt(case.rnn)
+
+    def inside(params, batch):
+        low = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        carry = rule.init(low, case.rnn.initial_state(3))
+        (loss, _), grads = rule.value_and_grad(low, carry, batch)
+        return loss, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), grads)
+
+    def one_element(params, batch):
+        (loss, _), grads = rule.value_and_grad(
+            params, rule.init(params, case.rnn.initial_state(3)), batch
+        )
+        W_hy = grads.readout.W_hy.at[0, 0].add(1e-7 * jnp.linalg.norm(grads.readout.W_hy))
+        return loss, grads._replace(readout=grads.readout._replace(W_hy=W_hy))
+
+    verify = lambda f: jaxrnn.verify(f, case.rnn, case.params, case.batch)  # noqa: E731
+    assert [finding.certain for finding in verify(inside).findings] == [False]
+    assert "only 1 of 8 elements are off" in verify(one_element).diagnosis
+
+
+def test_losses_are_printed_to_the_digit_where_they_differ():
+    loss = lambda w: jnp.square(w).sum()  # noqa: E731
+    off = lambda w: (loss(w) * (1 + 1e-10), 2 * w)  # noqa: E731
+    report = check(off, loss, W)
+    given, expected = report.diagnosis.split("the losses differ, ")[1].split(";")[0].split(" where")
+    assert given != expected.removeprefix(" the reference has ")
+
+
+# What JAX differentiates
+
+
+def with_a_float32_state(w, x):
+    """As stock Flax has it: the first state of the scan is in float32."""
+    step = lambda h, x_t: (jnp.tanh(x_t @ w + h), None)  # noqa: E731
+    return jax.lax.scan(step, jnp.zeros(2, jnp.float32), x)[0].sum()
+
+
+def test_a_loss_that_cannot_be_traced_in_float64_is_compared_in_float32():
+    report = check(jax.value_and_grad(with_a_float32_state), with_a_float32_state, W, X)
+    assert report.ok, report.diagnosis
+    assert "to float32: it cannot be traced in float64" in report.verdict
+    wrong = lambda w, x: (with_a_float32_state(w, x), jnp.ones_like(w))  # noqa: E731
+    assert "wrong" in check(wrong, with_a_float32_state, W, X).diagnosis
+
+
+def with_all_kinds(params, key, function, name, steps, flag, empty):
+    noise = jax.random.normal(key, params["w"].shape, params["w"].dtype)
+    scale = {"twice": 2.0}[name] if flag else 1.0
+    total = sum(function(scale * params["w"] + noise).sum() for _ in range(steps))
+    return total + params["nothing"].sum() + empty.sum()
+
+
+def test_keys_functions_strings_integers_and_empty_leaves_are_passed_on():
+    args = (jax.random.key(1), jnp.tanh, "twice", 3, True, np.zeros((0, 2)))
+    params = {"w": W, "nothing": np.zeros((0, 3))}
+    right = jax.value_and_grad(with_all_kinds)
+    assert check(right, with_all_kinds, params, *args).ok
+
+    def wrong(*args):
+        loss, grads = right(*args)
+        return loss, grads | {"w": 3 * grads["w"]}
+
+    assert "scale" in check(wrong, with_all_kinds, params, *args).diagnosis
+
+
+@pytest.mark.parametrize(
+    ("params", "loss", "message"),
+    [
+        (W + 1j, lambda w: jnp.abs(w).sum(), "must hold real floats, but array is complex128"),
+        ({"n": 3, "w": W}, lambda p: p["w"].sum(), r"must hold real floats, but .*n.* is int"),
+        (W, lambda w: w.sum(0), r"loss_fn returns an array of shape \(2,\), but a loss is one"),
+    ],
+)
+def test_what_has_no_such_gradient_is_refused_by_name(params, loss, message):
+    with pytest.raises(ValueError, match=message):
+        check(jax.value_and_grad(loss), loss, params)
+
+
+# A derivative of the loss's own
+
+
+def make_act(slope):
+    @jax.custom_vjp
+    def act(a):
+        return jnp.tanh(a)
+
+    act.defvjp(lambda a: (jnp.tanh(a), jnp.tanh(a)), lambda z, g: (g * slope(z),))
+    return act
+
+
+def make_loss(slope):
+    act = make_act(slope)
+    return lambda w, x: act(x @ w).mean()
+
+
+def make_loss_by_jvp(slope):
+    @jax.custom_jvp
+    def act(a):
+        return jnp.tanh(a)
+
+    act.defjvp(lambda primals, tangents: (act(*primals), tangents[0] * slope(jnp.tanh(*primals))))
+    return lambda w, x: act(x @ w).mean()
+
+
+RIGHT = lambda z: 1 - z**2  # noqa: E731
+WRONG = lambda z: 1 - jnp.tanh(z) ** 2  # noqa: E731
+
+
+@pytest.mark.parametrize("make", [make_loss, make_loss_by_jvp])
+@pytest.mark.parametrize("reference", [None, jaxrnn.finite_difference()])
+def test_a_wrong_rule_in_the_loss_does_not_pass_as_right(make, reference):
+    loss = make(WRONG)
+    report = check(jax.value_and_grad(loss), loss, W, X, reference=reference)
+    assert not report.ok
+    assert all(finding.certain for finding in report.findings)
+    assert "smooth" not in report.diagnosis
+    assert "act, written by hand, is wrong" in report.reference
+    right = check(by_hand, loss, W, X, reference=reference)
+    assert right.ok, right.diagnosis
+
+
+@pytest.mark.parametrize("make", [make_loss, make_loss_by_jvp])
+def test_a_right_rule_in_the_loss_is_right_and_its_check_is_noted(make):
+    loss = make(RIGHT)
+    report = check(jax.value_and_grad(loss), loss, W, X)
+    assert report.ok, report.diagnosis
+    assert report.worst.error <= 1e-12
+    assert "act" in " ".join(report.notes)
+
+
+def test_a_wrong_factor_in_the_rule_is_named():
+    loss = make_loss(lambda z: 2 * RIGHT(z))
+    assert "counted twice" in check(jax.value_and_grad(loss), loss, W, X).diagnosis
+
+
+def test_a_wrong_rule_in_an_rnns_own_loss_is_found():
+    act = make_act(WRONG)
+    case = make_case(loss_function=lambda y, t: act(y - t).sum(-1))
+    report = jaxrnn.verify(jaxrnn.gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
+    assert not report.ok
+
+
+# Memory and state
+
+
+def test_a_candidate_may_write_to_what_it_is_given_and_it_is_said():
+    def writes(w, x):
+        loss, grads = by_hand(w, x)
+        ctypes.memset(w.unsafe_buffer_pointer(), 0, w.nbytes)  # as torch.from_numpy's add_ would
+        return loss, grads
+
+    report = check(writes, lambda w, x: jnp.tanh(x @ w).mean(), W, X)
+    assert report.ok, report.diagnosis
+    assert "wrote to its arguments ([0])" in " ".join(report.notes)
+
+
+class Accumulates:
+    """As in PyTorch without zero_grad: each call adds to the gradient that is there."""
+
+    def __init__(self):
+        self.grads = np.zeros_like(W)
+
+    def __call__(self, w, x):
+        loss, grads = by_hand(w, x)
+        self.grads = self.grads + grads
+        return loss, self.grads
+
+
+def test_what_gives_another_answer_the_second_time_is_not_repeatable():
+    loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
+    (finding,) = check(Accumulates(), loss, W, X).findings
+    assert finding.bug == "not repeatable"
+    assert "gives twice the gradient: is zero_grad forgotten" in finding.text
+    rng = np.random.default_rng(0)
+
+    def dropout(w, x):
+        return by_hand(w, x * rng.integers(0, 2, x.shape))
+
+    for reference in (None, jaxrnn.finite_difference()):
+        (finding,) = check(dropout, loss, W, X, reference=reference).findings
+        assert (finding.bug, finding.leaves) == ("not repeatable", ("array",))
+    calls = []
+
+    def once(w, x):
+        calls.append(1)
+        return by_hand(w, x) if len(calls) == 1 else 1 / 0
+
+    assert "a second call at the same arguments fails" in check(once, loss, W, X).diagnosis
+
+
+class Tensor:
+    """As a tensor of PyTorch's that requires grad: NumPy cannot read it before it is detached."""
+
+    def __init__(self, value):
+        self.value, self.shape = value, np.shape(value)
+
+    def __array__(self, *args, **options):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use detach()")
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self.value
+
+
+def test_tensors_that_require_grad_are_taken():
+    loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
+    tensors = lambda w, x: tuple(map(Tensor, by_hand(w, x)))  # noqa: E731
+    assert check(tensors, loss, W, X).ok
+    vector = lambda w, x: (Tensor(np.ones(3)), by_hand(w, x)[1])  # noqa: E731
+    assert "but is an array of shape (3,)" in check(vector, loss, W, X).diagnosis
+
+
+def test_a_right_gradient_beside_another_loss_is_said_to_be_one():
+    loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
+    twice = lambda w, x: (2 * by_hand(w, x)[0], by_hand(w, x)[1])  # noqa: E731
+    report = check(twice, loss, W, X)
+    assert "the losses differ" in report.diagnosis
+    assert "the gradient is that of the reference" in report.diagnosis
+    assert "cannot agree" not in report.diagnosis
