@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxrnn import files
-from jaxrnn.text import LINE, Level, Vocabulary
+from jaxrnn.text import LINE, Level, Vocabulary, token_pattern
 
 PIECE = 2**22  # bytes read at once
 IN_MEMORY = 2**26  # bytes of a text up to which its ids are kept in memory
@@ -210,6 +210,7 @@ def read(
 
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxrnn")
     identity = [digest.hexdigest(), text.encoding, lines, level, vocabulary.symbols]
+    identity += [token_pattern().pattern] * (level == "word")  # how it is cut into words
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     ids, facts = folder / f"{name}.npy", folder / f"{name}.json"
     try:

@@ -46,8 +46,11 @@ def printable(text: str, *, but: str = "") -> str:
 
 
 def _as_text(text: str) -> str:
-    """Return what a model wrote: on a terminal nothing that would steer it."""
-    return printable(text, but="\n\t") if console.is_terminal else text
+    """Return what a model wrote; on a terminal without the characters that would steer it.
+
+    The joiners U+200C and U+200D stay: words of many scripts and emoji contain them.
+    """
+    return printable(text, but="\n\t\u200c\u200d") if console.is_terminal else text
 
 
 def say(label: str, text: str) -> None:

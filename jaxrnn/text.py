@@ -5,10 +5,12 @@ and sentences may go on from one to the next.
 """
 
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, get_args
 
 import jax
@@ -22,14 +24,57 @@ LINE = "\n"  # starts and ends a line
 BYTES = tuple(map(chr, range(256)))  # each stands for the byte of its code point
 UNKNOWN, START, END = SPECIAL = ("<unk>", "<s>", "</s>")  # no text has one of these as its word
 
-# A number, a word, a sign; nothing, where a sentence ends; a line without anything on it.
-_CLOSING = "\"'”’»)\\]"
-_TOKEN = re.compile(
-    r"\d+(?:[.,]\d+)+|\w+(?:['’-]\w+)*|[^\w\s]"
-    rf"|(?<=[.!?…])(?=\s)|(?<=[.!?…][{_CLOSING}])(?=\s)|(?<=[.!?…][{_CLOSING}]{{2}})(?=\s)|\n\s*\n"
-)
-_NO_SPACE_BEFORE = set(".,;:!?…)]}%’”»")
-_NO_SPACE_AFTER = set("([{‘“«")
+
+def _ranges(codes: Iterable[int]) -> str:
+    """Return the part of a regular expression's character class that matches these code points."""
+    runs: list[list[int]] = []
+    for code in codes:
+        if runs and runs[-1][1] == code - 1:
+            runs[-1][1] = code
+        else:
+            runs.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs)
+
+
+# Apostrophes, hyphens, the Hebrew maqaf and gershayim, the Catalan dot and the Tibetan tsheg:
+# between two letters they are a part of the word.
+_WITHIN = "['’\u2010\u2011\u05be\u05f4·\u0f0b-]"
+_ENDS = ".!?…।॥؟۔։።。！？｡"  # of a sentence, in the scripts that have such signs
+_CLOSING = "\"'”’»)\\]」』）"
+
+
+@cache
+def token_pattern() -> re.Pattern[str]:
+    """Return the regular expression that cuts a text into words.
+
+    It matches a number, a word, a flag or a sign, where emoji joined by U+200D are one sign;
+    nothing, where a sentence ends; and a line without anything on it. As in rule WB4 of Unicode
+    Standard Annex 29, combining marks, joiners, other format characters and the skin tones of emoji
+    belong to the character before them. The zero-width space does not: it separates words.
+    """
+    # The Hebrew geresh is written like an apostrophe after a letter, also at the end of a word.
+    attached = _ranges(
+        code
+        for code in range(0x80, sys.maxunicode + 1)
+        if (unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cf") and code != 0x200B)
+        or 0x1F3FB <= code <= 0x1F3FF
+        or code == 0x05F3
+    )
+    some = rf"(?![\0-\x7f])[{attached}]+"  # asks for the long class only where it can match
+    any_ = rf"(?:{some})?"
+    word = rf"\w+(?:{some}\w*)*"
+    return re.compile(
+        rf"{any_}(?:\d+(?:[.,٫٬]\d+)+{any_}|{word}(?:{_WITHIN}{any_}{word})*"
+        rf"|[\U0001f1e6-\U0001f1ff]{{2}}{any_}"
+        rf"|[^\w\s]{any_}(?:(?<=\u200d)[^\w\s]{any_})*)"
+        rf"|{some}"
+        rf"|(?<=[{_ENDS}])(?=\s)|(?<=[{_ENDS}][{_CLOSING}])(?=\s)"
+        rf"|(?<=[{_ENDS}][{_CLOSING}]{{2}})(?=\s)|\n\s*\n"
+    )
+
+
+_NO_SPACE_BEFORE = set(".,;:!?…)]}%’”»›\u200b،؛؟۔।॥։።、。，！？；：）」』】》〉")
+_NO_SPACE_AFTER = set("([{‘“«‹¿¡\u200b（「『【《〈")
 
 
 @dataclass(frozen=True)
@@ -38,7 +83,7 @@ class Vocabulary:
 
     At the level "char" symbols are a text's characters, sorted. At "byte" they are the 256 bytes of
     its UTF-8. At "word" they are an unknown word, a sentence's start and its end, and then words,
-    numbers and signs, sorted.
+    numbers and signs, sorted; a combining mark or a joiner belongs to the character before it.
 
     >>> vocabulary = Vocabulary.from_text("vector")
     >>> vocabulary.symbols
@@ -203,7 +248,7 @@ def _words(pieces: Iterable[str]) -> Iterator[list[str]]:
     inside = False
     for piece in _whole_words(pieces):
         found = []
-        for token in _TOKEN.findall(piece):
+        for token in token_pattern().findall(piece):
             if not token or token.isspace():
                 found += [END] * inside
                 inside = False
@@ -227,12 +272,13 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _sentences(words: Iterable[str]) -> str:
-    """Join words by spaces, but not before and after the signs that stand close."""
+    """Join words by spaces, except before and after the signs that are written without one."""
     text, close = "", True
     for word in words:
+        seen = next((c for c in word if unicodedata.category(c) != "Cf"), word[0])
         if word == END:
             text += LINE
         elif word != START:
-            text += word if close or word in _NO_SPACE_BEFORE else " " + word
-        close = word in (START, END) or word in _NO_SPACE_AFTER
+            text += word if close or seen in _NO_SPACE_BEFORE else " " + word
+        close = word in (START, END) or seen in _NO_SPACE_AFTER
     return text

@@ -112,6 +112,50 @@ def test_a_text_is_cut_into_words_and_sentences(text, words):
     assert words_of(text) == words
 
 
+SCRIPTS = {
+    "Hindi": "हिन्दी में क्‍ष और ज्‌ञ लिखते हैं।",
+    "Tamil": "தமிழ் மொழி இனிது, நண்பரே!",
+    "Bengali": "আমি বাংলা ভাষায় কথা বলি।",
+    "Thai": "ภาษาไทย ที่นี่​เก่า น้ำ",
+    "Arabic": "العَرَبِيَّةُ لُغَةٌ، هَلْ تَعْرِفُ؟",
+    "Persian": "می‌خواهم کتاب‌ها را ١٫٥",
+    "Hebrew": "בְּרֵאשִׁית עַל־פְּנֵי הַמַּיִם, ד׳ צה״ל.",
+    "Latin": "Zoë naïve Việt Nam, col·legi ¿qué?",
+    "soft hyphens": "co­operate a⁠b",
+    "bidi": "⁧(שלום)⁩ ‏«שָׁלוֹם»",
+    "emoji": "ok 👩‍🚀 👍🏽 ❤️‍🔥 1️⃣ "
+    "🏴󠁧󠁢󠁿",
+    "flags": "🇫🇷 🇩🇪 go",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_words_of_every_script_stay_whole_and_come_back(script):
+    """Each is what stands between spaces and punctuation, also where the text comes in pieces."""
+    text = SCRIPTS[script]
+    vocabulary = Vocabulary.from_text(text, "word")
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids).rstrip("\n") == text
+    space = "\u200b" if script == "Thai" else " "
+    whole = {
+        word.strip(",!.،؟।()«»¿?\u2067\u2069\u200f") for word in text.replace(space, " ").split()
+    }
+    assert whole <= {word.strip("\u2067\u2069\u200f") for word in vocabulary.symbols}
+    for pieces in [list(text), *([text[:i], text[i:]] for i in range(len(text)))]:
+        assert np.array_equal(np.concatenate(list(vocabulary.encode_pieces(pieces))), ids)
+
+
+def test_flags_and_emoji_side_by_side_are_cut_where_one_ends():
+    pair = "\U0001f1eb\U0001f1f7"
+    assert words_of(pair * 2) == f"< {pair} {pair} >"
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    assert words_of(family * 2 + "!") == f"< {family} {family} ! >"
+
+
+def test_a_sentence_ends_in_other_scripts_too():
+    assert words_of("यह है। वह क्या؟ x") == "< यह है । > < वह क्या ؟ > < x >"
+
+
 def test_the_most_frequent_words_are_known_and_of_equals_the_first():
     text = "b a c c b a d c"
     for size, known in {4: "c", 5: "ac", 6: "abc", 7: "abcd", 99: "abcd"}.items():
