@@ -1,14 +1,19 @@
 """The command `jaxrnn`: train, resume, eval, sample, plot, check, explain."""
 
+import contextlib
+import functools
 import io
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -404,12 +409,7 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="jaxrnn",
-            description="The laboratory for the gradient of a vanilla (Elman) RNN.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        status = _parsed(sys.argv[1:])()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads it any more
         print("jaxrnn: stopped, since nobody reads what it prints", file=sys.stderr)
@@ -425,6 +425,55 @@ def main() -> None:
         print("jaxrnn: stopped", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _parsed(arguments: list[str]) -> Callable[[], int]:
+    """Return the command that was typed, to be called without arguments.
+
+    Raises:
+        SystemExit: if the arguments cannot be understood, or ask for help.
+    """
+
+    def deferred(command):
+        return functools.wraps(command)(lambda *args, **kwargs: partial(command, *args, **kwargs))
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: deferred(command) for name, command in COMMANDS.items()},
+                prog="jaxrnn",
+                description="The laboratory for the gradient of a vanilla (Elman) RNN.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit:
+        dashed = _taken_for_an_option(arguments, said.getvalue())
+        print(
+            f"jaxrnn: {dashed}" if dashed else said.getvalue(),
+            file=sys.stderr,
+            end="\n" * bool(dashed),
+        )
+        raise
+
+
+def _taken_for_an_option(arguments: list[str], said: str) -> str:
+    """Say what to write where a value that begins with a dash was taken for an option."""
+    missing = re.search(r"Missing value for argument '([^']*)'", said)
+    unknown = re.search(r"Unrecognized options: (-[^-\s]\S*)", said)
+    if missing and missing[1].startswith("--"):
+        for option, value in itertools.pairwise(arguments):
+            if option.replace("_", "-") == missing[1] and value.startswith("-"):
+                written = f"{missing[1]}={shlex.quote(value)}"
+                return f"{missing[1]} has no value: if {value} is meant to be it, write {written}"
+    elif missing or unknown:
+        for value in arguments:
+            if unknown[1] == value if unknown else re.match(r"-[^-]", value):
+                return (
+                    f"{value} is no option: if it is meant to be a file or a word, write it last "
+                    f"and after two dashes: -- {shlex.quote(value)}"
+                )
+    return ""
 
 
 def _mistake(error: Exception) -> int:

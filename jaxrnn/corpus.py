@@ -12,7 +12,7 @@ import os
 import platform
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -233,7 +233,8 @@ def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterato
     Bytes come as the characters of `BYTES`. A byte order mark is no character.
 
     Raises:
-        ValueError: if the text is not in its encoding; says which byte, and where.
+        ValueError: if the text is not in its encoding, with the byte, its position and the encoding
+            that the text seems to have.
     """
     encoding = "latin-1" if level == "byte" else text.encoding
     decoder: Any = codecs.getincrementaldecoder(encoding)()
@@ -241,17 +242,75 @@ def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterato
         decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
     before, first = 0, True
     for block in chain(text.blocks(), [None]):
+        if before == 0 and level != "byte":
+            _check_beginning(text.name, block or b"", encoding)
         try:
             piece = decoder.decode(block or b"", final=block is None)
         except UnicodeDecodeError as error:
             position = before + len(block or b"") - len(error.object) + error.start
+            wrong = f"byte 0x{error.object[error.start]:02x} at position {position:,}"
             raise ValueError(
-                f"{text.name} is not {encoding}: byte 0x{error.object[error.start]:02x} at "
-                f"position {position:,}; name its encoding, for example --encoding latin-1"
+                f"{text.name} is not {encoding}: {wrong}; {_remedy(text, encoding)}"
             ) from error
         before += len(block or b"")
         yield piece.removeprefix("\ufeff") if first else piece
         first = first and not piece
+
+
+_MARKS = (  # what a text may begin with, and the encodings that read it rightly, the usual first
+    (codecs.BOM_UTF32_LE, ("utf-32", "utf-32-le")),
+    (codecs.BOM_UTF32_BE, ("utf-32", "utf-32-be")),
+    (codecs.BOM_UTF16_LE, ("utf-16", "utf-16-le")),
+    (codecs.BOM_UTF16_BE, ("utf-16", "utf-16-be")),
+    (codecs.BOM_UTF8, ("utf-8", "utf-8-sig")),
+)
+_UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # which have bytes of zero
+
+
+def _check_beginning(name: str, beginning: bytes, encoding: str) -> None:
+    """Raise `ValueError` if the first bytes are those of another Unicode encoding.
+
+    Many encodings decode them without an error, to wrong characters.
+    """
+    given = codecs.lookup(encoding).name
+    mark, fitting = next((known for known in _MARKS if beginning.startswith(known[0])), (b"", ()))
+    if mark and given not in fitting:
+        raise ValueError(
+            f"{name} begins with the bytes {mark.hex(' ').upper()}, the byte order mark of "
+            f"{fitting[0]}, and is not {encoding}: name its encoding, --encoding {fitting[0]}"
+        )
+    unmarked = None if mark else _unmarked(beginning)
+    if unmarked and not (given == unmarked or f"{given}-le" == unmarked):
+        raise ValueError(
+            f"every other byte of {name} is zero, as in {unmarked}, and it is not {encoding}: "
+            f"name its encoding, --encoding {unmarked}"
+        )
+
+
+def _unmarked(beginning: bytes) -> str | None:
+    """Return the encoding whose pattern of zero bytes a text without a byte order mark has."""
+    zero = np.frombuffer(beginning[: min(4096, len(beginning) // 4 * 4)], np.uint8) == 0
+    if len(zero) < 8:
+        return None
+    shares = zero.reshape(-1, 4).mean(0)  # by the place in four bytes
+    patterns = ((0, 1, 1, 1), (1, 1, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0))
+    close = [bool(np.all(np.abs(shares - pattern) < 0.2)) for pattern in patterns]
+    return _UNMARKED[close.index(True)] if any(close) else None
+
+
+def _remedy(text: Text, encoding: str) -> str:
+    """Say which encoding a text may have that is not in the one it was said to be in."""
+    block = next(text.blocks(), b"")
+    if codecs.lookup(encoding).name != "utf-8":
+        with suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder("utf-8")().decode(block)  # may be cut within a character
+            return "it seems to be in UTF-8: --encoding utf-8"
+    if any(block.startswith(mark) for mark, _ in _MARKS):
+        return "its byte order mark is right, so the file is damaged or cut off"
+    return (
+        "name its encoding with --encoding; cp1252 (Western European) and latin-1 decode nearly "
+        "any bytes, to wrong characters if the text is in another one"
+    )
 
 
 def _write(file: Path, parts: Iterator[Integer[np.ndarray, " M"]], dtype: np.dtype) -> None:

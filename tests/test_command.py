@@ -352,6 +352,23 @@ MISTAKES = {
     ("sample", "fox", "--temperature", "-1"): "temperature must be at least 0 (0 is greedy), got",
     ("sample", "fox", "--length", "0"): "length must be at least 1, got 0",
     ("sample", "fox", "--count", "0"): "count must be at least 1, got 0",
+    (
+        "eval",
+        "fox",
+        "wide.txt",
+    ): "wide.txt begins with the bytes FF FE, the byte order mark of utf-16",
+    ("sample", "fox", "--prime", "-ab"): "if -ab is meant to be it, write --prime=-ab",
+    ("sample", "fox", "--stop", "--"): "if -- is meant to be it, write --stop=--",
+    ("sample", "fox", "--prime", "-a b"): "write --prime='-a b'",
+    ("train", "fox.txt", "--out", "-run"): "if -run is meant to be it, write --out=-run",
+    ("train", "fox.txt", "--learning-rate", "-x"): "write --learning-rate=-x",
+    ("train", "fox.txt", "--learning-rate", "-1e-3"): "must be above 0 and finite, got -0.001",
+    ("train", "-fox.txt"): "write it last and after two dashes: -- -fox.txt",
+    ("eval", "fox", "-fox.txt"): "write it last and after two dashes: -- -fox.txt",
+    ("plot", "-fox"): "write it last and after two dashes: -- -fox",
+    ("explain", "-ab"): "write it last and after two dashes: -- -ab",
+    ("train", "--", "-fox.txt"): "cannot read -fox.txt: No such file or directory",
+    ("sample", "fox", "--prime=~-"): "character '~' (U+007E) at position 0",
     ("explain", ""): "the word is empty: give at least one character",
 }
 
@@ -363,6 +380,7 @@ def mistaken(trained) -> dict[tuple[str, ...], Answer]:
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("too short")
     (folder / "other.txt").write_text(TEXT + "!")
+    (folder / "wide.txt").write_text(TEXT, "utf-16")
     (folder / "strange.txt").write_text("café")
     (folder / "latin.txt").write_bytes("café au lait".encode("latin-1"))
     for name in ("broken", "mine"):

@@ -91,6 +91,51 @@ def test_a_byte_that_cannot_be_decoded_is_named_with_its_place(
             corpus.read(text, lines=lines)
 
 
+OTHERS = {
+    "utf-16": ("utf-16", "utf-8", "bytes FF FE, .* --encoding utf-16$"),
+    "utf-16 by mistake in latin-1": ("utf-16", "latin-1", "--encoding utf-16$"),
+    "big-endian utf-16": ("utf-16-be", "utf-8", "bytes FE FF, .* --encoding utf-16$"),
+    "the other utf-16": ("utf-16-be", "utf-16-le", "bytes FE FF, .* --encoding utf-16$"),
+    "utf-32": ("utf-32", "utf-8", "bytes FF FE 00 00, .* --encoding utf-32$"),
+    "utf-32 as utf-16": ("utf-32", "utf-16", "bytes FF FE 00 00, .* --encoding utf-32$"),
+    "utf-8 as cp1252": ("utf-8-sig", "cp1252", "bytes EF BB BF, .* --encoding utf-8$"),
+    "utf-16 without a mark": ("utf-16-le", "utf-8", "every other byte .* --encoding utf-16-le$"),
+    "utf-16-be without one": ("utf-16-be", "utf-16", "every other byte .* --encoding utf-16-be$"),
+    "utf-32 without a mark": ("utf-32-le", "utf-8", "--encoding utf-32-le$"),
+    "utf-8 as ascii": (
+        "utf-8",
+        "ascii",
+        "is not ascii: byte 0xc3 at position 3; .*--encoding utf-8$",
+    ),
+    "an unknown one": ("cp1251", "utf-8", "latin-1 decode nearly any bytes, to wrong characters"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_text_in_another_encoding_is_refused_with_the_right_one(case, tmp_path):
+    """Never with one that would decode anything, unless it says so."""
+    encoding, given, message = OTHERS[case]
+    text = "The cafés of naïve men\n" if encoding != "cp1251" else "мир и война"
+    if case == "utf-8 as ascii":
+        text = "café"
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" and "without" not in case else b""
+    opened = kept(tmp_path, mark + text.encode(encoding))._replace(encoding=given)
+    with pytest.raises(ValueError, match=message) as raised:
+        corpus.read(opened)
+    assert "\n" not in str(raised.value)
+    assert ("latin-1 decode" in str(raised.value)) == (case == "an unknown one")
+    assert corpus.read(opened, level="byte").characters == opened.size
+    if (named := str(raised.value).rsplit(" ", 1)[1]).startswith("utf"):
+        read = corpus.read(opened._replace(encoding=named))
+        assert read.vocabulary.decode(read.ids[:]) == text
+
+
+def test_a_text_with_some_zeros_is_a_text(tmp_path):
+    """As file names that are separated by them."""
+    for content in (b"a file\0another one\0and a third\0", b"\0\0\0\0", b"a\0b"):
+        assert corpus.read(kept(tmp_path, content)).characters == len(content)
+
+
 @pytest.mark.parametrize("piece", SIZES)
 @pytest.mark.parametrize("level", ["char", "byte"])
 def test_every_line_end_ends_a_line(level, piece, tmp_path, monkeypatch):
