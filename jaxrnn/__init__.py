@@ -9,6 +9,7 @@ from jaxrnn import tasks as tasks
 from jaxrnn.checks import memory_limit as memory_limit
 from jaxrnn.comparison import Comparison as Comparison
 from jaxrnn.comparison import compare as compare
+from jaxrnn.corpus import Text as Text
 from jaxrnn.costs import Cost as Cost
 from jaxrnn.costs import cost as cost
 from jaxrnn.gradients import Carry as Carry

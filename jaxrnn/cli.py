@@ -115,7 +115,7 @@ def resume(
     mesh = set_up(machines)
     display.console.quiet = quiet or jax.process_index() > 0
     with display.working("reading the text"):
-        training = together(lambda: run.resume(place, file=text, steps=steps, mesh=mesh))
+        training = together(lambda: run.resume(place, text=text, steps=steps, mesh=mesh))
     _agree(training)
     display.text(training, given=True)
     display.network(training)

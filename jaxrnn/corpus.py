@@ -5,6 +5,7 @@ of the vocabulary, and is read by offset: a part of it is in memory only while a
 """
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -25,11 +26,15 @@ from jaxrnn import files
 from jaxrnn.text import LINE, Level, Vocabulary, token_pattern
 
 PIECE = 2**22  # bytes read at once
+TOPICS = "the documentation topics of Python"
 IN_MEMORY = 2**26  # bytes of a text up to which its ids are kept in memory
 
 
 class Text(NamedTuple):
     """A text that can be read again and again.
+
+    Where a text is asked for, a `str` or a `Path` is the path of its file, in UTF-8. This class is
+    for other texts: `Text.from_string` for one in memory, `Text.from_file` for another encoding.
 
     Attributes:
         name: what people call it.
@@ -44,6 +49,25 @@ class Text(NamedTuple):
     size: int
     encoding: str
     file: Path | None
+
+    @classmethod
+    def from_string(cls, text: str, name: str = "a text in memory") -> "Text":
+        """Return a text that is in memory.
+
+        >>> Text.from_string("to be or not to be").size
+        18
+        """
+        content = text.encode()
+        return cls(name, lambda: iter([content]), len(content), "utf-8", None)
+
+    @classmethod
+    def from_file(cls, file: str | Path, encoding: str = "utf-8") -> "Text":
+        """Open a text file.
+
+        Raises:
+            ValueError: if there is no such file, it is empty, or the encoding is not known.
+        """
+        return open_text(file, encoding)
 
 
 @dataclass(frozen=True)
@@ -128,17 +152,20 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
     return Text(str(file), blocks, status.st_size, encoding, file)
 
 
-def as_text(text: Text | str | Path) -> Text:
-    """Make a text of a string, which is one, or of the path of its file, in UTF-8."""
-    if isinstance(text, Path):
-        return open_text(text)
-    return of_string(text) if isinstance(text, str) else text
+def as_text(text: Text | str | Path | None, encoding: str | None = None) -> Text:
+    """Return a text; a `str` or a `Path` is the path of its file, as in `open_text`.
 
-
-def of_string(text: str, name: str = "a text in memory") -> Text:
-    """Make a text of what is in memory."""
-    content = text.encode()
-    return Text(name, lambda: iter([content]), len(content), "utf-8", None)
+    Raises:
+        ValueError: as `open_text` does, or if an encoding is given for a `Text`, which has its own.
+    """
+    if not isinstance(text, Text):
+        return open_text(text, encoding or "utf-8")
+    if encoding is not None:
+        raise ValueError(
+            f"encoding={encoding!r} is for the path of a file, and {text.name} has its own: "
+            f"leave it out"
+        )
+    return text
 
 
 def documentation_topics() -> Text:
@@ -150,7 +177,7 @@ def documentation_topics() -> Text:
             "this Python comes without its documentation topics: give a FILE"
         ) from error
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    return of_string(text, f"the documentation topics of Python {platform.python_version()}")
+    return Text.from_string(text, f"{TOPICS} {platform.python_version()}")
 
 
 def read(
@@ -332,4 +359,13 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot read {file}: {error.strerror}") from error
+        path = str(file)
+        told = path if len(path) <= 200 and "\n" not in path else f"{path[:40]!r}…"
+        remedy = ""
+        if isinstance(error, FileNotFoundError) or error.errno == errno.ENAMETOOLONG:
+            remedy = (
+                ""
+                if told == path and " " not in path
+                else ("; if it is the text itself, give jaxrnn.Text.from_string(text)")
+            )
+        raise ValueError(f"cannot read {told}: {error.strerror}{remedy}") from error

@@ -151,11 +151,16 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
 
     Of a model of lines each line is read from h = 0.
 
+    Args:
+        model: the model.
+        text: the path of a file in UTF-8, or a `Text`.
+
     Returns:
         The share that is done, and the score so far; at last of the whole.
 
     Raises:
-        ValueError: if the text is too short, or has a symbol that the model does not know.
+        ValueError: if the text cannot be read or is too short, or has a symbol that the model does
+            not know.
     """
     text = corpus.as_text(text)
     lines = model.options.lines

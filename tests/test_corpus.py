@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import Vocabulary, corpus, data
+from jaxrnn import Text, Vocabulary, corpus, data
 from jaxrnn.corpus import OnDisk
 
 TEXTS = {
@@ -155,7 +155,7 @@ def test_every_line_end_ends_a_line(level, piece, tmp_path, monkeypatch):
 
 def test_the_frame_of_lines_is_no_part_of_the_text():
     """Neither is it counted, nor does it move the place of a character that is not known."""
-    text, vocabulary = corpus.of_string("ab\nc"), Vocabulary.from_text("ab\n")
+    text, vocabulary = Text.from_string("ab\nc"), Vocabulary.from_text("ab\n")
     assert corpus.read(text, lines=True).characters == 4
     for lines in (False, True):
         with pytest.raises(ValueError, match=r"'c' \(U\+0063\) at position 3 is not in"):
@@ -167,7 +167,7 @@ def test_the_frame_of_lines_is_no_part_of_the_text():
 
 @pytest.mark.parametrize("symbols", [2, 256, 257, 65_536, 65_537])
 def test_ids_are_of_the_smallest_type_that_holds_them(symbols):
-    read = corpus.read(corpus.of_string("".join(chr(0x10000 + i) for i in range(symbols))))
+    read = corpus.read(Text.from_string("".join(chr(0x10000 + i) for i in range(symbols))))
     assert np.array_equal(read.ids[:], np.arange(symbols))
     assert read.ids[:].dtype.itemsize == (1 if symbols <= 256 else 2 if symbols <= 65_536 else 4)
 
@@ -257,7 +257,7 @@ def test_what_makes_other_ids_is_kept_apart(on_disk, tmp_path):
         (text, {"vocabulary": other, "lines": True}),
         (text._replace(encoding="latin-1"), {}),
         (text._replace(encoding="cp1252"), {}),
-        (corpus.of_string("é\r\ncba"), {}),
+        (Text.from_string("é\r\ncba"), {}),
     ]
     ids = [corpus.read(text, **how).ids for text, how in ways]
     assert len(set(ids)) == len(ways)

@@ -240,7 +240,7 @@ kinds = {"stream": {}, "lines": {"lines": True, "length": None}, "seeds": {"seed
 for kind, how in kinds.items():
     for devices, mesh in ((1, None), (2, jaxrnn.make_mesh())):
         chosen = dataclasses.replace(small, **how)
-        blocks = list(jaxrnn.run.train(jaxrnn.run.prepare(open("text.txt").read(), chosen, mesh)))
+        blocks = list(jaxrnn.run.train(jaxrnn.run.prepare("text.txt", chosen, mesh)))
         run, metrics = blocks[-1].run, [block.metrics for block in blocks]
         assert len(run.state.carry.h.devices()) == devices
         assert len(run.state.params.readout.W_hy.devices()) == devices

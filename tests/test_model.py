@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import Options, model, run, train
+from jaxrnn import Options, Text, model, run, train
 from jaxrnn.options import seed_key
 from jaxrnn.text import UNITS, Level
 
@@ -25,7 +25,7 @@ def models():
             level=level, lines=lines, hidden_size=4, batch_size=2, length=None if lines else 5,
             init="normal",
         )  # fmt: skip
-        made[level, lines] = run.model(run.prepare(TEXT, options))
+        made[level, lines] = run.model(run.prepare(Text.from_string(TEXT), options))
     return made
 
 
@@ -194,7 +194,7 @@ def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, mo
         ]
     else:
         rows = [vocabulary.encode(f"\n{line}\n") for line in text.split("\n") if line]
-    *before, (done, score) = model.evaluate(of_model, text)
+    *before, (done, score) = model.evaluate(of_model, Text.from_string(text))
     shares = [share for share, _ in before] + [done]
     assert score.symbols == sum(len(row) - 1 for row in rows)
     total = sum(loss_of(of_model, row) for row in rows)
@@ -208,7 +208,9 @@ def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, mo
 
 def test_unknown_words_are_counted(models):
     for lines in (False, True):
-        *_, (_, score) = model.evaluate(models["word", lines], "The zebra. A quagga, the end!")
+        *_, (_, score) = model.evaluate(
+            models["word", lines], Text.from_string("The zebra. A quagga, the end!")
+        )
         assert score.unknown == 2
 
 
@@ -251,11 +253,13 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(case, models):
 )
 def test_a_text_that_cannot_be_scored_is_refused_at_once(level, lines, text, message, models):
     with pytest.raises(ValueError, match=message):
-        model.evaluate(models[level, lines], text)
+        model.evaluate(models[level, lines], Text.from_string(text))
 
 
 def test_a_model_of_one_symbol_is_sure_of_it():
-    of_model = run.model(run.prepare("a" * 50, Options(hidden_size=2, batch_size=2, length=5)))
+    of_model = run.model(
+        run.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
+    )
     assert model.write(of_model, length=5, prime="a") == ["aaaaaa"]
-    *_, (_, score) = model.evaluate(of_model, "aaa")
+    *_, (_, score) = model.evaluate(of_model, Text.from_string("aaa"))
     assert (score.nats, score.symbols) == (0.0, 2)

@@ -15,9 +15,10 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import Options, checkpoint, data, folder, options, run, train, trouble
+from jaxrnn import Options, Text, checkpoint, data, folder, model, options, run, train, trouble
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
+IN_MEMORY = Text.from_string(TEXT)
 SMALL = Options(hidden_size=4, batch_size=2, length=3, steps=12, evaluate_every=6, save_every=0.0)
 
 
@@ -65,8 +66,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
 
 
 def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
-    whole = trained(run.prepare(TEXT, dataclasses.replace(SMALL, save_every=60.0)))
-    single = trained(run.prepare(TEXT, SMALL))
+    whole = trained(run.prepare(IN_MEMORY, dataclasses.replace(SMALL, save_every=60.0)))
+    single = trained(run.prepare(IN_MEMORY, SMALL))
     assert len(single) == 12 > len(whole)
     for a, b in zip(
         *(jax.tree.leaves(end[-1].run.state.params) for end in (whole, single)), strict=True
@@ -269,7 +270,7 @@ def test_patience_ends_a_run_that_does_not_get_better(text):
     chosen = dataclasses.replace(
         SMALL, steps=400, evaluate_every=1, patience=3, learning_rate=3.0, optimizer="sgd"
     )
-    blocks = trained(run.prepare(TEXT, chosen))
+    blocks = trained(run.prepare(IN_MEMORY, chosen))
     losses = [loss for _, loss in blocks[-1].run.history]
     assert blocks[-1].over == "patience"
     assert len(losses) - 1 - int(np.argmin(losses)) == 3
@@ -306,15 +307,15 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     assert folder.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
         "grad_norm": folder.metrics(tmp_path / "run")[-1]["grad_norm"]
     }
-    good = trained(run.prepare(TEXT, chosen), stop=iter([False] * 20).__next__)
-    short = trained(poisoned(run.prepare(TEXT, chosen), 9))
+    good = trained(run.prepare(IN_MEMORY, chosen), stop=iter([False] * 20).__next__)
+    short = trained(poisoned(run.prepare(IN_MEMORY, chosen), 9))
     assert_equal(blocks[-1].run.state.params, short[-1].run.state.params, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(blocks[-1].run.state.params))
     assert len(good[-1].run.history) == 2
 
 
 def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
-    started = run.prepare(TEXT, dataclasses.replace(SMALL, steps=60))
+    started = run.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=60))
 
     def growing(state, batch):
         new, metrics = started.step(state, batch)
@@ -334,13 +335,15 @@ def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
         SMALL, seed=5, seeds=2, learning_rates=(0.01, 0.03), lines=lines,
         length=None if lines else 3,
     )  # fmt: skip
-    many = trained(run.prepare(TEXT, chosen))[-1]
+    many = trained(run.prepare(IN_MEMORY, chosen))[-1]
     assert many.metrics.loss.shape[1:] == (4,)
     for number, member in enumerate(options.members(chosen)):
         alone = dataclasses.replace(
             chosen, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
         )
-        prepared = run.prepare(TEXT, alone)._replace(source=run.prepare(TEXT, chosen).source)
+        prepared = run.prepare(IN_MEMORY, alone)._replace(
+            source=run.prepare(IN_MEMORY, chosen).source
+        )
         last = trained(prepared)[-1].run
         of_member = jax.tree.map(lambda leaf, n=number: leaf[n], many.run.state.params)
         assert_equal(of_member, last.state.params, 1e-10)
@@ -430,13 +433,46 @@ def test_a_run_that_says_what_cannot_be_is_refused(case, kept, tmp_path):
         assert "\n" not in str(raised.value)
 
 
+def test_a_str_is_a_path_wherever_a_text_is_asked_for(text, tmp_path, monkeypatch):
+    """As a `Path` is; and a text in memory is a `Text`."""
+    monkeypatch.chdir(tmp_path)
+    for same in ("text.txt", text, Text.from_file("text.txt"), IN_MEMORY):
+        started = run.start("run", same, SMALL, overwrite=True)
+        assert (started.text["characters"], started.vocabulary.symbols[-1]) == (len(TEXT), "w")
+        assert run.prepare(same, SMALL).text["sha256"] == started.text["sha256"]
+        assert run.resume("run", text=same).text["sha256"] == started.text["sha256"]
+        *_, (_, score) = model.evaluate(run.load("run"), same)
+        assert score.characters == len(TEXT)
+    for use in (
+        lambda missing: run.start("other", missing, SMALL),
+        lambda missing: run.prepare(missing, SMALL),
+        lambda missing: run.resume("run", text=missing),
+        lambda missing: model.evaluate(run.load("run"), missing),
+    ):
+        with pytest.raises(ValueError, match=r"cannot read nosuchfile.txt: No such file"):
+            use("nosuchfile.txt")
+        for itself in ("to be or not to be", TEXT):
+            with pytest.raises(ValueError, match=r"give jaxrnn.Text.from_string") as raised:
+                use(itself)
+            assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"encoding='latin-1' is for the path of a file"):
+        run.start("other", IN_MEMORY, SMALL, encoding="latin-1")
+
+
+def test_a_run_of_a_text_in_memory_asks_for_it_to_go_on(tmp_path):
+    trained(run.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
+    with pytest.raises(ValueError, match=r"a text in memory, which lies in no file: give it again"):
+        run.resume(tmp_path / "run")
+    assert run.resume(tmp_path / "run", text=IN_MEMORY).done == 1
+
+
 def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(kept, tmp_path):
     shutil.copytree(kept / "run", tmp_path / "run")
     (tmp_path / "moved.txt").write_text(TEXT)
-    assert run.resume(tmp_path / "run", file=tmp_path / "moved.txt").done > 0
+    assert run.resume(tmp_path / "run", text=tmp_path / "moved.txt").done > 0
     (tmp_path / "moved.txt").write_text(TEXT + "!")
     with pytest.raises(ValueError, match="is not the text that the run began with: its SHA-256"):
-        run.resume(tmp_path / "run", file=tmp_path / "moved.txt")
+        run.resume(tmp_path / "run", text=tmp_path / "moved.txt")
 
 
 def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
@@ -473,14 +509,14 @@ def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
 )
 def test_options_that_cannot_be_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
-        run.prepare("a" * 499 + "b", Options(**chosen))
+        run.prepare(Text.from_string("a" * 499 + "b"), Options(**chosen))
 
 
 def test_lines_that_are_too_long_to_be_meant_are_refused():
     text = "a\n" * 40 + "b" * 20_000
     with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*--length 200"):
-        run.prepare(text, Options(lines=True))
-    cut = run.prepare(text, Options(lines=True, length=5, hidden_size=3))
+        run.prepare(Text.from_string(text), Options(lines=True))
+    cut = run.prepare(Text.from_string(text), Options(lines=True, length=5, hidden_size=3))
     assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)
 
 

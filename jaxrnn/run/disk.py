@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxrnn import checkpoint, corpus, files, folder, options
 from jaxrnn.checkpoint import Checkpoint
+from jaxrnn.corpus import Text
 from jaxrnn.model import Model, write
 from jaxrnn.network import param_shapes
 from jaxrnn.options import Options
@@ -26,10 +27,10 @@ _DEFAULTS = Options()
 
 def start(
     place: str | Path,
-    file: str | Path | None = None,
+    text: Text | str | Path | None = None,
     chosen: Options = _DEFAULTS,
     *,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     overwrite: bool = False,
     mesh: Mesh | None = None,
 ) -> Run:
@@ -37,9 +38,10 @@ def start(
 
     Args:
         place: the folder.
-        file: what to train on; None: the documentation topics that ship with Python.
+        text: what to train on: the path of its file, or a `Text`; None: the documentation topics
+            that ship with Python.
         chosen: how.
-        encoding: the file's encoding.
+        encoding: the file's encoding; default UTF-8.
         overwrite: whether a run that is there may be replaced.
         mesh: the devices that share the rows of each batch; default one device.
 
@@ -47,7 +49,7 @@ def start(
         ValueError: as `prepare` does, or if the folder is not free or cannot be written.
     """
     folder.check_free(Path(place), overwrite=overwrite)
-    run = prepare(corpus.open_text(file, encoding), chosen, mesh)
+    run = prepare(corpus.as_text(text, encoding), chosen, mesh)
     return keep(run, place, overwrite=overwrite)
 
 
@@ -79,7 +81,7 @@ def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
 def resume(
     place: str | Path,
     *,
-    file: str | Path | None = None,
+    text: Text | str | Path | None = None,
     steps: int | None = None,
     mesh: Mesh | None = None,
 ) -> Run:
@@ -87,7 +89,7 @@ def resume(
 
     Args:
         place: the run's folder.
-        file: where its text lies now; default where it was.
+        text: its text, or the path where it lies now; default where it was.
         steps: updates to make in all; default as the run was told. The schedule of the learning
             rate follows them.
         mesh: the devices that share the rows of each batch, whatever they were before; default one
@@ -102,7 +104,14 @@ def resume(
     if steps is not None:
         chosen = dataclasses.replace(chosen, steps=steps)
         options.check(chosen)
-    text = corpus.open_text(file or told["file"], told["encoding"] or "utf-8")
+    if text is None:
+        if told["file"] is None and not told["name"].startswith(corpus.TOPICS):
+            raise ValueError(
+                f"{place} was trained on {told['name']}, which lies in no file: give it again, as "
+                f"text=jaxrnn.Text.from_string(…) or --text FILE"
+            )
+        text = told["file"]
+    text = text if isinstance(text, Text) else corpus.as_text(text, told["encoding"])
     expected = about["text"]["sha256"]
     read = corpus.read(text, lines=chosen.lines, vocabulary=vocabulary, expected=expected)
     run, _ = make(text, read, chosen, mesh)

@@ -24,7 +24,7 @@ def prepare(text: Text | str | Path, chosen: Options, mesh: Mesh | None = None) 
     """Make everything that a run needs from its text, in memory.
 
     Args:
-        text: the text itself, or the path of its file.
+        text: what to train on: the path of its file in UTF-8, or a `Text`.
         chosen: how to train.
         mesh: the devices that share the rows of each batch; default one device.
 
