@@ -1,6 +1,7 @@
 """The command `jaxrnn`: train, resume, eval, sample, plot, check, explain."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -32,13 +33,14 @@ from jaxrnn.machines import LOST, MISTAKE, Machines, agree, lost, set_up, togeth
 from jaxrnn.model import continuation, stream, write
 from jaxrnn.model import evaluate as score_text
 from jaxrnn.network import RNN, Batch
-from jaxrnn.options import INITIALIZERS, Init, Options, build, seed_key, to_json
+from jaxrnn.options import INITIALIZERS, Changes, Init, Options, build, of_model, seed_key, to_json
 from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.verification import gradient_flow, verify
 from jaxrnn.walkthrough import walkthrough
 
 DEFAULT_OUT = Path("jaxrnn-run")
 DEFAULTS = Options()
+NO_CHANGES = Changes()
 ALONE = Machines()
 CHECK_DEFAULTS = trial.Options()
 
@@ -52,9 +54,10 @@ def train(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     overwrite: bool = False,
     encoding: str = "utf-8",
+    init_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     quiet: bool = False,
 ) -> int:
-    """Train a model of a text, having first shown that its gradient is right.
+    """Train a model of a text, having first compared its gradient with jax.grad.
 
     Args:
         file: A text file. Without one: the documentation topics that ship with Python.
@@ -63,6 +66,8 @@ def train(
         out: The folder of the run; default jaxrnn-run, or jaxrnn-run-2 and so on.
         overwrite: Replace the run that is in the folder.
         encoding: The text file's encoding.
+        init_from: Start from the weights, network and vocabulary of this run's best model, or of a
+            checkpoint, instead of new ones.
         quiet: Print nothing.
     """
     if machines.watches:
@@ -74,13 +79,19 @@ def train(
         place = _free(DEFAULT_OUT) if out is None else out
         if not jax.process_index():
             folder.check_free(place, overwrite=overwrite)
-        return place, run.prepare(corpus.open_text(file, encoding), options, mesh)
+        model = None if init_from is None else run.load(init_from)
+        chosen = options if model is None else of_model(options, model.options, _given())
+        text = corpus.open_text(file, encoding)
+        return place, run.prepare(text, chosen, mesh, init_from=model)
 
     with display.working("reading the text"):
         place, training = together(prepare)
     _agree(training)
     display.text(training, given=file is not None)
     display.network(training)
+    if init_from is not None:
+        display.say("", f"with the weights and vocabulary of {init_from}")
+    display.remarks(training.remarks)
     params = training.on_one_device().state.params
     if training.population:
         params = jax.tree.map(lambda leaf: leaf[0], params)
@@ -98,32 +109,48 @@ def resume(
     *,
     machines: Annotated[Machines, tyro.conf.arg(name="")] = ALONE,
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    steps: int | None = None,
+    changes: Annotated[Changes, tyro.conf.arg(name="")] = NO_CHANGES,
     quiet: bool = False,
 ) -> int:
     """Go on with a run from its newest good checkpoint, exactly as if it had not been interrupted.
+
+    With an option that changes how it trains, the results no longer equal those of a run that was
+    left alone; what is saved and when does not matter.
 
     Args:
         place: The folder of the run.
         machines: On what; whatever it was before.
         text: Where its text lies now; default where it was.
-        steps: Updates to make in all; default as the run was told.
+        changes: What is to be otherwise from here on; default as it was.
         quiet: Print nothing.
     """
     if machines.watches:
         return watch(machines, lambda: sys.argv[1:])
     mesh = set_up(machines)
     display.console.quiet = quiet or jax.process_index() > 0
+    told = dataclasses.asdict(changes)
     with display.working("reading the text"):
-        training = together(lambda: run.resume(place, text=text, steps=steps, mesh=mesh))
+        training = together(lambda: run.resume(place, text=text, mesh=mesh, **told))
     _agree(training)
     display.text(training, given=True)
     display.network(training)
     display.remarks(training.remarks)
     display.say("resumed", f"{place} after step {training.done:,}")
-    if training.done >= training.options.steps:
+    new = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+    if new:
+        display.say("", f"from here on with {new}")
+    over = run.over_because(training)
+    if over == "steps":
         display.say("", "all its steps are made; for more of them say --steps N")
+    elif over == "patience":
+        display.say("", "its patience is over; for more of it say --patience N")
     return _train(training)
+
+
+def _given() -> set[str]:
+    """Return the names of the options that were typed."""
+    typed = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
+    return {name[2:].replace("-", "_").removeprefix("no_") for name in typed}
 
 
 def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool) -> int:

@@ -254,6 +254,23 @@ def read(
     return Corpus(vocabulary, OnDisk(ids), counted, digest.hexdigest())
 
 
+def check_known(text: Text, vocabulary: Vocabulary, *, lines: bool = False) -> None:
+    """Raise `ValueError` with all the characters of a text that are not in a vocabulary."""
+    if vocabulary.level != "char":  # bytes are all known, and other words are <unk>
+        return
+    own = Vocabulary.from_text(chain(pieces(text, lines=lines), [LINE] * lines))
+    unknown = sorted(set(own.symbols) - set(vocabulary.symbols))
+    if not unknown:
+        return
+    shown = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in unknown[:10])
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    raise ValueError(
+        f"{text.name} has {len(unknown)} character{'s' * (len(unknown) > 1)} that the model does "
+        f"not know: {shown}{more}; "
+        f"replace them, or train a new model"
+    )
+
+
 def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterator[str]:
     r"""Decode a text piece by piece, its line ends as they are; or as lines, which all end in "\n".
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from jaxrnn import folder, run
 from jaxrnn.model import Model, Score, units
 from jaxrnn.network import Batch, param_shapes
-from jaxrnn.options import from_json, number_of_members
+from jaxrnn.options import number_of_members
 from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.trouble import Trouble
 from jaxrnn.verification import Report
@@ -262,7 +262,7 @@ def curves(places: list[Path], picture: Path) -> None:
 
 
 def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None:
-    chosen, records = from_json(folder.describe(place)["options"]), folder.metrics(place)
+    chosen, records = run.options_of(place), folder.metrics(place)
     if not any("loss" in each for each in records):
         raise ValueError(f"{place} has no losses to draw yet: train it further")
     rates, seeds = chosen.learning_rates or (None,), chosen.seeds
@@ -283,7 +283,7 @@ def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None
 
 
 def _members_of(place: Path) -> int:
-    return number_of_members(from_json(folder.describe(place)["options"]))
+    return number_of_members(run.options_of(place))
 
 
 def _of(records: list[dict], what: str, which: slice) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
 """What a run has on disk: a folder of plain files, nothing in which is ever unpickled.
 
-run.json             the options, the text and where it lies, the versions
-vocabulary.json      the symbols in the order of their ids
+run.json             which text and vocabulary the run is of, and where the text lies now
 metrics.jsonl        {"step", "loss", "grad_norm"} and {"step", "held_out"}, one record a line
-checkpoints/         step-00000400.safetensors, …: the newest, and the best
+checkpoints/         step-00000400.safetensors, …: the newest, and the best; each with the options
+                     and the vocabulary, which are kept nowhere else
 samples/             step-00000400.txt, …: what the model wrote at each evaluation
 loss.png             the metrics as a picture
 """
@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 
 from jaxrnn import checkpoint, files
 from jaxrnn.checkpoint import Checkpoint, DamagedError
+from jaxrnn.text import Vocabulary
 
 try:
     import fcntl
 except ImportError:  # no such locks on this system
     fcntl = None
 
-_PARTS = {
-    "run.json", "vocabulary.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"
-}  # fmt: skip
+_OLD_VOCABULARY = "vocabulary.json"  # of runs that were begun before run.json had its SHA-256
+_PARTS = {"run.json", _OLD_VOCABULARY, "metrics.jsonl", "checkpoints", "samples", "loss.png"}
 _STEP = re.compile(r"step-(\d{8,})\.safetensors")
 _SAMPLE = re.compile(r"step-(\d{8,})\.txt")
 
@@ -105,8 +105,20 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
+def write_description(folder: Path, text: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Write run.json unless it says the same already."""
+    described = {
+        "format": checkpoint.FORMAT,
+        "text": text,
+        "vocabulary": {"size": vocabulary.size, "sha256": vocabulary.sha256},
+    }
+    file, content = folder / "run.json", json.dumps(described, indent=1) + "\n"
+    if not file.is_file() or file.read_text() != content:
+        files.write(file, content)
+
+
 def describe(folder: Path) -> dict[str, Any]:
-    """Read run.json.
+    """Read run.json; "vocabulary" is None if it is not known.
 
     Raises:
         ValueError: if the folder is no run, or the file cannot be read.
@@ -117,18 +129,41 @@ def describe(folder: Path) -> dict[str, Any]:
     for part in ("checkpoints", "samples"):
         if (folder / part).is_symlink():
             raise ValueError(f"{folder / part} is a link, and links in a run are not followed")
+    described = _read_json(file)
     try:
-        if file.stat().st_size > checkpoint.MOST_HEADER:
-            raise ValueError("it is too large to be one")
-        described = json.loads(file.read_text())
         text = described["text"]
-        if not all(isinstance(text[name], str | NoneType) for name in ("file", "name", "encoding")):
+        optional = all(isinstance(text[name], str | NoneType) for name in ("file", "encoding"))
+        if not (optional and all(isinstance(text[name], str) for name in ("name", "sha256"))):
             raise ValueError("it does not say what text it is of")
-        described["options"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if "vocabulary" not in described:
+            described["vocabulary"] = _old_vocabulary(folder / _OLD_VOCABULARY)
+        elif not isinstance(described["vocabulary"]["sha256"], str):
+            raise ValueError("it does not say what vocabulary it is of")
+    except (ValueError, KeyError, TypeError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{file} is damaged: {said}") from error
     return described
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > checkpoint.MOST_HEADER:
+            raise ValueError("it is too large to be one")
+        return json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _old_vocabulary(file: Path) -> dict[str, Any] | None:
+    """Return what run.json says of a vocabulary today, from the file that older runs have."""
+    if not file.is_file():
+        return None
+    said = _read_json(file)
+    try:
+        vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    return {"size": vocabulary.size, "sha256": vocabulary.sha256}
 
 
 def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn import corpus, data
-from jaxrnn.corpus import Text
+from jaxrnn.corpus import Corpus, Text
 from jaxrnn.network import RNN, Params
 from jaxrnn.options import Options, length_of, seed_key
 from jaxrnn.sample import most_likely
@@ -173,9 +173,7 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
         passage = data.rows_passage(rows, model.options.batch_size, length)
     else:
         passage = data.passage(read.ids, 1, _LONG)
-    of_words, unknown = model.vocabulary.level == "word", SPECIAL.index(UNKNOWN)
-    counted = data.parts(read.ids) if of_words else ()
-    strange = sum(int((part == unknown).sum()) for part in counted)
+    strange = unknown_words(read)
 
     def scores():
         parts = []
@@ -186,6 +184,14 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
             yield part.done, Score(nats, symbols, read.characters, strange)
 
     return scores()
+
+
+def unknown_words(read: Corpus) -> int:
+    """Count the words of a text that its vocabulary does not have; 0 where symbols are no words."""
+    if read.vocabulary.level != "word":
+        return 0
+    unknown = SPECIAL.index(UNKNOWN)
+    return sum(int((part == unknown).sum()) for part in data.parts(read.ids))
 
 
 def _ends(vocabulary: Vocabulary) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -145,6 +145,36 @@ class Options:
     """Train so many models at once in one program, with the seeds from --seed up."""
 
 
+NETWORK = (  # what a model's weights fit, or made them
+    "level", "vocabulary_size", "hidden_size", "num_layers", "activation", "leak", "use_bias",
+    "init",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What may be otherwise when a run goes on. What is None stays as it is."""
+
+    steps: int | None = None
+    """Updates to make in all. The schedule of the learning rate follows them."""
+    learning_rate: float | None = None
+    """The largest learning rate, of all steps to come."""
+    schedule: Literal["constant", "cosine", "linear", "exponential"] | None = None
+    """How the learning rate falls over all the steps."""
+    clip: float | None = None
+    """Largest gradient, as in jaxrnn train."""
+    weight_decay: float | None = None
+    """Of adam: the share of each weight, times the learning rate, that a step takes away."""
+    evaluate_every: int | None = None
+    """Steps between evaluations."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better one."""
+    save_every: float | None = None
+    """Seconds between checkpoints, beside the one at each evaluation."""
+    keep: int | None = None
+    """The newest checkpoints to keep, beside the best."""
+
+
 class Member(NamedTuple):
     """One model of a population."""
 
@@ -208,6 +238,53 @@ def check(options: Options) -> None:
         raise ValueError("learning_rate and learning_rates contradict each other: give one of them")
     if options.warmup >= options.steps:
         raise ValueError(f"warmup must be less than steps={options.steps}, got {options.warmup}")
+
+
+def changed(options: Options, **changes: Any) -> Options:
+    """Return the options of a run that goes on with changes, which are fields of `Changes`.
+
+    Raises:
+        ValueError: if one may not change, or the options cannot be then.
+    """
+    may = [field.name for field in dataclasses.fields(Changes)]
+    for name in changes:
+        if name not in may:
+            raise ValueError(
+                f"{name} cannot change when a run goes on, only {', '.join(may)}: start a new run"
+            )
+    new = {name: value for name, value in changes.items() if value is not None}
+    if "learning_rate" in new and options.learning_rates:
+        raise ValueError(
+            f"learning_rate={new['learning_rate']} cannot replace the run's "
+            f"{len(options.learning_rates)} learning_rates: leave it out, or start a new run"
+        )
+    options = dataclasses.replace(options, **new)
+    check(options)
+    return options
+
+
+def of_model(options: Options, model: Options, given: Collection[str] | None = None) -> Options:
+    """Return the options of a new run that starts from a model, with the model's network.
+
+    Args:
+        options: of the new run.
+        model: of the model.
+        given: the names of the options that somebody has chosen; default those that are not at
+            their defaults.
+
+    Raises:
+        ValueError: if one of them contradicts the model.
+    """
+    if given is None:
+        given = [name for name in NETWORK if getattr(options, name) != getattr(Options, name)]
+    for name in NETWORK:
+        value, of_its_own = getattr(options, name), getattr(model, name)
+        if name in given and value != of_its_own:
+            raise ValueError(
+                f"{name}={value!r} contradicts the model to start from, which has "
+                f"{name}={of_its_own!r}: leave it out"
+            )
+    return dataclasses.replace(options, **{name: getattr(model, name) for name in NETWORK})
 
 
 def seed_key(seed: int) -> PRNGKeyArray:

@@ -4,6 +4,8 @@ A text may come whole or in pieces: a file larger than memory is read piece by p
 and sentences may go on from one to the next.
 """
 
+import hashlib
+import json
 import re
 import sys
 import unicodedata
@@ -153,6 +155,11 @@ class Vocabulary:
     def size(self) -> int:
         """The number of symbols."""
         return len(self.symbols)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the level and the symbols, in hexadecimal."""
+        return hashlib.sha256(json.dumps([self.level, self.symbols]).encode()).hexdigest()
 
     @property
     def unit(self) -> str:

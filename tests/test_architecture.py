@@ -34,6 +34,7 @@ FLOORS = [
     {"options", "trouble"},
     {"model", "trial"},
     {"run.base"},
+    {"run.load"},
     {"run.prepare"},
     {"run.disk"},
     {"run.loop"},

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_train_shows_its_gradient_trains_evaluates_samples_and_saves(trained):
     assert "write more with: jaxrnn sample fox" in told
     before_samples = lines[: next(i for i, line in enumerate(lines) if line.startswith("─"))]
     assert max(map(len, before_samples)) <= 80
-    names = {"run.json", "vocabulary.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"}
+    names = {"run.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"}
     assert {path.name for path in (folder / "fox").iterdir()} == names
 
 
@@ -208,6 +209,29 @@ def test_training_on_lines_ends_them(tmp_path):
     assert set(sampled.stdout.split()) <= {"anna", "bob", "hannah", "otto"}
     assert len(sampled.stdout.split()) == 20
     assert "scored    420 characters, state carried from each line to its end" in scored.stdout
+
+
+def test_a_run_goes_on_otherwise_and_a_new_one_starts_from_its_model(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "fox", tmp_path / "fox")
+    (tmp_path / "dog.txt").write_text("the lazy dog jumps over the quick brown fox\n" * 60)
+    more = ("--steps", "80", "--learning-rate", "0.001", "--patience", "9")
+    short = ("--batch-size", "4", "--length", "8", "--steps", "20", "--out", "dog")
+    went_on, started = one_after_another(
+        [
+            ("resume", "fox", "--text", str(folder / "fox.txt"), *more),
+            ("train", "dog.txt", "--init-from", "fox", *short),
+        ],
+        tmp_path,
+    )
+    assert went_on.status == 0, went_on.stderr
+    assert "from here on with steps 80, learning_rate 0.001, patience 9" in went_on.stdout
+    assert run.options_of(tmp_path / "fox").learning_rate == 0.001
+    assert started.status == 0, started.stderr
+    assert "with the weights and vocabulary of fox" in started.stdout
+    assert "27 → 16 tanh → 27".replace("27", str(len(set(TEXT)))) in started.stdout
+    held_out = [float(loss) for loss in re.findall(r"held out (\d\.\d+),", started.stdout)]
+    assert held_out[0] < 2.9  # new weights begin at ln 28 = 3.3
 
 
 def test_words_are_trained_scored_and_sampled(tmp_path):
@@ -370,6 +394,27 @@ MISTAKES = {
     ("train", "--", "-fox.txt"): "cannot read -fox.txt: No such file or directory",
     ("sample", "fox", "--prime=~-"): "character '~' (U+007E) at position 0",
     ("explain", ""): "the word is empty: give at least one character",
+    ("resume", "fox", "--patience", "0"): "patience must be at least 1, got 0",
+    ("resume", "fox", "--learning-rate", "-1"): "learning_rate must be above 0 and finite, got -1",
+    ("train", "fox.txt", "--init-from", "nowhere"): "nowhere is no run: it holds no run.json",
+    ("train", "fox.txt", "--init-from", "fox.txt"): "fox.txt is damaged",
+    (
+        "train",
+        "strange.txt",
+        "--init-from",
+        "fox",
+    ): "1 character that the model does not know: 'é'",
+    (
+        "train",
+        "fox.txt",
+        "--init-from",
+        "fox",
+        "--hidden-size",
+        "256",
+    ): "hidden_size=256 contradicts",
+    ("train", "fox.txt", "--init-from", "fox", "--no-use-bias"): "use_bias=False contradicts the m",
+    ("train", "fox.txt", "--init-from", "fox", "--init", "normal"): "init='normal' contradicts the",
+    ("train", "empty.txt", "--init-from", "fox"): "empty.txt is empty: give a file with text in it",
 }
 
 

@@ -84,6 +84,197 @@ def test_steps_can_be_added_to_a_run_and_are_those_of_a_longer_one(text, tmp_pat
     assert arrays(files_of(tmp_path / "run")[-1]) == arrays(files_of(tmp_path / "longer")[-1])
 
 
+def test_what_is_told_at_resuming_is_what_the_run_says_from_then_on(text, tmp_path):
+    """Each fact has one source, so none is stale; a text that has moved is found again."""
+    trained(run.start(tmp_path / "run", text, SMALL))
+    moved = text.rename(tmp_path / "moved.txt")
+    trained(run.resume(tmp_path / "run", text=moved, steps=20))
+    assert run.options_of(tmp_path / "run").steps == run.load(tmp_path / "run").options.steps == 20
+    described = (tmp_path / "run" / "run.json").read_text()
+    assert str(moved) in described
+    assert "options" not in json.loads(described)
+    assert not (tmp_path / "run" / "vocabulary.json").exists()
+    assert run.resume(tmp_path / "run").options.steps == 20
+
+
+CHANGES = {
+    "learning_rate": 0.1, "schedule": "constant", "clip": 1e-3, "weight_decay": 0.5
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_at_resuming_acts_from_there_on(name, text, tmp_path):
+    """As if the run had been prepared with it and given the state; what is not told stays."""
+    first = run.start(tmp_path / "run", text, dataclasses.replace(SMALL, save_every=60.0))
+    amid = trained(first, stop=lambda: True)[-1].run
+    chosen = dataclasses.replace(amid.options, **{name: CHANGES[name]})
+    changed = trained(run.resume(tmp_path / "run", **{name: CHANGES[name]}))[-1].run
+    assert changed.options == chosen == run.options_of(tmp_path / "run")
+    expected = trained(run.prepare(text, chosen)._replace(state=amid.state))[-1].run
+    assert_equal(changed.state.params, expected.state.params, 0)
+    undisturbed = trained(run.prepare(text, amid.options))[-1].run
+    with pytest.raises(AssertionError):
+        assert_equal(changed.state.params, undisturbed.state.params, 1e-6)
+    assert run.resume(tmp_path / "run").options == chosen
+
+
+def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
+    chosen = dataclasses.replace(
+        SMALL, steps=40, evaluate_every=1, patience=2, learning_rate=3.0, optimizer="sgd"
+    )
+    last = trained(run.start(tmp_path / "run", text, chosen))[-1]
+    assert (last.over, last.run.done < 39) == ("patience", True)
+    assert run.over_because(run.resume(tmp_path / "run")) == "patience"
+    more = run.resume(tmp_path / "run", patience=3)
+    assert run.over_because(more) == ""
+    assert trained(more)[-1].run.done > last.run.done
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 5}, "hidden_size cannot change when a run goes on, only steps, learning_"),
+        ({"learning_rate": -1.0}, "learning_rate must be above 0 and finite, got -1.0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused(changes, message, kept):
+    with pytest.raises(ValueError, match=message):
+        run.resume(kept / "run", **changes)
+
+
+def test_one_learning_rate_does_not_replace_many(text, tmp_path):
+    run.start(tmp_path / "run", text, dataclasses.replace(SMALL, learning_rates=(0.1, 0.2)))
+    with pytest.raises(
+        ValueError, match=r"learning_rate=0.3 cannot replace the run's 2 learning_r"
+    ):
+        run.resume(tmp_path / "run", learning_rate=0.3)
+
+
+# Starting from a model
+
+
+def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
+    """Of a run or a checkpoint; on another text; optimiser and steps anew; its network."""
+    trained(run.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
+    best = run.load(tmp_path / "run")
+    other = Text.from_string(TEXT.replace("be", "not")[5:])
+    (file,) = [file for file in files_of(tmp_path / "run") if int(file.stem[5:]) == best.step]
+    for source in (tmp_path / "run", str(tmp_path / "run"), file, best):
+        new = run.prepare(other, Options(batch_size=3, length=4), init_from=source)
+        assert_equal(new.state.params, best.params, 0)
+        assert new.vocabulary == best.vocabulary
+        assert (new.rnn, new.done) == (best.rnn, 0)
+        assert new.options == dataclasses.replace(
+            Options(batch_size=3, length=4), hidden_size=4, num_layers=2
+        )
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(new.state.opt_state))
+    chosen = dataclasses.replace(SMALL, num_layers=2)
+    started = run.start(tmp_path / "new", other, chosen, init_from=tmp_path / "run")
+    trained(started)
+    resumed = run.resume(tmp_path / "new", text=other, steps=14)
+    assert (resumed.done, resumed.vocabulary) == (12, best.vocabulary)
+    many = run.prepare(
+        other, dataclasses.replace(chosen, learning_rates=(0.1, 0.2)), init_from=best
+    )
+    for member in range(2):
+        params = jax.tree.map(lambda leaf, n=member: leaf[n], many.state.params)
+        assert_equal(params, best.params, 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"hidden_size": 5}, "hidden_size=5 contradicts the model .* hidden_size=4: leave it out"),
+        ({"num_layers": 2}, "num_layers=2 contradicts the model .* num_layers=1"),
+        ({"level": "word"}, "level='word' contradicts the model .* level='char'"),
+        ({"leak": 0.5}, "leak=0.5 contradicts"),
+        ({"activation": "relu"}, "activation='relu' contradicts"),
+        ({"use_bias": False}, "use_bias=False contradicts"),
+        ({"init": "normal"}, "init='normal' contradicts"),
+        ({"vocabulary_size": 99}, "vocabulary_size=99 contradicts"),
+    ],
+)
+def test_options_that_contradict_the_model_are_refused(chosen, message, kept):
+    with pytest.raises(ValueError, match=message) as raised:
+        run.prepare(IN_MEMORY, Options(**chosen), init_from=kept / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_characters_that_the_model_does_not_know_are_all_named(kept):
+    strange = Text.from_string(TEXT + "é~" + TEXT + "é")
+    message = r"has 2 characters that the model does not know: '~' \(U\+007E\), 'é' \(U\+00E9\);"
+    for lines in (False, True):
+        with pytest.raises(ValueError, match=message) as raised:
+            run.prepare(strange, Options(lines=lines), init_from=kept / "run")
+        assert "\n" not in str(raised.value)
+
+
+def test_words_that_the_model_does_not_know_are_counted(tmp_path):
+    words = dataclasses.replace(SMALL, level="word")
+    model = run.model(run.prepare(IN_MEMORY, words))
+    other = Text.from_string(TEXT + "a zebra and a quagga")
+    new = run.prepare(other, SMALL, init_from=model)
+    (remark,) = new.remarks
+    assert "5 words of a text in memory are not known to the model: each is <unk>" in remark
+    assert run.prepare(IN_MEMORY, SMALL, init_from=model).remarks == ()
+
+
+def foreign(tmp_path, text):
+    """Put a checkpoint into a run of another vocabulary of the same size."""
+    (tmp_path / "other.txt").write_text(TEXT.replace("e", "z").replace("o", "x"))
+    for name, file in (("run", text), ("other", tmp_path / "other.txt")):
+        trained(run.start(tmp_path / name, file, SMALL), stop=lambda: True)
+    stray = tmp_path / "run" / "checkpoints" / "step-00000009.safetensors"
+    shutil.copy(files_of(tmp_path / "other")[-1], stray)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "of an older version"])
+def test_a_checkpoint_with_another_vocabulary_is_refused(old, text, tmp_path):
+    """Also one of the same size, which would go on with permuted symbols."""
+    place = foreign(tmp_path, text)
+    if old:
+        aged(place)
+    for use in (run.resume, lambda place: run.load(place, newest=True), run.options_of):
+        with pytest.raises(
+            ValueError, match=r"SHA-256 .* is needed: it is of another run"
+        ) as raised:
+            use(place)
+        assert "\n" not in str(raised.value)
+    assert run.load(place / "checkpoints" / "step-00000009.safetensors").step == 1
+
+
+def test_a_checkpoint_of_another_text_is_refused(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    text = folder.newest(tmp_path / "run").checkpoint.about["text"]
+    changed(tmp_path / "run", text=text | {"sha256": "0" * 64})
+    for use in (run.load, run.resume):
+        with pytest.raises(ValueError, match=r"was trained on another text than .* another run"):
+            use(tmp_path / "run")
+
+
+def aged(place):
+    """Write run.json and vocabulary.json as older versions did."""
+    described = json.loads((place / "run.json").read_text())
+    del described["vocabulary"]
+    described |= {"options": options.to_json(SMALL), "made with": {}}
+    (place / "run.json").write_text(json.dumps(described))
+    symbols = {"level": "char", "symbols": sorted(set(TEXT))}
+    (place / "vocabulary.json").write_text(json.dumps(symbols))
+
+
+def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_path):
+    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    aged(tmp_path / "run")
+    assert run.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert trained(run.resume(tmp_path / "run", steps=14))[-1].run.done == 14
+    assert "options" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run.options_of(tmp_path / "run").steps == 14
+    assert run.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
+
+
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(text, tmp_path):
     blocks = trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     assert [block.over for block in blocks] == ["stopped"]
@@ -233,8 +424,9 @@ def test_a_folder_holds_the_whole_run(text, tmp_path):
     place = tmp_path / "run"
     described = json.loads((place / "run.json").read_text())
     assert described["text"]["file"] == str(text)
-    assert options.from_json(described["options"]) == SMALL
-    assert json.loads((place / "vocabulary.json").read_text())["symbols"] == sorted(set(TEXT))
+    assert run.options_of(place) == SMALL
+    assert run.load(place).vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert described["vocabulary"]["sha256"] == run.load(place).vocabulary.sha256
     records = folder.metrics(place)
     assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
     evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}

@@ -11,8 +11,9 @@ from jaxrnn.run.base import Run as Run
 from jaxrnn.run.base import model as model
 from jaxrnn.run.base import over_because as over_because
 from jaxrnn.run.disk import keep as keep
-from jaxrnn.run.disk import load as load
 from jaxrnn.run.disk import resume as resume
 from jaxrnn.run.disk import start as start
+from jaxrnn.run.load import load as load
+from jaxrnn.run.load import options_of as options_of
 from jaxrnn.run.loop import train as train
 from jaxrnn.run.prepare import prepare as prepare

@@ -39,6 +39,9 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
     try:
         with folder.locked(run.folder):
             folder.rewind(run.folder, run.done)  # what a killed process recorded after it
+            folder.write_description(
+                run.folder, run.text, run.vocabulary
+            )  # its text may have moved
             yield from _train(run, stop)
     except OSError as error:
         raise ValueError(

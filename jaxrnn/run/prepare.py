@@ -12,30 +12,55 @@ from jax.sharding import Mesh
 
 from jaxrnn import corpus, data, options
 from jaxrnn.corpus import Corpus, Text
+from jaxrnn.model import Model, unknown_words
+from jaxrnn.network import Params
 from jaxrnn.options import Options
 from jaxrnn.run.base import Run
+from jaxrnn.run.load import load
 from jaxrnn.sharding import layout, sharded, spread
+from jaxrnn.text import UNKNOWN
 from jaxrnn.train import TrainState, init_train_state, make_train_step
 
 _HELD_OUT = 1_000_000  # symbols that are held out at most
 
 
-def prepare(text: Text | str | Path, chosen: Options, mesh: Mesh | None = None) -> Run:
+def prepare(
+    text: Text | str | Path,
+    chosen: Options,
+    mesh: Mesh | None = None,
+    *,
+    init_from: Model | str | Path | None = None,
+) -> Run:
     """Make everything that a run needs from its text, in memory.
 
     Args:
         text: what to train on: the path of its file in UTF-8, or a `Text`.
         chosen: how to train.
         mesh: the devices that share the rows of each batch; default one device.
+        init_from: a model, or the run or checkpoint that holds it, to start from: its weights and
+            its vocabulary. Options of the network that are at their defaults are the model's; the
+            optimiser and the steps begin anew.
 
     Raises:
-        ValueError: if an option is outside its range, or the text does not fit the options, or the
-            batch does not divide by the devices.
+        ValueError: if an option is outside its range or contradicts the model, or the text does not
+            fit the options or has characters that the model does not know, or the batch does not
+            divide by the devices.
     """
+    source = load(init_from) if isinstance(init_from, str | Path) else init_from
+    if source is not None:
+        chosen = options.of_model(chosen, source.options)
     options.check(chosen)
     text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
-    read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
-    run, first_state = make(text, read, chosen, mesh)
+    if source is None:
+        read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
+        run, first_state = make(text, read, chosen, mesh)
+        return begun(run, first_state())
+    corpus.check_known(text, source.vocabulary, lines=chosen.lines)
+    read = corpus.read(text, lines=chosen.lines, vocabulary=source.vocabulary)
+    run, first_state = make(text, read, chosen, mesh, source.params)
+    if unknown := unknown_words(read):
+        remark = f"{unknown:,} words of {text.name} are not known to the model: each is {UNKNOWN}"
+        run = run._replace(remarks=(remark,))
     return begun(run, first_state())
 
 
@@ -45,9 +70,16 @@ def begun(run: Run, state: TrainState) -> Run:
 
 
 def make(
-    text: Text, read: Corpus, chosen: Options, mesh: Mesh | None = None
+    text: Text,
+    read: Corpus,
+    chosen: Options,
+    mesh: Mesh | None = None,
+    weights: Params | None = None,
 ) -> tuple[Run, Callable[[], TrainState]]:
-    """Make a run of an encoded text, with the shapes of its state, and what makes its first one."""
+    """Make a run of an encoded text, with the shapes of its state, and what makes its first one.
+
+    The first state has the `weights`, or draws them if there are none.
+    """
     vocabulary = read.vocabulary
     rnn = options.make_rnn(chosen, vocabulary.size)
     source, held_out = (_lines if chosen.lines else _stream)(read, chosen)
@@ -57,6 +89,8 @@ def make(
     def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
         optimizer, params = options.make_optimizer(chosen, rate), rnn.init(params_key)
+        if weights is not None:  # in the precision of this process
+            params = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), params, weights)
         h = rnn.initial_state(batch_size)
         return init_train_state(algorithm, optimizer, params, h, key=state_key)
 
