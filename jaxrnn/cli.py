@@ -28,7 +28,7 @@ try:
 except ImportError as error:  # the extra is missing: one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
-from jaxrnn import corpus, folder, gradients, run, trial
+from jaxrnn import corpus, folder, run, trial
 from jaxrnn.machines import LOST, MISTAKE, Machines, agree, lost, set_up, together, watch
 from jaxrnn.model import continuation, stream, write
 from jaxrnn.model import evaluate as score_text
@@ -92,14 +92,11 @@ def train(
     if init_from is not None:
         display.say("", f"with the weights and vocabulary of {init_from}")
     display.remarks(training.remarks)
-    params = training.on_one_device().state.params
-    if training.population:
-        params = jax.tree.map(lambda leaf: leaf[0], params)
-    first = jax.tree.map(lambda leaf: leaf[0], training.source(np.arange(1)))
-    report = verify(gradients.bptt(training.rnn), training.rnn, params, first)
-    display.gradient(report, first)
-    if not report.ok:
-        raise ValueError(f"{report.findings[0]}; nothing was trained, try other initial weights")
+    found = run.check_gradient(training)
+    display.gradient(found, training.options.batch_size)
+    if found.report is not None and not found.report.ok:
+        finding = found.report.findings[0]
+        raise ValueError(f"{finding}; nothing was trained, try other initial weights")
     return _train(run.keep(training, place, overwrite=overwrite), new=True)
 
 

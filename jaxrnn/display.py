@@ -20,7 +20,7 @@ from rich.table import Table
 
 from jaxrnn import folder, run
 from jaxrnn.model import Model, Score, units
-from jaxrnn.network import Batch, param_shapes
+from jaxrnn.network import param_shapes
 from jaxrnn.options import number_of_members
 from jaxrnn.text import LINE, Vocabulary
 from jaxrnn.trouble import Trouble
@@ -82,9 +82,22 @@ def network(training: run.Run) -> None:
         say("", f"{many} models at once{of_rates}, from {training.options.seeds} seeds each")
 
 
-def gradient(report: Report, batch: Batch) -> None:
-    """Say how well the gradient agrees; all of the report where it does not."""
-    say("gradient", f"bptt against jax.grad on the first batch {batch.inputs.shape}, in float64:")
+_CLAIMS = {
+    "truncated": "exact for its truncated graph alone",
+    "unbiased": "one draw of an unbiased rule",
+    "approximate": "an approximate rule",
+}
+
+
+def gradient(found: run.GradientCheck, batch_size: int) -> None:
+    """Show how the gradient compares with the exact one; the whole report if it is wrong."""
+    rows, report = len(found.batch.inputs), found.report
+    some = "" if rows == batch_size else f"{rows} of {batch_size} rows of "
+    what = f"{found.rule} against jax.grad on {some}the first batch {found.batch.inputs.shape}"
+    if report is None:
+        say("gradient", f"{what}: cosine {found.cosine:.4f}; {_CLAIMS[found.claim]}")
+        return
+    say("gradient", f"{what}, in float64:")
     if report.ok:
         say("", f"largest error {report.worst.error:.1e}, in {report.worst.name}: right")
     else:

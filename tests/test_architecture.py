@@ -34,7 +34,7 @@ FLOORS = [
     {"options", "trouble"},
     {"model", "trial"},
     {"run.base"},
-    {"run.load"},
+    {"run.load", "run.gradient"},
     {"run.prepare"},
     {"run.disk"},
     {"run.loop"},

@@ -168,6 +168,29 @@ def test_training_without_out_finds_a_free_folder_and_quiet_prints_nothing(tmp_p
     assert not list((tmp_path / "jaxrnn-run").iterdir())
 
 
+def test_the_rule_that_is_trained_by_is_the_one_that_is_shown(tmp_path):
+    (tmp_path / "fox.txt").write_text(TEXT)
+    said = {
+        "rflo": "an approximate rule",
+        "uoro": "one draw of an unbiased rule",
+        "truncated_bptt": "exact for its truncated graph alone",
+    }
+    short = ("--steps", "1", "--length", "12")
+    commands = [
+        ("train", "fox.txt", *SMALL[:4], *short, "--algorithm", rule, "--out", rule)
+        for rule in said
+    ]
+    for answer, (rule, claim) in zip(
+        one_after_another(commands, tmp_path), said.items(), strict=True
+    ):
+        assert answer.status == 0, answer.stderr
+        line = (
+            rf"gradient  {rule} against jax.grad on the first batch \(4, 12\): cosine -?\d\.\d+; "
+        )
+        assert re.search(line + claim, answer.stdout), answer.stdout
+        assert "right" not in answer.stdout.split("network")[1].split("training")[0]
+
+
 def test_nobody_reading_ends_the_training_saved_with_one_line(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     often = ("--steps", "10000000", "--evaluate-every", "50", "--out", "run")

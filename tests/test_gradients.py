@@ -95,6 +95,25 @@ USUAL: dict[str, Any] = {"num_layers": 2, "mask": True, "reduction": "mean"}
 # Every rule
 
 
+def test_what_a_rule_claims_is_what_it_is_held_to():
+    """The least that it claims for any of its arguments; `jaxrnn train` goes by it."""
+
+    def claims(rule: Rule) -> tuple[str, str]:
+        if rule.window is not None:
+            return ("exact", "exact") if rule.exact else ("truncated", "truncated")
+        if rule.exact:
+            return "exact", "exact" if rule.in_stacks else "approximate"
+        return "unbiased" if rule.signs else "approximate", "approximate"
+
+    least: dict[str, set[tuple[str, str]]] = {}
+    for name, rule in RULES.items():
+        least.setdefault(name.split("(")[0], set()).add(claims(rule))
+    assert gradients.CLAIMS.keys() == options.RULES.keys() == least.keys()
+    for name, claimed in gradients.CLAIMS.items():
+        strength = {"exact": 2, "truncated": 1, "unbiased": 1, "approximate": 0}
+        assert claimed == min(least[name], key=lambda pair: [strength[one] for one in pair])
+
+
 @every_rule
 @pytest.mark.parametrize(("dtype", "mask"), [(jnp.float32, False), (jnp.float64, True)])
 def test_gradient_is_a_finite_pytree_like_params(rule, dtype, mask):

@@ -15,7 +15,7 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import Options, Text, checkpoint, data, folder, model, options, run, train, trouble
+from jaxrnn import Options, Text, checkpoint, cli, data, folder, model, options, run, train, trouble
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 IN_MEMORY = Text.from_string(TEXT)
@@ -150,6 +150,70 @@ def test_one_learning_rate_does_not_replace_many(text, tmp_path):
         ValueError, match=r"learning_rate=0.3 cannot replace the run's 2 learning_r"
     ):
         run.resume(tmp_path / "run", learning_rate=0.3)
+
+
+# The gradient before the first step
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
+@pytest.mark.parametrize("rule", ["rflo", "truncated_bptt"])
+def test_the_rule_that_is_used_is_the_one_compared(rule, lines):
+    """By its cosine to the exact gradient, the same as `jaxrnn.compare` finds."""
+    chosen = dataclasses.replace(SMALL, algorithm=rule, lines=lines, length=None if lines else 12)
+    prepared = run.prepare(IN_MEMORY, chosen)
+    found = run.check_gradient(prepared)
+    assert (found.rule, found.report) == (rule, None)
+    assert found.claim == {"rflo": "approximate", "truncated_bptt": "truncated"}[rule]
+    algorithms = {rule: options.make_algorithm(chosen, prepared.rnn)}
+    params, batch = prepared.state.params, found.batch
+    compared = jaxrnn.compare(
+        algorithms, prepared.rnn, params, batch, jax.random.key(0), rounds=1, draws=2
+    )
+    assert found.cosine == pytest.approx(compared.rows[0].whole.cosine, rel=1e-9)
+    assert found.cosine < 1
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_rule_is_held_to_what_it_claims_for_so_many_layers(layers):
+    chosen = dataclasses.replace(SMALL, num_layers=layers, algorithm="rtrl")
+    found = run.check_gradient(run.prepare(IN_MEMORY, chosen))
+    if layers == 1:
+        assert (found.claim, found.cosine) == ("exact", None)
+        assert found.report is not None
+        assert found.report.ok
+    else:
+        assert (found.claim, found.report) == ("approximate", None)
+        assert found.cosine is not None
+        assert 0.5 < found.cosine < 1
+    drawn = dataclasses.replace(chosen, algorithm="uoro", seeds=2)
+    found = run.check_gradient(run.prepare(IN_MEMORY, drawn))
+    assert found.claim == ("unbiased" if layers == 1 else "approximate")
+    assert found.cosine is not None
+    assert -1 < found.cosine < 1
+
+
+def test_a_rule_that_carries_much_is_compared_on_some_rows(monkeypatch):
+    monkeypatch.setattr("jaxrnn.run.gradient._CARRIED", 1)
+    chosen = dataclasses.replace(SMALL, algorithm="rtrl")
+    found = run.check_gradient(run.prepare(IN_MEMORY, chosen))
+    assert found.batch.inputs.shape == (1, 3)
+    assert found.report is not None
+    assert found.report.ok
+
+
+def test_a_rule_that_claims_to_be_exact_and_is_not_does_not_train(text, tmp_path, monkeypatch):
+    def wrong(rnn):
+        return jaxrnn.gradients.truncated_bptt(rnn, 1)
+
+    monkeypatch.setitem(options.RULES, "parallel_bptt", wrong)
+    chosen = dataclasses.replace(SMALL, length=12, algorithm="parallel_bptt")
+    found = run.check_gradient(run.prepare(text, chosen))
+    assert found.report is not None
+    assert found.report.findings[0].bug == "truncated at 1"
+    monkeypatch.setattr(cli.display.console, "quiet", False)  # and what it was afterwards
+    with pytest.raises(ValueError, match=r"nothing was trained"):
+        cli.train(text, options=chosen, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 # Starting from a model

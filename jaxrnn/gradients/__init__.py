@@ -1,5 +1,7 @@
 """Every way to compute the gradient of an RNN's loss, behind one type."""
 
+from typing import Literal
+
 from jaxrnn.gradients.autodiff import autodiff as autodiff
 from jaxrnn.gradients.base import Carry as Carry
 from jaxrnn.gradients.base import GradientAlgorithm as GradientAlgorithm
@@ -17,3 +19,23 @@ from jaxrnn.gradients.rtrl import rtrl as rtrl
 from jaxrnn.gradients.snap import snap as snap
 from jaxrnn.gradients.truncated_bptt import truncated_bptt as truncated_bptt
 from jaxrnn.gradients.uoro import uoro as uoro
+
+Claim = Literal["exact", "truncated", "unbiased", "approximate"]
+"""What a rule says of its gradient of one chunk from a fresh carry: that it is the exact one, that
+of a graph which is cut after some steps, exact in the mean over random numbers, or near to it."""
+
+CLAIMS: dict[str, tuple[Claim, Claim]] = {  # of one layer and of a stack, whatever its arguments
+    "autodiff": ("exact", "exact"),
+    "bptt": ("exact", "exact"),
+    "checkpointed_bptt": ("exact", "exact"),
+    "parallel_bptt": ("exact", "exact"),
+    "truncated_bptt": ("truncated", "truncated"),
+    "rtrl": ("exact", "approximate"),
+    "kf_rtrl": ("unbiased", "approximate"),
+    "ok": ("unbiased", "approximate"),
+    "uoro": ("unbiased", "approximate"),
+    "dni": ("approximate", "approximate"),
+    "kernl": ("approximate", "approximate"),
+    "rflo": ("approximate", "approximate"),
+    "snap": ("approximate", "approximate"),
+}

@@ -13,6 +13,8 @@ from jaxrnn.run.base import over_because as over_because
 from jaxrnn.run.disk import keep as keep
 from jaxrnn.run.disk import resume as resume
 from jaxrnn.run.disk import start as start
+from jaxrnn.run.gradient import GradientCheck as GradientCheck
+from jaxrnn.run.gradient import check_gradient as check_gradient
 from jaxrnn.run.load import load as load
 from jaxrnn.run.load import options_of as options_of
 from jaxrnn.run.loop import train as train
