@@ -317,13 +317,15 @@ def _check_beginning(name: str, beginning: bytes, encoding: str) -> None:
     Many encodings decode them without an error, to wrong characters.
     """
     given = codecs.lookup(encoding).name
-    mark, fitting = next((known for known in _MARKS if beginning.startswith(known[0])), (b"", ()))
-    if mark and given not in fitting:
-        raise ValueError(
-            f"{name} begins with the bytes {mark.hex(' ').upper()}, the byte order mark of "
-            f"{fitting[0]}, and is not {encoding}: name its encoding, --encoding {fitting[0]}"
-        )
-    unmarked = None if mark else _unmarked(beginning)
+    for mark, fitting in _MARKS:
+        if beginning.startswith(mark):
+            if given in fitting:
+                return
+            raise ValueError(
+                f"{name} begins with the bytes {mark.hex(' ').upper()}, the byte order mark of "
+                f"{fitting[0]}, and is not {encoding}: name its encoding, --encoding {fitting[0]}"
+            )
+    unmarked = _unmarked(beginning)
     if unmarked and not (given == unmarked or f"{given}-le" == unmarked):
         raise ValueError(
             f"every other byte of {name} is zero, as in {unmarked}, and it is not {encoding}: "

@@ -245,6 +245,23 @@ def test_ids_on_disk_are_those_in_memory_and_encoded_once(
         assert read._replace(ids=expected.ids) == expected
 
 
+def test_a_word_that_is_split_between_pieces_of_a_large_text_is_whole(
+    on_disk, tmp_path, monkeypatch
+):
+    """Also between a letter and its marks, and within a character's bytes."""
+    words = "हिन्दी में क्\u200dष है। naïve e\u0301te\u0301 \U0001f469\u200d\U0001f680 עַל־פְּנֵי\n"
+    text = kept(tmp_path, words * 3)
+    for size in range(1, 24):
+        monkeypatch.setattr(corpus, "PIECE", size)
+        read = corpus.read(text, level="word", cache=tmp_path / str(size))
+        assert isinstance(read.ids, OnDisk)
+        assert read.vocabulary.decode(read.ids[:]).splitlines() == [
+            "हिन्दी में क्\u200dष है।",
+            *[words.split("। ")[1].strip() + " हिन्दी में क्\u200dष है।"] * 2,
+            words.split("। ")[1].strip(),
+        ]
+
+
 def test_what_makes_other_ids_is_kept_apart(on_disk, tmp_path):
     text, other = kept(tmp_path, "abc\r\né"), Vocabulary.from_text("abcdé\r\n")
     ways: list[tuple[corpus.Text, dict[str, Any]]] = [

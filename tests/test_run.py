@@ -170,6 +170,7 @@ def test_the_rule_that_is_used_is_the_one_compared(rule, lines):
         algorithms, prepared.rnn, params, batch, jax.random.key(0), rounds=1, draws=2
     )
     assert found.cosine == pytest.approx(compared.rows[0].whole.cosine, rel=1e-9)
+    assert found.cosine is not None
     assert found.cosine < 1
 
 
