@@ -6,10 +6,13 @@ The backward pass is somebody's own: NumPy, batch-first, a step at a time, and n
 jaxrnn. Each bug is planted in it for many random networks and batches, all sizes at random, and
 `jaxrnn.verify` is asked; so it is for bugs that the catalogue does not have. A bug that changes
 nothing on some network, such as a missing slope of the identity, must pass there. Then it is asked
-about gradients that are right, in float64 and float32, of networks with weights from tiny to huge.
+about gradients that are right, in float64 and float32, of networks with weights from tiny to huge;
+about such that are computed in float32 inside and handed over in float64; and, with weights up to
+ordinary size, about gradients of a cross-entropy with a guard, log(p + ε).
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -383,6 +386,9 @@ def accuse(networks, draws, seed):
             "float64": (by_hand, somebodys(rnn, h)),
             "float32": (by_hand, autodiff),
         }
+        guarded = []
+        if rnn.loss_function == "softmax_cross_entropy":
+            guarded = [with_guard(rnn, h, guard) for guard in GUARDS]
         for _ in range(draws):
             scale = 10 ** rng.uniform(-2, 1)
 
@@ -390,16 +396,61 @@ def accuse(networks, draws, seed):
                 return scale * rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0])
 
             weights = jax.tree.map(redrawn, params)
-            for dtype, sides in candidates.items():
-                for side in sides:
-                    report = jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype)
-                    count = counts.setdefault(dtype, Counter())
-                    count["asked"] += 1
-                    count["accused"] += any(finding.certain for finding in report.findings)
-                    count["cannot tell"] += bool(report.findings) and not any(
-                        finding.certain for finding in report.findings
-                    )
+            asked = [(dtype, dtype, side) for dtype, sides in candidates.items() for side in sides]
+            asked += [
+                ("float32 inside", "float64", side) for side in map(inside, asked[-2:], (h, h))
+            ]
+            for column, dtype, side in asked:
+                add(counts, column, jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype))
+            most = max(scale, 1)
+            ordinary = jax.tree.map(lambda leaf, most=most: leaf / most, weights)
+            for side in guarded:
+                report = jaxrnn.verify(side, rnn, ordinary, batch, h=h)
+                add(counts, "epsilon guard", report)
     return counts
+
+
+def add(counts, column, report):
+    """Count a report on a right gradient."""
+    certain = any(finding.certain for finding in report.findings)
+    count = counts.setdefault(column, Counter())
+    count["asked"] += 1
+    count["accused"] += certain
+    count["cannot tell"] += bool(report.findings) and not certain
+
+
+def inside(asked, h_0):
+    """Make a candidate that computes in float32 and hands its gradient over in float64."""
+    *_, algorithm = asked
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+
+    def candidate(params, batch):
+        low = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+        carry = algorithm.init(low, np.asarray(h_0, np.float32))
+        (loss, _), grads = value_and_grad(low, carry, batch)
+        return loss, in_float64(grads)
+
+    return candidate
+
+
+GUARDS = (1e-12, 1e-10, 1e-9, 1e-8)
+
+
+def with_guard(rnn, h_0, guard):
+    """Make a candidate whose loss has a guard, -log(p + guard), differentiated by JAX."""
+
+    def loss(outputs, targets):
+        p = jax.nn.softmax(outputs)
+        return -jax.numpy.log(jax.numpy.take_along_axis(p, targets[..., None], -1)[..., 0] + guard)
+
+    algorithm = jaxrnn.gradients.autodiff(dataclasses.replace(rnn, loss_function=loss))
+    value_and_grad = jax.jit(algorithm.value_and_grad)
+
+    def candidate(params, batch):
+        (value, _), grads = value_and_grad(params, algorithm.init(params, h_0), batch)
+        return value, grads
+
+    return candidate
 
 
 def plot(said, path):

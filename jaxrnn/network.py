@@ -416,9 +416,19 @@ def _pull_back(
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """Return a pytree's leaves by their names, such as "cells[0].W_xh" for those of Params."""
+    """Return a pytree's leaves by their names, such as "cells[0].W_xh" for those of Params.
+
+    A dict's leaves are named like attributes: "W_f", or "encoder.W_f" in a dict of dicts.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path).lstrip(".") or "array": leaf for path, leaf in leaves}
+    names = ("".join(map(_entry, path)).lstrip(".") or "array" for path, _ in leaves)
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def _entry(entry: Any) -> str:
+    """Write one step of the way to a leaf."""
+    key = getattr(entry, "key", None)
+    return f".{key}" if isinstance(key, str) and key.isidentifier() else str(entry)
 
 
 def time_major(tree: Tree) -> Tree:

@@ -35,11 +35,12 @@ class Options:
     """What to compare with. The last two ask the loss alone."""
     dtype: Dtype = "float64"
     """What the gradient is computed in; the reference is always in float64."""
+    # No two sizes are alike, nor is B T one of them, so that a wrong factor has one meaning.
     input_size: int = 20
     """Features, or different ids (I)."""
     hidden_size: int = 32
     """Units in each layer (H)."""
-    output_size: int = 20
+    output_size: int = 10
     """Outputs (O)."""
     num_layers: int = 1
     """Layers in the stack."""
@@ -57,7 +58,7 @@ class Options:
     """Token ids, or vectors of numbers."""
     batch_size: int = 4
     """Sequences (B)."""
-    length: int = 20
+    length: int = 15
     """Steps (T)."""
     mask: bool = False
     """Whether to mask a part of the positions."""

@@ -9,6 +9,7 @@ import pytest
 from cases import make_case
 
 import jaxrnn
+from jaxrnn.trial import Options
 
 RNG = np.random.default_rng(0)
 W, X = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3))
@@ -66,7 +67,7 @@ def test_finite_differences_of_a_loss_in_float32_know_how_far_they_reach():
     assert "it is 2.000" in check(wrong, in_numpy_float32, W, X, reference=difference).diagnosis
 
 
-@pytest.mark.parametrize("guard", [1e-9, 1e-7])
+@pytest.mark.parametrize("guard", [1e-12, 1e-9, 1e-7])
 def test_a_guard_in_the_candidate_is_no_accusation(guard):
     def loss(w, x):
         return -jnp.log(jax.nn.softmax(x @ w)[:, 0]).mean()
@@ -304,3 +305,66 @@ def test_a_right_gradient_beside_another_loss_is_said_to_be_one():
     assert "the losses differ" in report.diagnosis
     assert "the gradient is that of the reference" in report.diagnosis
     assert "cannot agree" not in report.diagnosis
+
+
+# What is said
+
+
+def test_a_factor_with_two_meanings_has_both():
+    """T and O are both 4: the gradient times T may be summed over either."""
+    case = make_case(T=4, O=4, ids=True, reduction="mean")
+    rule = jaxrnn.gradients.bptt(case.rnn)
+
+    def times_T(params, batch):
+        (loss, _), grads = rule.value_and_grad(params, rule.init(params, case.h * 0), batch)
+        return loss, jax.tree.map(lambda leaf: 4 * leaf, grads)
+
+    diagnosis = jaxrnn.verify(times_T, case.rnn, case.params, case.batch).diagnosis
+    assert "summed, not averaged, over the 4 steps or the 4 outputs" in diagnosis
+
+
+def test_the_sizes_of_the_command_all_differ():
+    sizes = Options()
+    numbers = [sizes.input_size, sizes.hidden_size, sizes.output_size, sizes.batch_size]
+    numbers += [sizes.length, sizes.batch_size * sizes.length, sizes.num_layers]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_leaf_of_zeros_is_zero_and_nothing_else():
+    loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
+    diagnosis = check(lambda w, x: (loss(w, x), 0 * w), loss, W, X).diagnosis
+    assert diagnosis == "wrong: zero in array: zero: nothing was ever added to it"
+
+
+def test_a_factor_near_1_is_written_to_where_it_differs():
+    loss = lambda w: (w[0] * w[1] + w[2]).sum()  # noqa: E731
+    report = check(lambda w: (loss(w), (1 + 1e-5) * jax.grad(loss)(w)), loss, np.arange(1.0, 4.0))
+    assert "it is 1.00001 times the right one" in report.diagnosis
+
+
+def test_the_leaves_of_a_dict_have_their_keys_for_names():
+    loss = lambda p: (p["W_f"] ** 2).sum() + p["in"]["b"].sum() * p["0x"].sum()  # noqa: E731
+    params = {"W_f": W, "in": {"b": np.ones(2)}, "0x": np.ones(2)}
+    report = check(jax.value_and_grad(loss), loss, params)
+    assert {leaf.name for leaf in report.leaves} == {"W_f", "in.b", "['0x']"}
+
+
+def test_a_leaf_with_too_few_numbers_for_its_lags_says_so():
+    case = make_case(T=12, H=1, I=1, ids=True)
+    rule = jaxrnn.gradients.truncated_bptt(case.rnn, 2)
+    report = jaxrnn.verify(rule, case.rnn, case.params, case.batch)
+    assert "lags in cells[0].b_h: too few numbers in this leaf to tell its lags apart" in str(
+        report
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "at"),
+    [
+        (lambda w: jax.nn.relu(w).sum() + (w**2).sum(), np.array([0.0, 1.0, -1.0])),
+        (lambda w: jnp.tanh(1e4 * w).sum() + (w**2).sum(), np.array([1.0, 1e-5, -1.0])),
+    ],
+)
+def test_a_complex_step_does_not_accuse_at_a_kink_or_where_it_overflows(loss, at):
+    report = check(jax.value_and_grad(loss), loss, at, reference=jaxrnn.complex_step())
+    assert not any(finding.certain for finding in report.findings), report.diagnosis

@@ -147,7 +147,8 @@ def check_grad(
 
     >>> import jax.numpy as jnp, jaxrnn
     >>> forgot_the_2 = lambda x: (jnp.sum(x**2), x)
-    >>> print(jaxrnn.check_grad(forgot_the_2, lambda x: jnp.sum(x**2), jnp.ones(3)).diagnosis)
+    >>> x = jnp.arange(1.0, 4.0)
+    >>> print(jaxrnn.check_grad(forgot_the_2, lambda x: jnp.sum(x**2), x).diagnosis)
     wrong: halved in array: it is half the right one: is the 2 of a square's slope missing?
     """
     checks.one_of("dtype", dtype, ("float64", "float32"))

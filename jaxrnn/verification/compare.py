@@ -106,6 +106,8 @@ class LagProfile(NamedTuple):
         """Write the profile out, with long runs in short, where it says anything."""
         if self.residual > WEIGHTING:
             return f"no weighting of lags, residual {self.residual:.2g}"
+        if np.isnan(self.coefficients).all():
+            return "too few numbers in this leaf to tell its lags apart"
         shown = ["?" if np.isnan(c) else f"{round(c, 3) + 0.0:g}" for c in self.coefficients]
         runs = [(value, len(list(run))) for value, run in itertools.groupby(shown)]
         written = [

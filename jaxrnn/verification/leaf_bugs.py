@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrnn.verification.compare import length
+from jaxrnn.verification.compare import in_full, length
 from jaxrnn.verification.hand import Pass
 
 
@@ -37,13 +37,15 @@ def scales_of(p: Pass) -> tuple[Scale, ...]:
     steps, sequences = p.error.shape[:2]
     every, mask = steps * sequences, p.batch.mask
     count = every if mask is None else float(mask.sum())
-    over = {
-        count: f"the {count:g} positions" if mask is None else f"the mask's sum, {count:g}",
-        sequences: f"the {sequences} sequences",
-        steps: f"the {steps} steps",
-        **({} if mask is None else {every: f"all {every} positions, masked or not"}),
-        p.rnn.output_size: f"the {p.rnn.output_size} outputs",
-    }
+    sizes = [
+        (count, f"the {count:g} positions" if mask is None else f"the mask's sum, {count:g}"),
+        (sequences, f"the {sequences} sequences"),
+        (steps, f"the {steps} steps"),
+        *([] if mask is None else [(every, f"all {every} positions, masked or not")]),
+        (p.rnn.output_size, f"the {p.rnn.output_size} outputs"),
+    ]
+    # Sizes that coincide are all named.
+    over = {size: " or ".join(what for other, what in sizes if other == size) for size, _ in sizes}
     named = []
     for number, what in over.items():
         if number in (0, 1):
@@ -68,7 +70,8 @@ def scales_of(p: Pass) -> tuple[Scale, ...]:
 def name_scale(factor: float, scales: tuple[Scale, ...] = SCALES) -> list[Scale]:
     """Find what a wrong constant may mean."""
     named = [scale for scale in scales if abs(factor - scale.factor) <= 1e-9 * abs(factor)]
-    return named or [Scale(factor, "scale", f"it is {factor:.6g} times the right one")]
+    written, _ = in_full(factor, 1.0, 6)
+    return named or [Scale(factor, "scale", f"it is {written} times the right one")]
 
 
 def leaf_wrongs(
@@ -77,6 +80,8 @@ def leaf_wrongs(
     """Compute what could have been done to the leaf `name`, given the gradient that came out."""
     leaf, r = g[name], exact[name]
     yield LeafWrong("zero", "zero: nothing was ever added to it", 0 * r)
+    if not leaf.any():  # a clip or a scale by 0 would say no more
+        return
     for other, its in exact.items():
         if other != name and its.shape == r.shape:
             yield LeafWrong("swapped", f"it is the gradient of {other}", its)
