@@ -23,6 +23,7 @@ from jaxrnn import files
 from jaxrnn.network import by_name
 
 FORMAT = 1  # what this version writes; it reads all up to it
+MOST_ARRAYS = 50_000  # more than any rule keeps for 1,000 layers
 MOST_HEADER = 10**8  # bytes, as safetensors has it: names, shapes and what the file is about
 _MARK = re.compile(rb'"jaxrnn":"([0-9a-f]{64}) ')
 _ZEROS = b"0" * 64
@@ -166,6 +167,8 @@ def _check_sum(file: Path) -> None:
         if not 0 < length <= min(room, MOST_HEADER):
             raise DamagedError(f"{file} is damaged: it is no checkpoint, or cut off")
         header = length.to_bytes(8, "little") + stream.read(length)
+        if header.count(b'"data_offsets"') > MOST_ARRAYS:
+            raise DamagedError(f"{file} is damaged: it holds more than {MOST_ARRAYS:,} arrays")
         found = _MARK.search(header)
         if found is None:
             raise DamagedError(f"{file} is damaged: it has no checksum")

@@ -503,9 +503,9 @@ def _taken_for_an_option(arguments: list[str], said: str) -> str:
 def _mistake(error: Exception) -> int:
     """Answer what was typed or given with one line; raise what is nobody's mistake but ours."""
     if isinstance(error, ValueError | OSError):
-        print(f"jaxrnn: {display.printable(str(error))}", file=sys.stderr)
+        print(f"jaxrnn: {display.printable(display.brief(str(error)))}", file=sys.stderr)
     elif isinstance(error, MemoryError | OverflowError | jax.errors.JaxRuntimeError):
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = display.brief((str(error).splitlines() or [type(error).__name__])[0])
         print(f"jaxrnn: too large for this machine ({said}): use smaller sizes", file=sys.stderr)
     else:
         raise error

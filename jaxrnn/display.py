@@ -28,6 +28,8 @@ from jaxrnn.verification import Report
 from jaxrnn.verification.compare import HEADER, cells
 from jaxrnn.walkthrough import Walkthrough
 
+LONGEST = 2000  # characters of a message
+LARGEST = 1e100  # of a loss that can be drawn; one of a training in float32 is below 1e39
 WIDE = 70  # columns, below which progress leaves out what says the least
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -53,10 +55,15 @@ def _as_text(text: str) -> str:
     return printable(text, but="\n\t\u200c\u200d") if console.is_terminal else text
 
 
+def brief(text: str) -> str:
+    """Cut a message off that a foreign file has made too long to be read."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"
+
+
 def say(label: str, text: str) -> None:
     """Print one line with its label."""
     console.print(f"[bold]{label:<9}[/bold] ", end="")
-    console.print(text, markup=False)
+    console.print(brief(text), markup=False)
 
 
 def text(training: run.Run, *, given: bool) -> None:
@@ -158,7 +165,7 @@ def streamed(parts: Iterator[list[str]]) -> None:
 def remarks(lines: Iterable[str]) -> None:
     """Print what is to be noted, beside the output."""
     for line in () if console.quiet else lines:
-        print(f"jaxrnn: note: {printable(line)}", file=sys.stderr)
+        print(f"jaxrnn: note: {printable(brief(line))}", file=sys.stderr)
 
 
 def with_progress(training: run.Run, blocks: Iterator[run.Block]) -> Iterator[run.Block]:
@@ -276,6 +283,15 @@ def curves(places: list[Path], picture: Path) -> None:
 
 def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None:
     chosen, records = run.options_of(place), folder.metrics(place)
+    for number, each in enumerate(records, 1):
+        for name in ("loss", "held_out"):
+            losses = each.get(name)
+            losses = losses if isinstance(losses, list) else [losses]
+            if any(loss is not None and abs(loss) > LARGEST for loss in losses):
+                raise ValueError(
+                    f"{place / 'metrics.jsonl'}, record {number} (step {each['step']:,}): a {name} "
+                    f"above {LARGEST:g} cannot be drawn: mend or remove that line"
+                )
     if not any("loss" in each for each in records):
         raise ValueError(f"{place} has no losses to draw yet: train it further")
     rates, seeds = chosen.learning_rates or (None,), chosen.seeds

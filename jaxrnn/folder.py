@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -184,7 +185,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
                 each = json.loads(line)
             except (ValueError, RecursionError):
                 break
-            if not (isinstance(each, dict) and isinstance(each.get("step"), int)):
+            if not (isinstance(each, dict) and _is_step(each.get("step"))):
                 break
             if all(map(_is_loss, each.values())):
                 found.append(each)
@@ -319,8 +320,8 @@ def _checked(file: Path, opened: Checkpoint) -> Found:
     """Refuse a checkpoint that is not of a run."""
     try:
         steps = [step for step, held_out in opened.about["history"] if _is_loss(held_out)]
-        if not all(isinstance(step, int) for step in (*steps, opened.about["step"])):
-            raise ValueError("a step is no whole number")
+        if not all(map(_is_step, (*steps, opened.about["step"]))):
+            raise ValueError("a step is no whole number, or is negative or above 2³¹")
         if len(steps) != len(opened.about["history"]) or len(steps) > opened.about["step"]:
             raise ValueError("its history and its step do not fit together")
     except (ValueError, KeyError, TypeError) as error:
@@ -329,10 +330,18 @@ def _checked(file: Path, opened: Checkpoint) -> Found:
     return Found(opened, ())
 
 
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**31
+
+
 def _is_loss(value: Any) -> bool:
-    """Say whether a record's value is a number, None for one that is not finite, or many."""
+    """Return whether a record's value is a number, None for one that is not finite, or many."""
     every = value if isinstance(value, list) else [value]
-    return all(each is None or isinstance(each, int | float) for each in every)
+    return all(each is None or _is_number(each) for each in every)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _finite(value: Any) -> Any:

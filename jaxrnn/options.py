@@ -70,6 +70,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; 
     "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
 }
 _MOST_MEMBERS, _MOST_LAYERS = 10_000, 1000
+_MOST = 2**31 - 1  # of a whole number: what 32 bits count
 _MOST_LINE = 10_000  # symbols of a line that are read without having been asked for
 
 
@@ -207,6 +208,9 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
+    for name, value in to_json(options).items():
+        if name != "seed" and isinstance(value, int) and value > _MOST:
+            raise ValueError(f"{name} must be at most {_MOST:,}, got {value:,}")
     rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(rates or ())}
     rates |= {"learning_rate": options.learning_rate, "clip": options.clip}
     for name, value in rates.items():

@@ -58,7 +58,7 @@ class Options:
     """Token ids, or vectors of numbers."""
     batch_size: int = 4
     """Sequences (B)."""
-    length: int = 15
+    length: int = 12
     """Steps (T)."""
     mask: bool = False
     """Whether to mask a part of the positions."""

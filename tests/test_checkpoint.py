@@ -170,3 +170,10 @@ def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch
     files.write(tmp_path / "a", "text")
     assert calls == ["fsync", "replace", "fsync"]
     assert (tmp_path / "a").read_text() == "text"
+
+
+def test_a_file_of_too_many_arrays_is_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_ARRAYS", 20)
+    forged(tmp_path / "a", {f"x{i}": np.zeros(1) for i in range(21)}, "{}")
+    with pytest.raises(checkpoint.DamagedError, match="holds more than 20 arrays"):
+        checkpoint.load(tmp_path / "a")

@@ -15,7 +15,20 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import Options, Text, checkpoint, cli, data, folder, model, options, run, train, trouble
+from jaxrnn import (
+    Options,
+    Text,
+    checkpoint,
+    cli,
+    data,
+    display,
+    folder,
+    model,
+    options,
+    run,
+    train,
+    trouble,
+)
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 IN_MEMORY = Text.from_string(TEXT)
@@ -665,6 +678,14 @@ REFUSED = {
     "steps that are lists": ({"history": [[[1], 2.0]]}, "is no checkpoint of a run"),
     "options that are none": ({"options": None}, "options must be an object, got None"),
     "versions that are none": ({"made with": [1]}, "does not say what text it is of, or what"),
+    "steps without end": (
+        {"options": {"steps": 10**18}},
+        "steps must be at most 2,147,483,647, got",
+    ),
+    "a batch without end": ({"options": {"batch_size": 2**31}}, "batch_size must be at most 2,147"),
+    "a step without end": ({"step": 10**18}, "a step is no whole number, or is negative or above"),
+    "a step below 0": ({"step": -1}, "a step is no whole number, or is negative or above"),
+    "a loss without end": ({"history": [[1, 10**400]]}, "is no checkpoint of a run"),
     "a length that is no whole number": ({"options": {"length": 8.5}}, "its option length has a v"),
 }
 
@@ -858,3 +879,36 @@ def test_a_passage_is_scored_alike_in_parts_and_whole(monkeypatch):
     assert len(parts) == 4
     assert sum(part.positions for part in parts) == 96
     assert_equal(train.mean_loss(parts), np.asarray(whole))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, np.bool_, np.uint64])
+def test_parameters_that_are_no_floats_are_refused_before_anything_is_computed(
+    dtype, kept, tmp_path
+):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    found = folder.newest(tmp_path / "run").checkpoint
+    arrays = load_file(found.file)
+    whole = {n: a.astype(dtype) if n.startswith("params.") else a for n, a in arrays.items()}
+    forged(found.file, whole, json.dumps(found.about))
+    message = rf"params\.\S+ has dtype {np.dtype(dtype)}, but parameters are floats"
+    for use in (run.load, run.resume, run.options_of):
+        with pytest.raises(ValueError, match=message):
+            use(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        run.load(found.file)
+
+
+def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 1e308}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl, record \d+ \(step 2\): a loss above 1e\+"
+    ):
+        display.curves([tmp_path / "run"], tmp_path / "loss.png")
+
+
+def test_what_a_foreign_file_says_is_cut_before_it_is_printed(capsys):
+    display.remarks(["x" * 10**6])
+    display.say("text", "y" * 10**6)
+    assert len("".join(capsys.readouterr())) < 5000

@@ -177,7 +177,7 @@ ODD_ANSWERS = {
     "the loss must be one number, but is a tuple": lambda loss, grads: grads,
     "the loss must be one number, but is a NoneType": lambda loss, grads: (None, grads),
     "is an array of shape (3,)": lambda loss, grads: (np.ones(3), grads),
-    "leaves that the parameters have not: ['more']": lambda loss, grads: (loss, {"more": 1.0}),
+    "leaves that the parameters have not: more": lambda loss, grads: (loss, {"more": 1.0}),
     "they are compared in this order": lambda loss, grads: (loss, jax.tree.leaves(grads)),
 }
 

@@ -67,6 +67,9 @@ def read(
         vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
         if not isinstance(about["text"]["sha256"], str) or not isinstance(about["made with"], dict):
             raise ValueError("it does not say what text it is of, or what made it")
+        for name, shape in found.shapes.items():
+            if name.startswith("params.") and not jnp.issubdtype(shape.dtype, jnp.floating):
+                raise ValueError(f"{name} has dtype {shape.dtype}, but parameters are floats")
     except (ValueError, KeyError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{found.file} cannot be used: {what}") from error

@@ -184,7 +184,11 @@ class Report(NamedTuple):
 
     def remarks(self) -> list[str]:
         """Say what stands beside the table: losses, profiles and notes."""
-        losses = ", reference ".join(in_full(self.candidate_loss, self.reference_loss, 12))
+        given, expected = self.candidate_loss, self.reference_loss
+        if abs(given - expected) <= EXACT * abs(expected):
+            losses = f"{given:.12g}, reference {expected:.12g}"
+        else:
+            losses = ", reference ".join(in_full(given, expected, 12))
         return [
             f"reference: {self.reference}",
             *([f"loss: {losses}"] if self.leaves else ()),
