@@ -12,8 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,17 @@ except ImportError as error:  # the extra is missing: one line, not a stack trac
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
 from jaxrnn import corpus, folder, run, trial
-from jaxrnn.machines import LOST, MISTAKE, Machines, agree, lost, set_up, together, watch
+from jaxrnn.machines import (
+    LOST,
+    MISTAKE,
+    Machines,
+    agree,
+    lost,
+    set_up,
+    together,
+    told_to_stop,
+    watch,
+)
 from jaxrnn.model import continuation, stream, write
 from jaxrnn.model import evaluate as score_text
 from jaxrnn.network import RNN, Batch
@@ -176,27 +185,29 @@ def _agree(training: run.Run) -> None:
     agree(chosen | text | {"step to go on from": training.done})
 
 
-def _follow(training: run.Run) -> int:
+def _train(training: run.Run, *, new: bool = False) -> int:
+    """Train until the run is over or this process is told to stop, and return the status."""
+    with told_to_stop() as told:  # to the end: a second process may be told later than the first
+        return _follow(training, told) if jax.process_index() else _lead(training, told, new=new)
+
+
+def _follow(training: run.Run, told: list[int]) -> int:
     """Train in a process that is not the first, which shows and keeps what comes of it."""
     over = run.over_because(training)
-    with _signals() as told:
-        for block in run.train(training, lambda: bool(told)):
-            over = block.over
+    for block in run.train(training, lambda: bool(told)):
+        over = block.over
     if over == "trouble":
         return MISTAKE
-    return 128 + told[0] if over == "stopped" and told else 0
+    return _stopped(told) if over == "stopped" else 0
 
 
-def _train(training: run.Run, *, new: bool = False) -> int:
+def _lead(training: run.Run, told: list[int], *, new: bool) -> int:
     """Train, and show what came of it."""
-    if jax.process_index():
-        return _follow(training)
     out, started = training.folder, time.perf_counter()
     assert out is not None
     begun, over, trouble = training.done, run.over_because(training), None
-    with _signals() as told:
-        for block in display.with_progress(training, run.train(training, lambda: bool(told))):
-            training, over, trouble = block.run, block.over, block.trouble
+    for block in display.with_progress(training, run.train(training, lambda: bool(told))):
+        training, over, trouble = block.run, block.over, block.trouble
     done, seconds = training.done, time.perf_counter() - started
     display.say("trained", f"{done - begun:,} steps in {seconds:.0f} s, {done:,} in all")
     if trouble is not None:
@@ -211,7 +222,7 @@ def _train(training: run.Run, *, new: bool = False) -> int:
         raise ValueError(f"step {done + 1:,} is not finite ({trouble.what}): {kept}")
     if over == "stopped":
         display.say("saved", f"{out}; go on with: jaxrnn resume {out}")
-        return 128 + (told[0] if told else signal.SIGTERM)  # else another process was told
+        return _stopped(told)
     if over == "patience":
         display.say("stopped", f"{training.options.patience} evaluations without a better one")
     display.held_out(training)
@@ -220,30 +231,17 @@ def _train(training: run.Run, *, new: bool = False) -> int:
     return 0
 
 
+def _stopped(told: list[int]) -> int:
+    """Return the status of a run that was stopped: here, or else in another of its processes."""
+    return 128 + (told[0] if told else signal.SIGTERM)
+
+
 def _draw(out: Path) -> None:
     """Draw a run's picture; that it cannot be is no reason for a run to fail."""
     try:
         display.curves([out], out / "loss.png")
     except (ValueError, OSError) as error:
         display.remarks([f"no picture: {error}"])
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note the first SIGINT or SIGTERM, so that training ends in order; the second ends at once."""
-    told: list[int] = []
-
-    def note(number, frame):
-        if told:
-            raise KeyboardInterrupt
-        told.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def evaluate(
@@ -445,9 +443,9 @@ def main() -> None:
             said = "another process of the run is gone; its last checkpoint stands"
             print(f"jaxrnn: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
             os._exit(LOST)  # JAX would wait for the others
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("jaxrnn: stopped", file=sys.stderr)
-        status = 130
+        status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     sys.exit(status)
 
 

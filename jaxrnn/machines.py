@@ -1,7 +1,13 @@
-"""On what a command runs: a CPU's cores as devices, several processes, many machines.
+"""Devices and processes: one process, several processes on this machine, or a cluster.
 
 What is set here is JAX's for the whole process and must be set before its first computation, so the
 command does it and the library never.
+
+With `--processes` the command becomes a supervisor that starts the others and trains nothing
+itself. The others live in a session of their own, so that a terminal's Ctrl-C and its closing reach
+the supervisor alone, which then asks each of them once to save and end. Each also reads from a pipe
+that only the supervisor can write to. However the supervisor ends, by SIGKILL too, the pipe then
+closes, and whoever still reads from it saves and ends.
 """
 
 import hashlib
@@ -12,8 +18,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,7 +35,14 @@ from jaxrnn.sharding import everyones, make_mesh
 
 HEARTBEAT = 10  # seconds without a sign of a process's life after which the others end
 MISTAKE, LOST = 2, 75  # a command's status: somebody's mistake; another process is gone
+STOPPING = tuple(  # what saves and ends a run, where the system has it
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
+)
 _LAST_WORDS = 3  # seconds that processes have to end by themselves when one has ended badly
+_ORPHANED = 5  # seconds that a process has to save when its supervisor is gone
+_LIFELINE = "JAXRNN_SUPERVISOR"  # the descriptor of a pipe that closes when the supervisor ends
 _SAID = 256  # bytes of a message that all processes are told
 Made = TypeVar("Made")
 
@@ -63,12 +78,17 @@ class Machines:
 
 
 def set_up(machines: Machines) -> Mesh | None:
-    """Set JAX up; return the devices if there is more than one.
+    """Set JAX up, and return the devices if there is more than one.
+
+    A process that a supervisor has started ends with it from here on.
 
     Raises:
         ValueError: if something contradicts something else, there are fewer devices than were asked
             for, or the other processes do not come.
     """
+    lifeline = os.environ.pop(_LIFELINE, None)
+    if lifeline is not None:
+        _end_with(int(lifeline))
     _check(machines)
     if machines.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(machines.compilation_cache))
@@ -79,6 +99,8 @@ def set_up(machines: Machines) -> Mesh | None:
     if machines.distributed or (wanted or 1) > 1:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if machines.distributed:
+        # JAX's own service would swallow a SIGTERM that comes before training handles it.
+        jax.config.update("jax_enable_preemption_service", False)
         _join(machines)
     here = jax.local_device_count()
     if wanted is not None and wanted > here:
@@ -132,31 +154,68 @@ def agree(what: Mapping[str, object]) -> None:
             )
 
 
+@contextmanager
+def told_to_stop() -> Iterator[list[int]]:
+    """Record SIGINT, SIGTERM and SIGHUP instead of ending at once, so that a run ends in order.
+
+    A second signal raises `KeyboardInterrupt` with the first one's number. SIGHUP stays ignored
+    where it was, as `nohup` has it.
+
+    Returns:
+        A list, to which the numbers of the signals are added as they come.
+    """
+    told: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        if len(told) > 1:
+            raise KeyboardInterrupt(told[0])
+
+    def under_nohup(number: signal.Signals) -> bool:
+        return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+    handled = [number for number in STOPPING if not under_nohup(number)]
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
     """Run a command as several processes on this machine, and again when one of them dies.
+
+    The first SIGINT, SIGTERM or SIGHUP asks all processes to save and end, and from then on nothing
+    is started again. The second ends them at once.
 
     Args:
         machines: how many, and how often to start again.
         command: gives the command's arguments: at first, and to go on from the last checkpoint.
 
     Returns:
-        The command's status.
+        The command's status: 128 and the signal's number if it was told to stop before its end.
     """
     _check(machines)
     assert machines.processes is not None
     restarts = 0
-    while True:
-        status = _run_all(machines.processes, command())
-        told_to_stop = 128 < status < 128 + signal.NSIG
-        if status in (0, MISTAKE) or told_to_stop or restarts == machines.restarts:
-            return status if status >= 0 else 128 - status
-        restarts += 1
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        print(
-            f"jaxrnn: a process ended {how}; all start again from the last checkpoint "
-            f"({restarts} of at most {machines.restarts} restarts)",
-            file=sys.stderr,
-        )
+    with told_to_stop() as told:
+        while True:
+            status = _run_all(machines.processes, command(), told)
+            if told:
+                if status not in (0, 128 + signal.SIGTERM):  # else a process has said so
+                    print("jaxrnn: stopped", file=sys.stderr)
+                return 128 + told[0] if status else 0
+            stopped = 128 < status < 128 + signal.NSIG  # somebody told a process, and it told us
+            if status in (0, MISTAKE) or stopped or restarts == machines.restarts:
+                return status if status >= 0 else 128 - status
+            restarts += 1
+            how = f"by signal {-status}" if status < 0 else f"with status {status}"
+            print(
+                f"jaxrnn: a process ended {how}; all start again from the last checkpoint "
+                f"({restarts} of at most {machines.restarts} restarts)",
+                file=sys.stderr,
+            )
 
 
 def lost(error: BaseException) -> bool:
@@ -235,48 +294,79 @@ def _wait_for(host: str, port: int, rank: int, timeout: int) -> None:
             time.sleep(0.1)
 
 
-def _run_all(number: int, command: Sequence[str]) -> int:
-    """Run a command as several processes that meet on the loopback; end all when one fails."""
+def _end_with(lifeline: int) -> None:
+    """Save and end this process as soon as its supervisor is gone; end it in any case soon after.
+
+    Args:
+        lifeline: the descriptor of a pipe at whose other end is the supervisor alone.
+    """
+    os.set_inheritable(lifeline, False)
+
+    def wait() -> None:
+        os.read(lifeline, 1)  # nothing is ever written: it returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHANED)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run_all(number: int, command: Sequence[str], told: Sequence[int]) -> int:
+    """Run a command as several processes that meet on the loopback; end all when one fails.
+
+    Args:
+        number: of processes.
+        command: the command's arguments.
+        told: the signals that this process has got; the first is passed on, as SIGTERM.
+
+    Returns:
+        0 if all ended with it; else the status of one that did not, below 0 if a signal ended it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    end, lifeline = os.pipe()
     where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    where |= {_LIFELINE: str(end)}
     others = [tempfile.TemporaryFile("w+") for _ in range(1, number)]  # noqa: SIM115
     said = [None, *others]  # the first says what it has to say itself
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "jaxrnn.cli", *command, "--distributed"],
-            env=os.environ | where | {"JAX_PROCESS_ID": str(rank)},
-            stderr=said[rank],
-        )
-        for rank in range(number)
-    ]
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in started:
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    started: list[subprocess.Popen] = []
     try:
+        for rank in range(number):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxrnn.cli", *command, "--distributed"],
+                env=os.environ | where | {"JAX_PROCESS_ID": str(rank)},
+                stderr=said[rank],
+                pass_fds=[end],
+                start_new_session=True,
+            )
+            started.append(process)
+        passed_on = False
         while None in (statuses := [process.poll() for process in started]) and not any(statuses):
+            if told and not passed_on:
+                passed_on = True
+                for process in started:
+                    process.terminate()
             time.sleep(0.05)
         _wait_all(started, _LAST_WORDS)
         return next((status for status in statuses if status), 0)
     finally:
         for process in started:
             process.kill()
+        for process in started:
             process.wait()
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
+        os.close(lifeline)
+        os.close(end)
         for file in others:
-            _repeat(file)
+            with file:
+                if not told:
+                    _repeat(file)
 
 
 def _repeat(said: IO[str]) -> None:
-    """Say what a process said, without what JAX adds when it loses the others."""
-    with said:
-        said.seek(0)
-        lines = said.readlines()
+    """Print what a process said, without what JAX adds when it loses the others."""
+    said.seek(0)
+    lines = said.readlines()
     ours = [line for line in lines if line.startswith("jaxrnn: ")]
     sys.stderr.writelines(ours or lines)
 
