@@ -111,7 +111,7 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
             restarted |= any(" resume " in line for line in there.values())
             process.poll()  # a process that has ended is there until its parent has asked for it
             time.sleep(0.05)
-        seconds, left, status = time.monotonic() - begun, len(there), process.wait(1)
+        seconds, left, status = time.monotonic() - begun, len(there), process.poll()
     said = (folder / f"{place.name}.txt").read_text()
     found = {
         "signal": name,

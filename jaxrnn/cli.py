@@ -444,8 +444,10 @@ def main() -> None:
             print(f"jaxrnn: process {jax.process_index()}: {said}", file=sys.stderr, flush=True)
             os._exit(LOST)  # JAX would wait for the others
     except KeyboardInterrupt as interrupt:
-        print("jaxrnn: stopped", file=sys.stderr)
+        print("jaxrnn: stopped", file=sys.stderr, flush=True)
         status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        if jax.distributed.is_initialized():
+            os._exit(status)  # JAX would wait for the others
     sys.exit(status)
 
 

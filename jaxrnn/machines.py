@@ -201,7 +201,10 @@ def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
     restarts = 0
     with told_to_stop() as told:
         while True:
-            status = _run_all(machines.processes, command(), told)
+            try:
+                status = _run_all(machines.processes, command(), told)
+            except KeyboardInterrupt:  # the second signal
+                status = -signal.SIGKILL
             if told:
                 if status not in (0, 128 + signal.SIGTERM):  # else a process has said so
                     print("jaxrnn: stopped", file=sys.stderr)

@@ -1,6 +1,10 @@
 """Generating sequences of ids from a network: drawn, or the likeliest.
 
     p(id_t | ids before t) = softmax(y_{t-1} / temperature)
+                           = softmax((y_{t-1} - max y_{t-1}) / temperature)
+
+The second form is what is computed, and in float32 at least whatever the network's precision: a
+division by a small temperature then overflows for no id that could be drawn.
 
 A draw may be among fewer ids: the k likeliest (Fan et al. 2018), or the nucleus, the smallest set
 of likeliest ids whose probability reaches p (Holtzman et al. 2020). The likeliest sequence is found
@@ -20,7 +24,10 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from jaxrnn import checks
 from jaxrnn.checks import AnyArray
+from jaxrnn.layer import wide
 from jaxrnn.network import RNN, Params
+
+_LEAST = float(jnp.finfo(jnp.float32).tiny)
 
 
 class _Choice(NamedTuple):
@@ -71,7 +78,8 @@ def sample(
         length: the number of ids to draw: always a limit, whatever `end` is.
         key: the random key; the t-th ids are drawn with `jax.random.fold_in(key, t)`.
         temperature: 1 draws from the network's own distribution, less is more cautious, and 0 takes
-            the likeliest id each time (greedy; the key is not used).
+            the likeliest id each time (greedy; the key is not used). Below 1.2e-38, the smallest
+            normal float32, it counts as that.
         top_k: draw among the k likeliest ids only; of equally likely ones, the smaller ids.
         top_p: in (0, 1]: draw among the fewest likeliest ids whose probability reaches p only.
         end: the id that ends a sequence; a row that drew it goes on with nothing else.
@@ -156,7 +164,7 @@ def most_likely(
 
     Returns:
         The ids, without the prime, (length,), and their log-probability, log p(ids | prime), in
-        nats.
+        nats and in float32 at least.
 
     Raises:
         ValueError: as `sample` does.
@@ -187,8 +195,11 @@ def _check(
         )
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
-    if _known(temperature) and not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
+    if _known(temperature):
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
+        if 0 < temperature < _LEAST:  # devices take such numbers for 0
+            temperature = _LEAST
     if top_k is not None:
         checks.whole("top_k", top_k, 1)
         top_k = min(top_k, rnn.output_size)
@@ -229,8 +240,10 @@ def _draw(
 
     def forward(state, _):
         logits, h, ended, position = state
+        below = _wide(logits)
+        below -= below.max(-1, keepdims=True)
         # A temperature of 0 divides by nothing; its draw is not used.
-        kept = _truncate(logits / jnp.where(temperature > 0, temperature, 1.0), top_k, top_p)
+        kept = _truncate(below / jnp.where(temperature > 0, temperature, 1.0), top_k, top_p)
         drawn = jax.random.categorical(jax.random.fold_in(key, position), kept)
         ids = jnp.where(temperature > 0, drawn, logits.argmax(-1))
         ids = jnp.where(ended, end, ids).astype(jnp.int32)
@@ -241,12 +254,17 @@ def _draw(
     return state, ids.T
 
 
+def _wide(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    """Convert float16 and bfloat16 to float32, in which probabilities can be added and compared."""
+    return logits.astype(wide(logits.dtype))
+
+
 def _truncate(
     logits: Float[Array, "B V"],
     top_k: int | Int[Array, ""] | None,
     top_p: float | Float[Array, ""] | None,
 ) -> Float[Array, "B V"]:
-    """Leave the likeliest ids their logits, and the others none: -inf."""
+    """Return the logits of the likeliest ids, and -inf for the others."""
     if top_k is None and top_p is None:
         return logits
     V = logits.shape[-1]
@@ -256,8 +274,9 @@ def _truncate(
     if top_p is not None:
         p = jax.nn.softmax(ranked)
         likelier = p.cumsum(-1) - p  # the probability of those before: 0 for the likeliest
-        # Rounding may let that reach 1 before the last id.
-        ranked = jnp.where((likelier < top_p) | (top_p == 1), ranked, -jnp.inf)
+        # Rounding may let that reach 1 before the last id, and top_p be 0 for the likeliest.
+        kept = (likelier < top_p) | (top_p == 1) | (jnp.arange(V) == 0)[None]
+        ranked = jnp.where(kept, ranked, -jnp.inf)
     return jnp.take_along_axis(ranked, order.argsort(-1), -1)
 
 
@@ -270,7 +289,7 @@ def _search(
 
     def forward(carry, _):
         logits, h, score, ended = carry
-        scores = score[:, None] + jax.nn.log_softmax(logits)
+        scores = score[:, None] + jax.nn.log_softmax(_wide(logits))
         stays = jnp.where(ids_after == end, score[:, None], -jnp.inf)  # an end follows for certain
         score, best = lax.top_k(jnp.where(ended[:, None], stays, scores).ravel(), beams)
         parent, ids = jnp.divmod(best, rnn.output_size)
@@ -282,7 +301,8 @@ def _search(
         return parent[beam], ids[beam]
 
     logits, h = jnp.repeat(state.logits, beams, 0), jnp.repeat(state.h, beams, 1)
-    score = jnp.full(beams, -jnp.inf, logits.dtype).at[0].set(0)  # there is one sequence at first
+    # There is one sequence at first.
+    score = jnp.full(beams, -jnp.inf, _wide(logits).dtype).at[0].set(0)
     start = (logits, h, score, jnp.zeros(beams, bool))
     (_, _, score, _), steps = lax.scan(forward, start, length=length)
     likeliest = jnp.int32(0)  # top_k sorts

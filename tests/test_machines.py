@@ -38,6 +38,8 @@ finds_ranks = pytest.mark.skipif(
 
 Command = subprocess.Popen[str]
 Begin = Callable[..., Command]
+MARK = "STARTED_BY_TEST"  # a variable that all processes of a command have, each with its value
+marks: dict[int, str] = {}  # of the commands, by their process ids
 
 
 @contextmanager
@@ -49,25 +51,29 @@ def commands(place: Path) -> Iterator[Begin]:
     begun: list[Command] = []
 
     def begin(*arguments: object, program: tuple[str, ...] = ("-m", "jaxrnn.cli")) -> Command:
+        mark = f"{place}:{len(begun)}"
         process = subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
             cwd=place,
-            env=environment,
+            env=environment | {MARK: mark},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a group of its own: what it starts is killed with it
+            start_new_session=True,  # a terminal of its own, or none
         )
         begun.append(process)
+        marks[process.pid] = mark
         return process
 
     try:
         yield begin
     finally:
         for process in begun:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            for each in left_of(process):
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             with process:
                 pass
 
@@ -91,9 +97,23 @@ def alone(tmp_path_factory) -> Path:
 def ended(process: Command) -> tuple[int, list[str]]:
     """Wait for a command and all that it started; return its status and the lines of stderr."""
     _, said = process.communicate(timeout=PATIENCE)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert not left_of(process)
     return process.returncode, said.splitlines()
+
+
+def left_of(command: Command) -> list[int]:
+    """List the processes that a command has started, itself included, as far as they still run."""
+    return [number for number, variables in environments() if marks[command.pid] == variables[MARK]]
+
+
+def environments() -> Iterator[tuple[int, dict[str, str]]]:
+    """Iterate over the processes that tests have started: their ids and variables."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+            lines = (place / "environ").read_text().split("\0")
+            variables = dict(line.split("=", 1) for line in lines if "=" in line)
+            if MARK in variables:
+                yield int(place.name), variables
 
 
 def succeeded(*processes: Command) -> None:
@@ -127,17 +147,12 @@ def kill_amid(process: Command, run: Path, step: int, rank: int, *, hangs: bool 
 
 
 def ranks(supervisor: int) -> dict[int, int]:
-    """Find the processes that a supervisor has started: from ranks to their numbers."""
-    found = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            with suppress(OSError, StopIteration):  # it is gone, or nobody's rank
-                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == supervisor:
-                    variables = (place / "environ").read_text().split("\0")
-                    rank = next(each for each in variables if each.startswith("JAX_PROCESS_ID="))
-                    found[int(rank.partition("=")[2])] = int(place.name)
-    return found
+    """Find the processes that a supervisor has started: from ranks to their process ids."""
+    return {
+        int(variables["JAX_PROCESS_ID"]): number
+        for number, variables in environments()
+        if variables[MARK] == marks[supervisor] and "JAX_PROCESS_ID" in variables
+    }
 
 
 def told(run: Path, name: str) -> np.ndarray:
@@ -263,6 +278,122 @@ def test_two_devices_have_the_losses_of_one(begin, tmp_path):
         assert one["loss"].shape == (12, *members)
         np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-6, err_msg=kind)
         assert_equal(two, one, 1e-5)
+
+
+# Signals
+
+ENDLESS = ("--steps", "100000000", "--evaluate-every", "10000000")
+
+SUPERVISOR = """
+import pathlib, signal, sys
+from jaxrnn import machines
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are deaf to it
+python, program, sys.executable = sys.executable, sys.argv[1], "./program"
+pathlib.Path("program").write_text(f"#!{python} -S\\n{program}")
+pathlib.Path("program").chmod(0o755)
+sys.exit(machines.watch(machines.Machines(processes=2), list))
+"""
+PROGRAM = """
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, {})
+open("started", "a").write("!")
+while True:
+    signal.pause()
+"""
+
+
+def supervised(begin: Begin, place: Path, handler: str) -> Command:
+    """Start a supervisor of two processes that are no runs, but handle signals in some way."""
+    supervisor = begin(PROGRAM.format(handler), program=("-c", SUPERVISOR))
+    wait_until(lambda: started_in(place) == 2)
+    return supervisor
+
+
+def started_in(place: Path) -> int:
+    return len((place / "started").read_text()) if (place / "started").exists() else 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+STOPPING = ["SIGINT", "SIGTERM", "SIGHUP"]
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_a_supervisor_that_was_told_to_stop_starts_nothing_again(name, begin, tmp_path):
+    """Also if its processes fail then, as they do when a signal comes while they import."""
+    supervisor = supervised(begin, tmp_path, "lambda *_: sys.exit(1)")
+    supervisor.send_signal(signal.Signals[name])
+    assert ended(supervisor) == (128 + signal.Signals[name], ["jaxrnn: stopped"])
+    assert started_in(tmp_path) == 2
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_a_second_signal_ends_all_processes_at_once(name, begin, tmp_path):
+    supervisor = supervised(begin, tmp_path, "signal.SIG_IGN")
+    supervisor.send_signal(signal.Signals[name])
+    time.sleep(0.5)
+    assert supervisor.poll() is None
+    supervisor.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    assert ended(supervisor)[0] == 128 + signal.Signals[name]
+    assert time.monotonic() - begun < 5
+    assert started_in(tmp_path) == 2
+
+
+ON_A_TERMINAL = """
+import os, pty, signal, sys, time
+here, terminal = pty.fork()
+if not here:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+shown, metrics = b"", os.path.join(sys.argv[-1], "metrics.jsonl")
+while not (os.path.exists(metrics) and os.path.getsize(metrics)):
+    shown += os.read(terminal, 1000)
+if sys.argv[1] == "close":
+    os.close(terminal)
+else:
+    os.write(terminal, sys.argv[1].encode())
+    try:
+        while block := os.read(terminal, 1000):
+            shown += block
+    except OSError:  # the other end is closed
+        pass
+sys.stdout.write(shown.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(here, 0)[1]) % 256)
+"""
+
+
+@finds_ranks
+def test_signals_of_a_terminal_and_a_supervisors_death_save_every_step(begin, tmp_path):
+    """Ctrl-C, which all that runs there gets; a terminal that is closed; and Ctrl-\\.
+
+    Nothing else saves within the time that this takes, and nobody is left.
+    """
+    how = ("-m", "jaxrnn.cli", "train", *SMALL, *ENDLESS, "--processes", "2")
+    keep = ("--compilation-cache", "compiled")
+    runs = {
+        "\x03": (128 + signal.SIGINT, "go on with: jaxrnn resume run0"),
+        "close": (128 + signal.SIGHUP, ""),
+        "\x1c": (-signal.SIGQUIT % 256, ""),
+    }
+    begun = {
+        key: begin(key, *how, *keep, "--out", f"run{number}", program=("-c", ON_A_TERMINAL))
+        for number, key in enumerate(runs)
+    }
+    for number, (key, (status, message)) in enumerate(runs.items()):
+        said, _ = begun[key].communicate(timeout=PATIENCE)
+        assert (begun[key].returncode, message in said) == (status, True), said
+        begun_at = time.monotonic()
+        wait_until(lambda command=begun[key]: not left_of(command))
+        assert time.monotonic() - begun_at < 10
+        run = tmp_path / f"run{number}"
+        assert last(run)[2]["step"] == len(told(run, "loss")) > 0
 
 
 # Mistakes

@@ -10,6 +10,7 @@ import pytest
 from cases import assert_equal
 
 import jaxrnn
+from jaxrnn.network import param_shapes
 from jaxrnn.sample import most_likely, stream
 
 RNN = jaxrnn.RNN(5, 7, 5, readout_init=jax.nn.initializers.normal(2.0))
@@ -86,7 +87,7 @@ def test_a_draw_among_all_ids_is_the_plain_draw(all_ids):
 def with_probabilities(p, dtype):
     """Make a network that gives each id the same probability always."""
     rnn = jaxrnn.RNN(len(p), 3, len(p))
-    params = jax.tree.map(jnp.zeros_like, rnn.init(jax.random.key(0), dtype))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), param_shapes(rnn))
     readout = params.readout._replace(b_y=jnp.log(jnp.asarray(p, dtype)))
     return rnn, params._replace(readout=readout)
 
@@ -106,6 +107,50 @@ def test_of_equally_likely_ids_the_smaller_ones_are_drawn_and_no_more(few, numbe
     prime = np.tile([[1]], (100, 1))
     ids = jaxrnn.sample(rnn, params, prime, 1, key=jax.random.key(0), **few)
     assert set(np.ravel(ids)) == set(range(number))
+
+
+PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_small_temperature_draws_the_likeliest_and_all_that_are_equally_likely(dtype):
+    """Down to the smallest double; quotients by these overflow in every precision."""
+    rnn, params = with_probabilities([0.1, 0.25, 0.05, 0.35, 0.25], dtype)
+    tied = with_probabilities([0.1, 0.3, 0.05, 0.25, 0.3], dtype)[1]
+    prime, key = np.tile([[2]], (40, 1)), jax.random.key(0)
+    for temperature in (1e-3, 1e-4, 1e-5, 1e-8, 1e-37, 1e-39, 1e-45, 1e-310, 5e-324):
+        for how in ({}, {"top_p": 0.999, "top_k": 4}):
+            how |= {"key": key, "temperature": temperature}
+            assert set(np.ravel(jaxrnn.sample(rnn, params, prime, 1, **how))) == {3}
+            assert set(np.ravel(jaxrnn.sample(rnn, tied, prime, 1, **how))) == {1, 4}
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("top_p", "number"), [(0.5, 1500), (0.9, 2700), (1e-50, 1)])
+def test_a_nucleus_is_the_same_set_in_every_precision(top_p, number, dtype, monkeypatch):
+    rnn, params = with_probabilities(np.full(3000, 1.0), dtype)
+    count = lambda key, logits: jnp.isfinite(logits).sum(-1)  # noqa: E731
+    monkeypatch.setattr(jax.random, "categorical", count)
+    ids = jaxrnn.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=top_p)
+    assert abs(ids.item() - number) <= 1
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_draws_have_the_same_random_numbers_in_every_precision(dtype):
+    """Those of float16 are so coarse that unlikely ids would be drawn far too seldom."""
+    p = np.array([0.9985, 0.0005, 0.0005, 0.0005])
+    ids = jaxrnn.sample(
+        *with_probabilities(p, dtype), np.tile([[0]], (20_000, 1)), 1, key=jax.random.key(1)
+    )
+    frequency = np.bincount(np.ravel(ids), minlength=4) / 20_000
+    assert np.all(np.abs(frequency - p) <= 4 * np.sqrt(p * (1 - p) / 20_000))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_log_probability_of_a_long_sequence_keeps_its_digits(dtype):
+    rnn, params = with_probabilities(np.full(5, 1.0), dtype)
+    _, score = most_likely(rnn, params, np.array([0]), 2000, beams=2)
+    assert float(score) == pytest.approx(-2000 * np.log(5), rel=1e-5)
 
 
 def test_the_second_draw_is_conditioned_on_the_first():
