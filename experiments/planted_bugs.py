@@ -386,6 +386,7 @@ def accuse(networks, draws, seed):
             "float64": (by_hand, somebodys(rnn, h)),
             "float32": (by_hand, autodiff),
         }
+        low = [inside(side, h) for side in (by_hand, autodiff)]
         guarded = []
         if rnn.loss_function == "softmax_cross_entropy":
             guarded = [with_guard(rnn, h, guard) for guard in GUARDS]
@@ -396,12 +397,12 @@ def accuse(networks, draws, seed):
                 return scale * rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0])
 
             weights = jax.tree.map(redrawn, params)
-            asked = [(dtype, dtype, side) for dtype, sides in candidates.items() for side in sides]
-            asked += [
-                ("float32 inside", "float64", side) for side in map(inside, asked[-2:], (h, h))
-            ]
-            for column, dtype, side in asked:
-                add(counts, column, jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype))
+            for dtype, sides in candidates.items():
+                for side in sides:
+                    report = jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype)
+                    add(counts, dtype, report)
+            for side in low:
+                add(counts, "float32 inside", jaxrnn.verify(side, rnn, weights, batch, h=h))
             most = max(scale, 1)
             ordinary = jax.tree.map(lambda leaf, most=most: leaf / most, weights)
             for side in guarded:
@@ -419,9 +420,8 @@ def add(counts, column, report):
     count["cannot tell"] += bool(report.findings) and not certain
 
 
-def inside(asked, h_0):
-    """Make a candidate that computes in float32 and hands its gradient over in float64."""
-    *_, algorithm = asked
+def inside(algorithm, h_0):
+    """Make a candidate that computes in float32 and returns its gradient in float64."""
     value_and_grad = jax.jit(algorithm.value_and_grad)
 
     def candidate(params, batch):
