@@ -387,9 +387,9 @@ def accuse(networks, draws, seed):
             "float32": (by_hand, autodiff),
         }
         low = [inside(side, h) for side in (by_hand, autodiff)]
-        guarded = []
-        if rnn.loss_function == "softmax_cross_entropy":
-            guarded = [with_guard(rnn, h, guard) for guard in GUARDS]
+        entropy = dataclasses.replace(rnn, loss_function="softmax_cross_entropy")
+        guarded = [with_guard(entropy, h, guard) for guard in GUARDS]
+        ids = np.random.default_rng(seed).integers(0, rnn.output_size, batch.inputs.shape[:2])
         for _ in range(draws):
             scale = 10 ** rng.uniform(-2, 1)
 
@@ -406,7 +406,7 @@ def accuse(networks, draws, seed):
             most = max(scale, 1)
             ordinary = jax.tree.map(lambda leaf, most=most: leaf / most, weights)
             for side in guarded:
-                report = jaxrnn.verify(side, rnn, ordinary, batch, h=h)
+                report = jaxrnn.verify(side, entropy, ordinary, batch._replace(targets=ids), h=h)
                 add(counts, "epsilon guard", report)
     return counts
 
@@ -433,7 +433,7 @@ def inside(algorithm, h_0):
     return candidate
 
 
-GUARDS = (1e-12, 1e-10, 1e-9, 1e-8)
+GUARDS = (1e-12, 1e-9)
 
 
 def with_guard(rnn, h_0, guard):
