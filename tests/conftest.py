@@ -1,9 +1,15 @@
 """Every claim is tested in float64, and every annotated shape is checked by beartype."""
 
 import os
+import signal
 
 import jax
 from jaxtyping import install_import_hook
+
+# The commands that tests start are sent these, also where the tests run in the background or under
+# nohup and would pass on that they are ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Two devices, for what is sharded. Before the first computation.
 jax.config.update("jax_num_cpu_devices", 2)
