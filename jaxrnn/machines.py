@@ -165,9 +165,13 @@ def told_to_stop() -> Iterator[list[int]]:
         A list, to which the numbers of the signals are added as they come.
     """
     told: list[int] = []
+    terminals = [output for output in (1, 2) if os.isatty(output)]
 
     def note(number: int, frame: FrameType | None) -> None:
         told.append(number)
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: a write would fail
+            for output in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         if len(told) > 1:
             raise KeyboardInterrupt(told[0])
 
