@@ -283,15 +283,7 @@ def curves(places: list[Path], picture: Path) -> None:
 
 def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None:
     chosen, records = run.options_of(place), folder.metrics(place)
-    for number, each in enumerate(records, 1):
-        for name in ("loss", "held_out"):
-            losses = each.get(name)
-            losses = losses if isinstance(losses, list) else [losses]
-            if any(loss is not None and abs(loss) > LARGEST for loss in losses):
-                raise ValueError(
-                    f"{place / 'metrics.jsonl'}, record {number} (step {each['step']:,}): a {name} "
-                    f"above {LARGEST:g} cannot be drawn: mend or remove that line"
-                )
+    _check_records(place / "metrics.jsonl", records, number_of_members(chosen))
     if not any("loss" in each for each in records):
         raise ValueError(f"{place} has no losses to draw yet: train it further")
     rates, seeds = chosen.learning_rates or (None,), chosen.seeds
@@ -309,6 +301,21 @@ def _curves_of(place: Path, axes: Any, colors: Iterator[str], name: str) -> None
             axes.plot(steps, middle, style, color=color, alpha=alpha, label=said + label)
             if seeds > 1:
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _check_records(file: Path, records: list[dict], members: int) -> None:
+    """Raise `ValueError` for the first loss that cannot be drawn."""
+    for number, each in enumerate(records, 1):
+        for what in ("loss", "held_out"):
+            value = each.get(what, [None] * members)
+            losses = value if isinstance(value, list) else [value]
+            large = any(loss is not None and LARGEST < abs(loss) < math.inf for loss in losses)
+            if large or len(losses) != members:
+                kind = f"above {LARGEST:g}" if large else f"of {len(losses)} models, not {members},"
+                raise ValueError(
+                    f"{file}, record {number} (step {each['step']:,}): a {what} {kind} cannot be "
+                    f"drawn: mend or remove that line"
+                )
 
 
 def _members_of(place: Path) -> int:

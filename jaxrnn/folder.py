@@ -2,10 +2,16 @@
 
 run.json             which text and vocabulary the run is of, and where the text lies now
 metrics.jsonl        {"step", "loss", "grad_norm"} and {"step", "held_out"}, one record a line
-checkpoints/         step-00000400.safetensors, …: the newest, and the best; each with the options
-                     and the vocabulary, which are kept nowhere else
+checkpoints/         step-00000400.safetensors, …: each with the options and the vocabulary, which
+                     are kept nowhere else; which of them stay is said below
 samples/             step-00000400.txt, …: what the model wrote at each evaluation
 loss.png             the metrics as a picture
+
+Checkpoints are written before the first step, at each evaluation, when training ends, and by the
+clock in between. Of those before the first step and at evaluations the `keep` newest and the best
+stay. The others stay until the next evaluation, of these too the `keep` newest. A run that has made
+all its steps thus has the same checkpoints however often it was interrupted, and whatever the clock
+said.
 """
 
 import json
@@ -14,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -192,8 +198,15 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Take back what was recorded after a step, and what was left half written."""
+def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
+    """Remove what was recorded after a step, and what a killed process did not come to remove.
+
+    Args:
+        folder: of the run.
+        step: from which the run goes on.
+        history: [[step, held-out loss or losses], …] up to there.
+        keep: how many of the newest checkpoints to keep.
+    """
     recorded = metrics(folder)
     kept = [each for each in recorded if each["step"] <= step]
     files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in kept))
@@ -204,10 +217,13 @@ def rewind(folder: Path, step: int) -> None:
         match = _SAMPLE.fullmatch(path.name)
         if match and int(match[1]) > step:
             path.unlink()
+    steps = {at: path for at, path in _steps(folder).items() if at <= step}
+    for at in steps.keys() - _kept(steps, history, keep):
+        steps[at].unlink(missing_ok=True)
 
 
 def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
-    """Write a checkpoint, and then remove those that are neither the newest nor the best.
+    """Save a checkpoint, and then remove those that are not to be kept, later ones too.
 
     Args:
         folder: of the run.
@@ -217,12 +233,20 @@ def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
     """
     file = folder / "checkpoints" / f"step-{about['step']:08d}.safetensors"
     checkpoint.save(file, tree, about)
-    steps = sorted((step for step in _steps(folder) if step <= about["step"]), reverse=True)
-    kept = {*steps[:keep], *ranked(about["history"], steps)[:1]}
-    for step, path in _steps(folder).items():
-        if step not in kept:
-            path.unlink(missing_ok=True)
+    steps = _steps(folder)
+    earlier = [step for step in steps if step <= about["step"]]
+    for step in steps.keys() - _kept(earlier, about["history"], keep):
+        steps[step].unlink(missing_ok=True)
     return file
+
+
+def _kept(steps: Iterable[int], history: Sequence[Any], keep: int) -> set[int]:
+    """Return the steps whose checkpoints are to be kept; the module's docstring says which."""
+    ordered = sorted(steps, reverse=True)
+    evaluated = {0, *(step for step, _ in history)}
+    fixed = [step for step in ordered if step in evaluated]
+    since = [step for step in ordered if step > max(fixed, default=0)]
+    return {*fixed[:keep], *since[:keep], *ranked(history, fixed)[:1]}
 
 
 def newest(folder: Path) -> Found:

@@ -139,7 +139,8 @@ class Options:
     save_every: float = 60.0
     """Seconds between checkpoints, beside the one at each evaluation; 0: as often as can be."""
     keep: int = 2
-    """The newest checkpoints to keep, beside the best."""
+    """How many of the newest evaluations' checkpoints to keep, beside the best. Those in between
+    stay until the next evaluation."""
     seed: int = 0
     """For the weights, the order of lines and the samples."""
     seeds: int = 1
@@ -173,7 +174,8 @@ class Changes:
     save_every: float | None = None
     """Seconds between checkpoints, beside the one at each evaluation."""
     keep: int | None = None
-    """The newest checkpoints to keep, beside the best."""
+    """How many of the newest evaluations' checkpoints to keep, beside the best. Those in between
+    stay until the next evaluation."""
 
 
 class Member(NamedTuple):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -497,6 +498,35 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert folder.best(tmp_path).checkpoint.about["step"] == 5
 
 
+def test_the_same_checkpoints_are_kept_whatever_the_clock_says_and_whenever_it_is_killed(
+    text, tmp_path, monkeypatch
+):
+    """A process that is killed before it removes a checkpoint is one that raises there."""
+    chosen = dataclasses.replace(SMALL, steps=8, evaluate_every=2, keep=2)
+    trained(run.start(tmp_path / "seldom", text, dataclasses.replace(chosen, save_every=60.0)))
+    trained(run.start(tmp_path / "often", text, chosen))
+    expected = [file.name for file in files_of(tmp_path / "seldom")]
+    assert {"step-00000006.safetensors", "step-00000008.safetensors"} <= set(expected)
+    assert len(expected) <= 3
+    assert [file.name for file in files_of(tmp_path / "often")] == expected
+    unlink = Path.unlink
+    for step in (3, 6, 8):
+
+        def killed(path, *args, step=step, **how):
+            if any(file.stem[5:] == f"{step:08}" for file in path.parent.iterdir()):
+                raise InterruptedError
+            unlink(path, *args, **how)
+
+        place = tmp_path / f"killed-{step}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(ValueError, match="cannot write"):
+                trained(run.start(place, text, chosen))
+        assert [file.name for file in files_of(place)] != expected
+        trained(run.resume(place))
+        assert [file.name for file in files_of(place)] == expected
+
+
 def test_a_folder_holds_the_whole_run(text, tmp_path):
     blocks = trained(run.start(tmp_path / "run", text, SMALL))
     place = tmp_path / "run"
@@ -906,6 +936,28 @@ def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_p
         ValueError, match=r"metrics.jsonl, record \d+ \(step 2\): a loss above 1e\+"
     ):
         display.curves([tmp_path / "run"], tmp_path / "loss.png")
+
+
+def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(kept, tmp_path):
+    shutil.copytree(kept / "run", tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": [1.0, 2.0]}\n')
+    with pytest.raises(
+        ValueError, match=r"record \d+ \(step 2\): a loss of 2 models, not 1, cannot"
+    ):
+        display.curves([tmp_path / "run"], tmp_path / "loss.png")
+
+
+def test_curves_are_labelled_with_their_run_only_among_several(kept, monkeypatch):
+    labelled = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda *args, label, **how: labelled.append(label)
+    )
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **how: None)
+    for places, name in ((1, ""), (2, "run: ")):
+        labelled.clear()
+        display.curves([kept / "run"] * places, kept / "loss.png")
+        assert labelled == [f"{name}training"] * places
 
 
 def test_what_a_foreign_file_says_is_cut_before_it_is_printed(capsys):

@@ -38,7 +38,8 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
         return
     try:
         with folder.locked(run.folder):
-            folder.rewind(run.folder, run.done)  # what a killed process recorded after it
+            # What a killed process recorded after it, and did not come to remove.
+            folder.rewind(run.folder, run.done, run.history, run.options.keep)
             folder.write_description(
                 run.folder, run.text, run.vocabulary
             )  # its text may have moved
