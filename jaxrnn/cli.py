@@ -34,6 +34,7 @@ from jaxrnn.machines import (
     Machines,
     agree,
     lost,
+    repeat_interrupt,
     set_up,
     together,
     told_to_stop,
@@ -427,6 +428,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command; a mistake in what was typed or given ends with one line and status 2."""
+    sys.unraisablehook = repeat_interrupt
     for output in (sys.stdout, sys.stderr):  # a console that lacks a character shows another
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")

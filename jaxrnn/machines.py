@@ -187,6 +187,18 @@ def told_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def repeat_interrupt(ignored: "sys.UnraisableHookArgs") -> None:
+    """Repeat an interrupt that Python has ignored; print what else it ignores, as it would itself.
+
+    A `sys.unraisablehook`. Python ignores what a signal raises amid a callback of its garbage
+    collector, and JAX has such a callback.
+    """
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
     """Run a command as several processes on this machine, and again when one of them dies.
 

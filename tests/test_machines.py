@@ -346,6 +346,29 @@ def test_a_second_signal_ends_all_processes_at_once(name, begin, tmp_path):
     assert started_in(tmp_path) == 2
 
 
+IGNORED = """
+import gc, signal, sys, time
+from jaxrnn import cli
+
+def sleep():
+    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT) if gc.callbacks.pop() else 0)
+    gc.collect()
+    time.sleep(60)
+    return 0
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli._parsed = lambda arguments: sleep
+cli.main()
+"""
+
+
+def test_an_interrupt_amid_the_garbage_collectors_callback_is_not_lost(begin):
+    """Python itself ignores it: the command would go on."""
+    begun = time.monotonic()
+    assert ended(begin(program=("-c", IGNORED))) == (128 + signal.SIGINT, ["jaxrnn: stopped"])
+    assert time.monotonic() - begun < 40
+
+
 ON_A_TERMINAL = """
 import os, pty, signal, sys, time
 here, terminal = pty.fork()
