@@ -111,7 +111,8 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
             restarted |= any(" resume " in line for line in there.values())
             process.poll()  # a process that has ended is there until its parent has asked for it
             time.sleep(0.05)
-        seconds, left, status = time.monotonic() - begun, len(there), process.poll()
+        seconds, left = time.monotonic() - begun, len(there)
+        status = process.poll() if left else process.wait()
     said = (folder / f"{place.name}.txt").read_text()
     found = {
         "signal": name,
@@ -124,10 +125,14 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
         "said": [line for line in said.splitlines() if not line.startswith("[Gloo]")],
         "steps": None,
         "steps saved": None,
+        "error": "",
     }
     if (place / "run.json").is_file():
         found["steps"] = steps_recorded(place)
-        found["steps saved"] = jaxrnn.run.resume(place).done  # raises if it cannot be
+        try:
+            found["steps saved"] = jaxrnn.run.resume(place).done
+        except ValueError as error:
+            found["error"] = str(error)
         rmtree(place)
     return found
 
@@ -136,7 +141,8 @@ def right(found: dict[str, Any]) -> bool:
     """Return whether a trial ended as it should."""
     number = signal.Signals[found["signal"]]
     status = {-number, 128 + number} if found["signal"] in ORDERLY else {-number}
-    return not found["left"] and not found["restarted"] and found["status"] in status
+    wrong = found["left"] or found["restarted"] or found["error"]
+    return not wrong and found["status"] in status
 
 
 def plot(trials: list[dict[str, Any]], first_step: float, path: Path) -> None:
@@ -175,7 +181,8 @@ def main() -> None:
     number = 1 if arguments.quick else arguments.trials
     packages = ("jax", "jaxlib", "jaxrnn", "numpy")
     versions = {package: version(package) for package in packages}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit its neglect
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # both, and so would what it starts
     rng = np.random.default_rng(arguments.seed)
     names = rng.permuted(np.repeat(SIGNALS, number)).tolist()
     print(f"seed {arguments.seed}, {number} trials of each signal, {versions}")
@@ -204,7 +211,8 @@ def main() -> None:
             "with somebody left after 10 s": sum(each["left"] > 0 for each in of_signal),
             "restarted": sum(each["restarted"] for each in of_signal),
             "statuses": dict(Counter(str(each["status"]) for each in of_signal)),
-            "with a run, all resumable": len(resumed),
+            "with a run": len(resumed),
+            "of these resumable": sum(not each["error"] for each in resumed),
             "with steps made": len(trained),
             "with every step saved": sum(each["steps"] == each["steps saved"] for each in trained),
             "seconds to the end, median": round(statistics.median(seconds), 2),
