@@ -2,13 +2,16 @@
 
 import os
 import signal
+from pathlib import Path
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
-# The commands that tests start are sent these, also where the tests run in the background or under
-# nohup and would pass on that they are ignored.
+# Tests send these signals to the commands that they start. A shell's background job and nohup ignore
+# some of them, and the commands would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Two devices, for what is sharded. Before the first computation.
@@ -25,3 +28,15 @@ if jax.__version_info__ < (0, 11):  # later ones do not know the flag, and XLA w
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
 install_import_hook("jaxrnn", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_mappings():
+    """Drop compiled programs before Linux runs out of memory mappings, 65,530 for each process.
+
+    Every program takes three of them, and one too many ends the process.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_text().splitlines()) > 20_000:
+        jax.clear_caches()

@@ -82,6 +82,32 @@ def test_a_guard_in_the_candidate_is_no_accusation(guard):
     assert "wrong" not in report.diagnosis
 
 
+def test_a_guard_with_two_outputs_is_no_clip_of_their_bias():
+    """Their two gradients are opposite, so that a clip at one number explains both."""
+
+    def loss(params, x, guard=0.0):
+        w, b = params
+        return -jnp.log(jax.nn.softmax(x @ w + b)[:, 0] + guard).mean()
+
+    params = (W, np.array([0.3, -0.2]))
+    guarded = lambda params, x: loss(params, x, 1e-9)  # noqa: E731
+    report = check(jax.value_and_grad(guarded), loss, params, X)
+    assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
+
+
+def test_a_candidate_in_float32_with_elements_of_all_sizes_is_no_accusation():
+    def loss(w, x):
+        return ((w * x) ** 2).sum()
+
+    def inside(w, x):
+        value, grad = jax.value_and_grad(loss)(w.astype(jnp.float32), x.astype(jnp.float32))
+        return value.astype(jnp.float64), grad.astype(jnp.float64)
+
+    sizes = RNG.normal(size=30) * np.logspace(0, 6, 30)
+    report = check(inside, loss, RNG.normal(size=30), sizes)
+    assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
+
+
 def test_a_candidate_in_float32_of_an_rnn_is_no_accusation_and_one_element_is():
     case = make_case(reduction="mean")
     rule = jaxrnn.gradients.bptt(case.rnn)

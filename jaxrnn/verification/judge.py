@@ -41,6 +41,9 @@ Dtype = Literal["float64", "float32"]
 # 1e-6 is planted in one leaf or element, the others are exact to 1e-15.
 ALIKE = 1e-3
 
+# What says little about a leaf that is off by rounding: a number fitted to it explains two elements.
+FITTED = ("unknown", "scale", "element-wise clip")
+
 
 class Problem(NamedTuple):
     """A loss at one point, in float64.
@@ -150,8 +153,8 @@ def judge(
         case = Case(g, exact, judged, pass_by_hand, problem.parts())
         with np.errstate(all="ignore"):  # a wrong gradient may well overflow
             found = diagnose(case)
-        unknown = all(finding.bug in ("unknown", "scale") for finding in found)
-        if not (findings or failure) and unknown and dtype == "float64":
+        unnamed = all(finding.bug in FITTED for finding in found)
+        if not (findings or failure) and unnamed and dtype == "float64":
             nearly = _nearly_right(answer.loss, loss, case, measured_in("float32"))
             if nearly is not None:
                 return report._replace(findings=(nearly,))
@@ -166,9 +169,9 @@ def judge(
 
 
 def _spread(g: np.ndarray, r: np.ndarray) -> bool:
-    """Return whether a leaf is off in most of its elements, and not in a few alone."""
-    off = np.abs(g - r)
-    return bool(np.mean(off[r != 0] > ALIKE * off.max()) > 0.5)
+    """Return whether a leaf is off in most of its elements, each relative to its size."""
+    off, size = np.abs(g - r), np.abs(r)
+    return bool(np.mean((off > ALIKE * off.max() / size.max() * size)[size > 0]) > 0.5)
 
 
 def _all_ok(leaves: tuple[Leaf, ...]) -> bool:
