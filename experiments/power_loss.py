@@ -34,8 +34,7 @@ from safetensors.numpy import load_file
 
 import jaxrnn
 
-RULES = [name for name, rule in vars(jaxrnn.gradients).items() if callable(rule)]
-RULES = [name for name in RULES if name.islower() and name != "stateless"]
+RULES = list(jaxrnn.gradients.RULES)
 TEXT = "anna bob clara dora emil frida gustav hanna ida jonas karla lotte martin nina\n" * 9
 STEPS = 300
 
@@ -44,14 +43,14 @@ import sys
 import jaxrnn
 place, text, resumed, rule, lines, hidden_size, steps = sys.argv[1:]
 if resumed == "resumed":
-    run = jaxrnn.run.resume(place)
+    run = jaxrnn.lm.resume(place)
 else:
-    options = jaxrnn.Options(
+    options = jaxrnn.lm.Options(
         algorithm=rule, lines=lines == "lines", hidden_size=int(hidden_size), batch_size=4,
         length=None if lines == "lines" else 8, steps=int(steps), evaluate_every=50, save_every=0.0,
     )
-    run = jaxrnn.run.start(place, text, options)
-for block in jaxrnn.run.train(run):
+    run = jaxrnn.lm.start(place, text, options)
+for block in jaxrnn.lm.train(run):
     pass
 """
 
@@ -108,7 +107,7 @@ def kill(folder: Path, number: int, kind: tuple[str, bool], whole: Any, share: f
     process.send_signal(signal.SIGKILL)
     process.communicate()
     left = len(list((place / "checkpoints").glob(".*")))
-    found = jaxrnn.run.load(place, newest=True)
+    found = jaxrnn.lm.load(place, newest=True)
     error = ended(child(place, True))
     same = not error and outcome(place) == expected
     rmtree(place)
@@ -136,11 +135,11 @@ def damage(folder: Path, every: int, flips: int, rng: np.random.Generator) -> di
         changed[rng.integers(len(content))] ^= rng.integers(1, 256)
         changes.append(bytes(changed))
     step, right, most = int(before.stem[5:]), 0, 0
-    jaxrnn.run.load(copy)
+    jaxrnn.lm.load(copy)
     for change in changes:
         newest.write_bytes(change)
         tracemalloc.start()
-        found = jaxrnn.run.load(copy, newest=True)
+        found = jaxrnn.lm.load(copy, newest=True)
         most = max(most, tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         right += found.step == step and newest.name in found.remarks[0]
@@ -172,7 +171,7 @@ def full_disk(folder: Path, expected: Any) -> dict[str, Any]:
             while True:
                 file.write(b"x" * 1024)
         said = ended(process)
-        stands = jaxrnn.run.load(place, newest=True)
+        stands = jaxrnn.lm.load(place, newest=True)
         ballast.unlink()
         error = ended(child(place, True))
         same = not error and outcome(place)[0] == expected[0]

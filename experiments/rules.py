@@ -108,11 +108,11 @@ QUICK = Sizes(
 def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
     """Make the four tasks, each with the length of its chunks."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    vocabulary = jaxrnn.Vocabulary.from_text(text)
+    vocabulary = jaxrnn.lm.Vocabulary.from_text(text)
     return {
         "copy": (jaxrnn.tasks.copy(delay=10, symbols=4, recall=4), 18),
         "adding": (jaxrnn.tasks.adding(), 20),
-        "add": (jaxrnn.tasks.add(*DELAYS), 20),
+        "add": (jaxrnn.tasks.delayed_add(*DELAYS), 20),
         "text": (jaxrnn.tasks.text(vocabulary.encode(text), vocabulary.size), 20),
     }
 
@@ -201,7 +201,7 @@ def summary(table: jaxrnn.Comparison) -> dict[str, Any]:
 
 def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Train by every rule, all seeds at once; return the losses (seeds, updates) and the floors."""
-    task = jaxrnn.tasks.add(*DELAYS)
+    task = jaxrnn.tasks.delayed_add(*DELAYS)
     rnn = network(task, sizes.hidden, leak=1.0)
     optimizer = optax.adam(0.003)
 

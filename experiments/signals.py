@@ -130,7 +130,7 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
     if (place / "run.json").is_file():
         found["steps"] = steps_recorded(place)
         try:
-            found["steps saved"] = jaxrnn.run.resume(place).done
+            found["steps saved"] = jaxrnn.lm.resume(place).done
         except ValueError as error:
             found["error"] = str(error)
         rmtree(place)

@@ -92,7 +92,7 @@ def settings(quick: bool) -> list[Setting]:
 
 def run(setting: Setting, seeds: int) -> Outcome:
     """Train from `jax.random.key(0)`, …, `key(seeds - 1)`, all at once, and question the result."""
-    vocabulary = jaxrnn.Vocabulary.from_text("".join(setting.words))
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("".join(setting.words))
     rnn = jaxrnn.RNN(
         vocabulary.size,
         setting.hidden_size,
@@ -103,9 +103,11 @@ def run(setting: Setting, seeds: int) -> Outcome:
         readout_init=SMALL,
     )
     algorithm = jaxrnn.gradients.stateless(setting.rule(rnn))
-    optimizer = jaxrnn.sgd(0.1, clip=setting.clip)
+    optimizer = jaxrnn.clipped_sgd(0.1, clip=setting.clip)
     step = jaxrnn.make_train_step(algorithm, optimizer)
-    words = jaxrnn.data.grouped(jaxrnn.data.pad_lines(vocabulary, setting.words), batch_size=1)
+    words = jaxrnn.lm.batches.grouped(
+        jaxrnn.lm.batches.pad_lines(vocabulary, setting.words), batch_size=1
+    )
     vector = jax.tree.map(lambda leaf: leaf[0], words)
     h_0 = rnn.initial_state(batch_size=1)
 
@@ -147,7 +149,7 @@ def write(
     def sample(params, key):
         primes = jnp.full((SAMPLES, 1), prime)
         key = jax.random.fold_in(key, 1)
-        return jaxrnn.sample(rnn, params, primes, LONGEST, key=key, end=end)
+        return jaxrnn.lm.sample(rnn, params, primes, LONGEST, key=key, end=end)
 
     return jax.vmap(sample)(params, keys)
 

@@ -1,43 +1,140 @@
-"""jaxrnn: the laboratory for the gradient of a vanilla (Elman) RNN in JAX."""
+"""jaxrnn: the laboratory for the gradient of a vanilla (Elman) RNN in JAX.
 
-from jaxrnn import data as data
+The network:
+    RNN                the network: sizes, activation, leak, loss and initialisers
+    Params             its parameters: a tuple of `Cell` and a `Readout`
+    Batch              inputs, targets, mask and lengths
+    Cell, Readout
+
+Gradients:
+    gradients          every published rule as a `GradientAlgorithm`
+    GradientAlgorithm  a rule: `init` and `value_and_grad`
+    Carry              what a rule passes from chunk to chunk
+    reset              start some rows of a carry anew
+    memory_limit       raise or lower the memory that a rule may take
+
+Verification:
+    verify             compare a gradient of an RNN with a reference, and name its bugs
+    check_grad         the same for any function of a pytree
+    finite_difference  a reference that only evaluates the loss
+    complex_step       the same by a complex step
+    Report             what `verify` returns
+    Finding, Leaf, LagProfile, Reference
+
+Analysis:
+    compare            bias, variance and cost of several rules, side by side
+    cost_analysis      operations and memory of a compiled function
+    gradient_flow      how far back in time the gradient reaches
+    walkthrough        every number of one forward and backward pass
+    Comparison, Cost, GradientFlow, Walkthrough
+
+Training:
+    init_train_state   the state before the first step
+    make_train_step    one update, by any rule and Optax optimiser
+    make_train_loop    many updates in one jitted call
+    evaluate           the mean loss over batches
+    clipped_sgd        gradient descent after an element-wise clip
+    clipped_adagrad    Adagrad after an element-wise clip
+    sharded            run a rule on several devices
+    make_mesh          the devices that share a batch
+    TrainState, Metrics
+
+Around it:
+    tasks              synthetic tasks with known answers
+    exchange           parameters to and from PyTorch, Flax and min-char-rnn
+    lm                 language models of a text: data, runs, sampling
+"""
+
+from importlib.metadata import version
+
 from jaxrnn import exchange as exchange
 from jaxrnn import gradients as gradients
-from jaxrnn import model as model
-from jaxrnn import run as run
+from jaxrnn import lm as lm
 from jaxrnn import tasks as tasks
-from jaxrnn.checks import memory_limit as memory_limit
-from jaxrnn.comparison import Comparison as Comparison
-from jaxrnn.comparison import compare as compare
-from jaxrnn.corpus import Text as Text
-from jaxrnn.costs import Cost as Cost
-from jaxrnn.costs import cost as cost
-from jaxrnn.gradients import Carry as Carry
-from jaxrnn.gradients import GradientAlgorithm as GradientAlgorithm
-from jaxrnn.gradients import reset as reset
-from jaxrnn.layer import Cell as Cell
-from jaxrnn.network import RNN as RNN
-from jaxrnn.network import Batch as Batch
-from jaxrnn.network import Params as Params
-from jaxrnn.network import Readout as Readout
-from jaxrnn.options import Options as Options
-from jaxrnn.sample import most_likely as most_likely
-from jaxrnn.sample import sample as sample
-from jaxrnn.sharding import make_mesh as make_mesh
-from jaxrnn.sharding import sharded as sharded
-from jaxrnn.text import Vocabulary as Vocabulary
-from jaxrnn.train import Metrics as Metrics
-from jaxrnn.train import TrainState as TrainState
-from jaxrnn.train import adagrad as adagrad
-from jaxrnn.train import evaluate as evaluate
-from jaxrnn.train import init_train_state as init_train_state
-from jaxrnn.train import make_train_loop as make_train_loop
-from jaxrnn.train import make_train_step as make_train_step
-from jaxrnn.train import sgd as sgd
-from jaxrnn.verification import check_grad as check_grad
-from jaxrnn.verification import complex_step as complex_step
-from jaxrnn.verification import finite_difference as finite_difference
-from jaxrnn.verification import gradient_flow as gradient_flow
-from jaxrnn.verification import verify as verify
-from jaxrnn.walkthrough import Walkthrough as Walkthrough
-from jaxrnn.walkthrough import walkthrough as walkthrough
+from jaxrnn.analysis.compare import Comparison as Comparison
+from jaxrnn.analysis.compare import compare as compare
+from jaxrnn.analysis.cost import Cost as Cost
+from jaxrnn.analysis.cost import cost_analysis as cost_analysis
+from jaxrnn.analysis.gradient_flow import GradientFlow as GradientFlow
+from jaxrnn.analysis.gradient_flow import gradient_flow as gradient_flow
+from jaxrnn.analysis.walkthrough import Walkthrough as Walkthrough
+from jaxrnn.analysis.walkthrough import walkthrough as walkthrough
+from jaxrnn.gradients.engine.algorithm import Carry as Carry
+from jaxrnn.gradients.engine.algorithm import GradientAlgorithm as GradientAlgorithm
+from jaxrnn.gradients.engine.algorithm import reset as reset
+from jaxrnn.network.batch import Batch as Batch
+from jaxrnn.network.checks import memory_limit as memory_limit
+from jaxrnn.network.layer import Cell as Cell
+from jaxrnn.network.rnn import RNN as RNN
+from jaxrnn.network.stack import Params as Params
+from jaxrnn.network.stack import Readout as Readout
+from jaxrnn.training.evaluation import evaluate as evaluate
+from jaxrnn.training.sharding import make_mesh as make_mesh
+from jaxrnn.training.sharding import sharded as sharded
+from jaxrnn.training.step import Metrics as Metrics
+from jaxrnn.training.step import TrainState as TrainState
+from jaxrnn.training.step import init_train_state as init_train_state
+from jaxrnn.training.step import make_train_loop as make_train_loop
+from jaxrnn.training.step import make_train_step as make_train_step
+from jaxrnn.training.transforms import clipped_adagrad as clipped_adagrad
+from jaxrnn.training.transforms import clipped_sgd as clipped_sgd
+from jaxrnn.verification.leaf import Leaf as Leaf
+from jaxrnn.verification.references import Reference as Reference
+from jaxrnn.verification.references import complex_step as complex_step
+from jaxrnn.verification.references import finite_difference as finite_difference
+from jaxrnn.verification.report import Finding as Finding
+from jaxrnn.verification.report import LagProfile as LagProfile
+from jaxrnn.verification.report import Report as Report
+from jaxrnn.verification.verify import check_grad as check_grad
+from jaxrnn.verification.verify import verify as verify
+
+__version__ = version("jaxrnn")
+del version
+
+__all__ = [
+    "RNN",
+    "Batch",
+    "Carry",
+    "Cell",
+    "Comparison",
+    "Cost",
+    "Finding",
+    "GradientAlgorithm",
+    "GradientFlow",
+    "LagProfile",
+    "Leaf",
+    "Metrics",
+    "Params",
+    "Readout",
+    "Reference",
+    "Report",
+    "TrainState",
+    "Walkthrough",
+    "__version__",
+    "check_grad",
+    "clipped_adagrad",
+    "clipped_sgd",
+    "compare",
+    "complex_step",
+    "cost_analysis",
+    "evaluate",
+    "exchange",
+    "finite_difference",
+    "gradient_flow",
+    "gradients",
+    "init_train_state",
+    "lm",
+    "make_mesh",
+    "make_train_loop",
+    "make_train_step",
+    "memory_limit",
+    "reset",
+    "sharded",
+    "tasks",
+    "verify",
+    "walkthrough",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

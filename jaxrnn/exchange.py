@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import checks
-from jaxrnn.layer import Cell
-from jaxrnn.network import RNN, Params, Readout, check_params
+from jaxrnn.network import checks
+from jaxrnn.network.layer import Cell
+from jaxrnn.network.rnn import RNN, check_params
+from jaxrnn.network.stack import Params, Readout
 
 TORCH = ("tanh", "relu")  # what torch.nn.RNN takes as its nonlinearity
 
@@ -160,7 +161,7 @@ def from_flax(
     return _build(layers, dense, given, source, {"activation": activation} | network)
 
 
-def to_columns(rnn: RNN, params: Params) -> dict[str, np.ndarray]:
+def to_min_char_rnn(rnn: RNN, params: Params) -> dict[str, np.ndarray]:
     """Return min-char-rnn's Wxh (H, I), Whh (H, H), Why (O, H), bh (H, 1) and by (O, 1).
 
     They are those of Karpathy's `h = np.tanh(Wxh @ x + Whh @ h + bh)` and `y = Why @ h + by`, with
@@ -177,10 +178,10 @@ def to_columns(rnn: RNN, params: Params) -> dict[str, np.ndarray]:
     return _copies(weights | {"bh": bh[:, None], "by": by[:, None]})
 
 
-def from_columns(
+def from_min_char_rnn(
     columns: Mapping[str, Any], *, activation: str = "tanh", **network: Any
 ) -> tuple[RNN, Params]:
-    """Build the network of min-char-rnn's arrays, with the names and shapes of `to_columns`.
+    """Build the network of min-char-rnn's arrays, with the names and shapes of `to_min_char_rnn`.
 
     Args:
         columns: a dict of them, or the .npz that `np.load` opens.

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Integer
 
-from jaxrnn import checks
-from jaxrnn.checks import AnyArray
-from jaxrnn.losses import LossFunction
-from jaxrnn.network import Batch
+from jaxrnn.network import checks
+from jaxrnn.network.batch import Batch
+from jaxrnn.network.checks import AnyArray
+from jaxrnn.network.losses import LossFunction
 
 
 class Task(NamedTuple):
@@ -32,7 +32,7 @@ class Task(NamedTuple):
             mean over the positions that count, in nats or as a squared error, worst to best.
 
     >>> import jax, jaxrnn.tasks
-    >>> task = jaxrnn.tasks.add()
+    >>> task = jaxrnn.tasks.delayed_add()
     >>> rnn = jaxrnn.RNN(task.input_size, 32, task.output_size, loss_function=task.loss)
     >>> task.draw(jax.random.key(0), batch_size=3, length=20).inputs.shape
     (3, 20, 2)
@@ -126,7 +126,7 @@ def adding() -> Task:
     return Task(2, 1, "squared_error", draw, {"nothing": 1 / 6, "second": 1 / 12, "both": 0.0})
 
 
-def add(first: int = 5, second: int = 9) -> Task:
+def delayed_add(first: int = 5, second: int = 9) -> Task:
     """Make the add task: the odds of the answer follow a coin at each of two delays.
 
         p_t = 0.5 + 0.5 x_{t-first} - 0.25 x_{t-second}

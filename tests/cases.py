@@ -1,6 +1,7 @@
 """Networks, batches and comparisons that the tests share: small, and no two sizes alike."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,27 +53,19 @@ def gradient(algorithm: jaxrnn.GradientAlgorithm, case: Case) -> tuple[Any, jaxr
 
 
 def gradient_for_draws(
-    algorithm: jaxrnn.GradientAlgorithm, case: Case, table: jax.Array, monkeypatch
+    build: Callable[..., jaxrnn.GradientAlgorithm], case: Case, table: jax.Array
 ) -> jaxrnn.Params:
-    """Compute the gradient of a one-layer case as if its random numbers were those of a table.
+    """Compute the gradient of a case as if its random numbers were those of a table.
 
     The table is (draws, T, numbers of a step); the gradient's leaves begin with the draws.
     """
-    with monkeypatch.context() as patch:
-        patch.setattr(jax.random, "fold_in", lambda row, step: (row, step))
-        for draw in ("rademacher", "normal"):
-            look_up = lambda at, shape, dtype: table[at].reshape(shape).astype(dtype)  # noqa: E731
-            patch.setattr(jax.random, draw, look_up)
 
-        def grads(draw):
-            carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
-            (past,) = carry.memory
-            rows = jnp.full(past.draws.keys.shape, draw)
-            memory = (past._replace(draws=past.draws._replace(keys=rows)),)
-            carry = carry._replace(memory=memory)
-            return algorithm.value_and_grad(case.params, carry, case.batch)[1]
+    def grads(steps):
+        algorithm = build(case.rnn, noise=lambda key, step, dtype: steps[step].astype(dtype))
+        carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
+        return algorithm.value_and_grad(case.params, carry, case.batch)[1]
 
-        return jax.jit(jax.vmap(grads))(jnp.arange(len(table)))
+    return jax.jit(jax.vmap(grads))(jnp.asarray(table))
 
 
 def relative_error(actual: Any, expected: Any) -> float:

@@ -9,7 +9,7 @@ import pytest
 from cases import make_case
 
 import jaxrnn
-from jaxrnn.trial import Options
+from jaxrnn.cli.check import Options
 
 RNG = np.random.default_rng(0)
 W, X = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3))

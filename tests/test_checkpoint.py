@@ -13,7 +13,9 @@ import pytest
 from cases import forged, make_case
 
 import jaxrnn
-from jaxrnn import checkpoint, files, gradients
+from jaxrnn import gradients
+from jaxrnn.lm.store import atomic as files
+from jaxrnn.lm.store import checkpoint
 
 RNG = np.random.default_rng(0)
 

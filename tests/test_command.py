@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import run
+from jaxrnn import lm
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 SMALL = ("--hidden-size", "16", "--batch-size", "4", "--length", "8", "--steps", "60")
@@ -37,7 +37,7 @@ def jaxrnn_command(*arguments, cwd, columns="80", **environment):
 
 MANY = """
 import contextlib, io, json, sys
-from jaxrnn import cli
+from jaxrnn.cli import main as cli
 results = []
 for arguments in json.load(sys.stdin):
     out, err, sys.argv = io.StringIO(), io.StringIO(), ["jaxrnn", *arguments]
@@ -130,7 +130,7 @@ def test_eval_scores_a_whole_text(trained):
     (folder / "other.txt").write_text(TEXT[7:1500])
     (answer,) = one_after_another([("eval", "fox", "other.txt")], folder)
     assert answer.status == 0, answer.stderr
-    model = run.load(folder / "fox")
+    model = lm.load(folder / "fox")
     ids = model.vocabulary.encode(TEXT[7:1500])[None]
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), model.params)
     batch = jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
@@ -212,7 +212,7 @@ def test_nobody_reading_ends_the_training_saved_with_one_line(tmp_path):
             process.kill()
     assert process.returncode == 128 + signal.SIGPIPE
     assert error == "jaxrnn: stopped, since nobody reads what it prints\n"
-    assert run.load(tmp_path / "run", newest=True).step >= 50
+    assert lm.load(tmp_path / "run", newest=True).step >= 50
 
 
 def test_training_on_lines_ends_them(tmp_path):
@@ -249,7 +249,7 @@ def test_a_run_goes_on_otherwise_and_a_new_one_starts_from_its_model(trained, tm
     )
     assert went_on.status == 0, went_on.stderr
     assert "from here on with steps 80, learning_rate 0.001, patience 9" in went_on.stdout
-    assert run.options_of(tmp_path / "fox").learning_rate == 0.001
+    assert lm.options_of(tmp_path / "fox").learning_rate == 0.001
     assert started.status == 0, started.stderr
     assert "with the weights and vocabulary of fox" in started.stdout
     assert "27 → 16 tanh → 27".replace("27", str(len(set(TEXT)))) in started.stdout
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_says_where_and_keeps_the_last_good_stat
     assert message[2] in " ".join(told.split())
     assert "Try" in told
     assert max(map(len, told.splitlines())) <= 80
-    saved = run.load(tmp_path / "bad", newest=True)
+    saved = lm.load(tmp_path / "bad", newest=True)
     assert saved.step == int(message[1]) - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
 
@@ -358,7 +358,7 @@ MISTAKES = {
     ("train", "latin.txt"): "latin.txt is not utf-8: byte 0xe9 at position 3; name its encoding",
     ("train", "short.txt", "--encoding", "klingon"): "unknown encoding: klingon; try utf-8",
     ("train", "fox.txt", "--hidden-size", "0"): "hidden_size must be a whole number of at least 1",
-    ("train", "fox.txt", "--algorithm", "truncated_bptt", "--window", "-1"): "window must be a",
+    ("train", "fox.txt", "--algorithm", "truncated_bptt(window=-1)"): "window must be a",
     (
         "train",
         "fox.txt",
@@ -375,7 +375,7 @@ MISTAKES = {
     ("eval", "fox", "strange.txt"): "character 'é' (U+00E9) at position 3 is not in the vocabulary",
     ("plot",): "plot needs the folder of a run: jaxrnn plot RUN",
     ("plot", "nowhere"): "nowhere is no run: it holds no run.json",
-    ("train", "fox.txt", "--window", "3"): "window=3 is for algorithm truncated_bptt alone",
+    ("train", "fox.txt", "--algorithm", "bptt(window=3)"): "bptt has no option window: it takes",
     ("train", "fox.txt", "--learning-rate", "1", "--learning-rates", "1"): "contradict each other",
     ("train", "fox.txt", "--out", "fox.txt/deep"): "cannot write fox.txt/deep: ",
     ("train", "fox.txt", "--out", "/proc/run"): "cannot write /proc/run: ",
@@ -472,7 +472,7 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, mistak
 # A process that was started in the background is deaf to SIGINT, and so would its children be.
 HEARING = """
 import signal
-from jaxrnn import cli
+from jaxrnn.cli import main as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.main()
 """
@@ -499,7 +499,7 @@ def test_a_signal_saves_and_says_how_to_go_on(signal_number, tmp_path):
     assert process.returncode == 128 + signal_number, told + error
     assert error == ""
     assert "go on with: jaxrnn resume run" in told
-    done = run.load(tmp_path / "run", newest=True).step
+    done = lm.load(tmp_path / "run", newest=True).step
     assert done >= 100
     (answer,) = one_after_another([("resume", "run", "--steps", f"{done + 20}")], tmp_path)
     assert answer.status == 0, answer.stderr
@@ -535,7 +535,7 @@ SIZES = ("--hidden-size", "6", "--length", "7")
 
 def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     sizes = (*SIZES, "--num-layers", "2", "--mask")
-    wrong = ("--algorithm", "truncated_bptt", "--window", "2", "--save", "report.json")
+    wrong = ("--algorithm", "truncated_bptt(window=2)", "--save", "report.json")
     right, wrong = one_after_another(
         [("check", *sizes), ("check", *sizes, *wrong, "--flow", "flow.png")], tmp_path
     )
@@ -573,7 +573,8 @@ def test_check_asks_somebodys_function(tmp_path):
 def test_check_draws_a_table_on_a_terminal(monkeypatch):
     from rich.console import Console
 
-    from jaxrnn import display, trial
+    from jaxrnn.cli import check as trial
+    from jaxrnn.cli import console as display
 
     chosen = trial.prepare(trial.Options(hidden_size=6, length=7))
     report = jaxrnn.verify(

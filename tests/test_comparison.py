@@ -13,10 +13,11 @@ from jax import ShapeDtypeStruct, lax
 from jax.flatten_util import ravel_pytree
 
 import jaxrnn
-from jaxrnn import GradientAlgorithm, comparison, gradients
-from jaxrnn.comparison import Comparison, compare
-from jaxrnn.costs import Cost, cost, seconds_of
-from jaxrnn.network import by_name
+from jaxrnn import GradientAlgorithm, gradients
+from jaxrnn.analysis import compare as comparison
+from jaxrnn.analysis.compare import Comparison, compare
+from jaxrnn.analysis.cost import Cost, cost_analysis, seconds_of
+from jaxrnn.tree import by_name
 
 KEY = jax.random.key(5)
 DRAWS = 64
@@ -227,7 +228,7 @@ def matmuls(length, inner=1):
         return lambda x, w: lax.scan(lambda c, _: (body(c, w), None), x, length=length)[0]
 
     function = repeat(repeat(lambda x, w: x @ w, inner), length)
-    return cost(function, jnp.ones((3, 4)), jnp.ones((4, 4)))
+    return cost_analysis(function, jnp.ones((3, 4)), jnp.ones((4, 4)))
 
 
 def test_a_loop_s_body_counts_as_often_as_it_runs():
@@ -283,7 +284,7 @@ def far(x):
 @pytest.mark.parametrize("name", KNOWN)
 def test_operations_of_a_known_program(name):
     function, flops = KNOWN[name]
-    assert cost(function, ShapeDtypeStruct((6, 4), jnp.float64)).flops == pytest.approx(
+    assert cost_analysis(function, ShapeDtypeStruct((6, 4), jnp.float64)).flops == pytest.approx(
         flops, abs=1
     )
 
@@ -292,14 +293,14 @@ def test_ids_spare_the_matmul_of_the_input():
     flops = []
     for ids in (False, True):
         case = make_case(ids=ids)
-        flops.append(cost(case.rnn.apply, case.params, case.batch.inputs, case.h).flops)
+        flops.append(cost_analysis(case.rnn.apply, case.params, case.batch.inputs, case.h).flops)
     assert flops[0] - flops[1] == 2 * (3 * 6) * 5 * 4
 
 
 def cost_of(rule, T, **network):
     case = make_case(T=T, **network)
     algorithm = rule(case.rnn)
-    return cost(
+    return cost_analysis(
         algorithm.value_and_grad, case.params, algorithm.init(case.params, case.h), case.batch
     )
 
@@ -317,6 +318,6 @@ def test_working_memory_grows_with_time():
 
 def test_what_is_costly_is_not_allocated_to_be_counted():
     matrix = ShapeDtypeStruct((10**6, 10**6), jnp.float64)
-    found = cost(lambda a, b: a @ b, matrix, matrix)
+    found = cost_analysis(lambda a, b: a @ b, matrix, matrix)
     assert found.flops == 2 * 10**18
     assert (found.argument_bytes, found.output_bytes) == (16 * 10**12, 8 * 10**12)

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import Text, Vocabulary, corpus, data
-from jaxrnn.corpus import OnDisk
+from jaxrnn.lm import Text, Vocabulary, corpus
+from jaxrnn.lm import batches as data
+from jaxrnn.lm.corpus import OnDisk
 
 TEXTS = {
     "utf-8": "naïve Ωmega\n\U0001f600 \ufeffe\u0301\r\nvec\rtor\n\r",

@@ -16,9 +16,14 @@ from planted_bugs import NAMED, UNNAMED, somebodys
 
 import jaxrnn
 from jaxrnn import gradients
-from jaxrnn.network import by_name, check_batch
-from jaxrnn.verification import bugs, diagnosis, hand, lags, leaf_bugs
-from jaxrnn.verification.compare import relative_error
+from jaxrnn.analysis import lags
+from jaxrnn.network.rnn import check_batch
+from jaxrnn.tree import by_name
+from jaxrnn.verification.diagnosis import backward_pass as hand
+from jaxrnn.verification.diagnosis import catalogue as bugs
+from jaxrnn.verification.diagnosis import leaf_catalogue as leaf_bugs
+from jaxrnn.verification.diagnosis import search as diagnosis
+from jaxrnn.verification.leaf import relative_error
 
 SEEDS = (56, 38, 1)  # with the first two, every bug can be made, and changes something
 

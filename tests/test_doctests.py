@@ -28,6 +28,6 @@ def test_an_example_gives_what_it_shows(name):
 
 
 def test_there_are_examples():
-    assert {"jaxrnn.verification.check.verify", "jaxrnn.verification.check.check_grad"} <= set(
+    assert {"jaxrnn.verification.verify.verify", "jaxrnn.verification.verify.check_grad"} <= set(
         FOUND
     )

@@ -464,7 +464,7 @@ def test_002_a_run_of_the_corpus_comes_to_such_a_loss():
     """One seed of it here, 101 passes of BPTT: the band that 64 seeds gave at that iteration."""
     corpus, bptt = TRAINING["corpus"], TRAINING["corpus"]["bptt"]
     words = [*corpus["words"], "\n"]
-    vocabulary = jaxrnn.Vocabulary.from_text("".join(words))
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("".join(words))
     small = jax.nn.initializers.normal(0.01)
     rnn = jaxrnn.RNN(
         vocabulary.size,
@@ -476,7 +476,7 @@ def test_002_a_run_of_the_corpus_comes_to_such_a_loss():
         readout_init=small,
     )
     algorithm = gradients.stateless(gradients.bptt(rnn))
-    optimizer = jaxrnn.sgd(0.1, clip=float(bptt["clip"][1]))
+    optimizer = jaxrnn.clipped_sgd(0.1, clip=float(bptt["clip"][1]))
     state = jaxrnn.init_train_state(
         algorithm,
         optimizer,
@@ -484,7 +484,7 @@ def test_002_a_run_of_the_corpus_comes_to_such_a_loss():
         rnn.initial_state(1),
         key=jax.random.key(0),
     )
-    rows = jaxrnn.data.grouped(jaxrnn.data.pad_lines(vocabulary, words), batch_size=1)
+    rows = jaxrnn.lm.batches.grouped(jaxrnn.lm.batches.pad_lines(vocabulary, words), batch_size=1)
     passes = jax.tree.map(lambda leaf: np.tile(leaf, (101, *[1] * (leaf.ndim - 1))), rows)
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     _, metrics = loop(state, passes)

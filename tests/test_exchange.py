@@ -10,13 +10,20 @@ import pytest
 from cases import BIAS, assert_equal, make_case
 
 import jaxrnn
-from jaxrnn.exchange import from_columns, from_flax, from_torch, to_columns, to_flax, to_torch
-from jaxrnn.network import by_name
+from jaxrnn.exchange import (
+    from_flax,
+    from_min_char_rnn,
+    from_torch,
+    to_flax,
+    to_min_char_rnn,
+    to_torch,
+)
+from jaxrnn.tree import by_name
 
 FORMATS = {
     "torch": (to_torch, lambda states, **network: from_torch(*states, **network)),
     "flax": (to_flax, lambda variables, **network: from_flax(*variables, **network)),
-    "columns": (to_columns, from_columns),
+    "columns": (to_min_char_rnn, from_min_char_rnn),
 }
 STACKS = [("torch", 1), ("torch", 3), ("flax", 1), ("flax", 3), ("columns", 1)]
 LIKE_FLOAT32 = 1e-6
@@ -108,9 +115,9 @@ def test_where_one_part_has_no_bias_it_is_filled_with_what_adds_nothing():
 
 def test_float64_is_not_cut_to_float32_in_silence():
     case = make_case()
-    columns = to_columns(case.rnn, case.params)
+    columns = to_min_char_rnn(case.rnn, case.params)
     with jax.enable_x64(False), pytest.warns(UserWarning, match="jax_enable_x64"):
-        _, params = from_columns(columns)
+        _, params = from_min_char_rnn(columns)
     assert params.readout.W_hy.dtype == jnp.float32
 
 
@@ -221,11 +228,11 @@ def test_we_compute_the_same_with_parameters_of_flax(num_layers, use_bias, froze
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_min_char_rnn_computes_the_same_with_our_parameters(use_bias, tmp_path):
     case = make_case(use_bias=use_bias)
-    arrays: dict[str, Any] = to_columns(case.rnn, case.params)
+    arrays: dict[str, Any] = to_min_char_rnn(case.rnn, case.params)
     np.savez(tmp_path / "columns.npz", **arrays)
     with np.load(tmp_path / "columns.npz") as columns:
         Wxh, Whh, Why, bh, by = (columns[name] for name in ("Wxh", "Whh", "Why", "bh", "by"))
-        rnn, params = from_columns(columns)
+        rnn, params = from_min_char_rnn(columns)
     for row, inputs in enumerate(np.asarray(case.batch.inputs)):
         h, ys = np.asarray(case.h)[0, row][:, None], []
         for x in inputs:
@@ -240,7 +247,7 @@ STACK, LEAKY = make_case(num_layers=3), make_case(leak=0.5)
 SIGMOID = make_case(activation="sigmoid")
 STATE, LINEAR = to_torch(CASE.rnn, CASE.params)
 CELLS, DENSE = to_flax(CASE.rnn, CASE.params)
-COLUMNS = to_columns(CASE.rnn, CASE.params)
+COLUMNS = to_min_char_rnn(CASE.rnn, CASE.params)
 NO_BIAS = {name: array for name, array in STATE.items() if "weight" in name}
 TWO_LAYERS = STATE | {f"{name[:-1]}1": array for name, array in STATE.items()}
 EYE = {"kernel": np.eye(4)}
@@ -256,8 +263,11 @@ MISTAKES = [
     (lambda: to_torch(STACK.rnn, CASE.params), "params do not have the structure of this RNN's"),
     (lambda: to_flax(STACK.rnn, CASE.params), "params do not have the structure of this RNN's"),
     (lambda: to_flax(*LEAKY[:2]), "leak must be 1 for Flax's SimpleCell, which has none, got 0.5"),
-    (lambda: to_columns(*LEAKY[:2]), "leak must be 1 for min-char-rnn, which has none, got 0.5"),
-    (lambda: to_columns(*STACK[:2]), "num_layers must be 1 for min-char-rnn, got 3"),
+    (
+        lambda: to_min_char_rnn(*LEAKY[:2]),
+        "leak must be 1 for min-char-rnn, which has none, got 0.5",
+    ),
+    (lambda: to_min_char_rnn(*STACK[:2]), "num_layers must be 1 for min-char-rnn, got 3"),
     (
         lambda: from_torch(STATE, LINEAR, activation="sigmoid"),
         "activation must be one of tanh, relu for torch.nn.RNN, got 'sigmoid'",
@@ -348,15 +358,15 @@ MISTAKES = [
         "cells[0]['h']['kernel'] has shape (4, 4), but needs (H, H) = (5, 5): cells[0]['i']['ker",
     ),
     (
-        lambda: from_columns({name: COLUMNS[name] for name in ("Wxh", "Whh", "Why", "by")}),
+        lambda: from_min_char_rnn({name: COLUMNS[name] for name in ("Wxh", "Whh", "Why", "by")}),
         "columns['bh'] is missing: hand over Wxh, Whh, Why, bh and by",
     ),
     (
-        lambda: from_columns(COLUMNS | {"bh": COLUMNS["bh"][:, 0]}),
+        lambda: from_min_char_rnn(COLUMNS | {"bh": COLUMNS["bh"][:, 0]}),
         "columns['bh'] has shape (4,), but needs (H, 1)",
     ),
     (
-        lambda: from_columns(COLUMNS | {"by": np.ones((2, 3))}),
+        lambda: from_min_char_rnn(COLUMNS | {"by": np.ones((2, 3))}),
         "columns['by'] has shape (2, 3), but needs (O, 1) = (2, 1): it is a column",
     ),
 ]

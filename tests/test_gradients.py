@@ -1,7 +1,7 @@
 """The laws that gradient rules obey. A new rule needs one more row in RULES."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from cases import (
 from jax import lax
 
 import jaxrnn
-from jaxrnn import gradients, options
-from jaxrnn.gradients.base import batch_axes
+from jaxrnn import gradients
+from jaxrnn.gradients.engine.algorithm import batch_axes
+from jaxrnn.gradients.table import options_of
 
 T = 6
 
@@ -68,7 +69,7 @@ RULES = {
     "uoro": Rule(gradients.uoro, exact=False, chunking=True, first_step=False, signs=2),
     "kf_rtrl": Rule(gradients.kf_rtrl, exact=False, chunking=True, signs=2),
     "ok(1)": Rule(gradients.ok, exact=False, chunking=True, signs=2),
-    "ok(2)": Rule(lambda rnn: gradients.ok(rnn, 2), exact=False, chunking=True, signs=3),
+    "ok(2)": Rule(partial(gradients.ok, rank=2), exact=False, chunking=True, signs=3),
     "truncated_bptt(0)": truncated(0),
     "truncated_bptt(2)": truncated(2),
     "truncated_bptt(T - 1)": truncated(T - 1),
@@ -108,10 +109,12 @@ def test_what_a_rule_claims_is_what_it_is_held_to():
     least: dict[str, set[tuple[str, str]]] = {}
     for name, rule in RULES.items():
         least.setdefault(name.split("(")[0], set()).add(claims(rule))
-    assert gradients.CLAIMS.keys() == options.RULES.keys() == least.keys()
-    for name, claimed in gradients.CLAIMS.items():
+    assert gradients.RULES.keys() == least.keys()
+    for name, rule in gradients.RULES.items():
         strength = {"exact": 2, "truncated": 1, "unbiased": 1, "approximate": 0}
-        assert claimed == min(least[name], key=lambda pair: [strength[one] for one in pair])
+        assert (rule.claim, rule.claim_in_stacks) == min(
+            least[name], key=lambda pair: [strength[one] for one in pair]
+        )
 
 
 @every_rule
@@ -397,14 +400,42 @@ def test_a_key_of_the_old_kind_is_as_good():
     assert_equal(grads, gradient(algorithm, case)[1])
 
 
-def test_every_rule_has_its_row_here_and_its_name_in_the_command():
-    assert set(options.RULES) == {row.split("(")[0] for row in RULES}
-    rnn = make_case().rnn
-    settings = {"window": 2, "n": 2, "rank": 2}
-    for name in options.RULES:
-        assert isinstance(options.build(name, rnn, **settings), jaxrnn.GradientAlgorithm)
-    with pytest.raises(ValueError, match="rank must be a whole number of at least 1, got 0"):
-        options.build("ok", rnn, **settings | {"rank": 0})
+def test_every_option_of_every_rule_can_be_written_as_text():
+    rnn, options = make_case().rnn, {}
+    for name, rule in gradients.RULES.items():
+        assert isinstance(gradients.build(name, rnn), jaxrnn.GradientAlgorithm)
+        for option, default in options_of(rule).items():
+            options[f"{name}({option}={default!r})"] = {option: default}
+    assert len(options) == 7
+    for text, expected in options.items():
+        assert gradients.parse(text)[1] == expected
+        assert isinstance(gradients.build(text, rnn), jaxrnn.GradientAlgorithm)
+    carry = gradients.build(" ok( rank = 3 )", rnn).init(
+        make_case().params, make_case().h, key=jax.random.key(0)
+    )
+    assert carry.memory[0].influence.u.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ok(rank=0)", "rank must be a whole number of at least 1, got 0"),
+        ("ok(rnk=4)", r"ok has no option rnk \(did you mean rank\?\): it takes ok\(rank=1\)"),
+        ("bptt(window=8)", "bptt has no option window: it takes none"),
+        (
+            "trunkated_bptt",
+            r"algorithm must be one of autodiff, .*\(did you mean truncated_bptt\?\)",
+        ),
+        ("truncated_bptt(8)", "algorithm must be a rule's name with its options in parentheses"),
+        ("snap(n=open('x'))", "algorithm must be a rule's name with its options in parentheses"),
+        ("snap(**{})", "algorithm must be a rule's name with its options in parentheses"),
+        ("snap(n=1", "algorithm must be a rule's name with its options in parentheses"),
+        ("", "algorithm must be a rule's name with its options in parentheses"),
+    ],
+)
+def test_what_is_wrong_in_the_text_of_a_rule_is_said(text, message):
+    with pytest.raises(ValueError, match=message):
+        gradients.build(text, make_case().rnn)
 
 
 # Exact rules
@@ -473,13 +504,11 @@ UNBIASED = [name for name, rule in RULES.items() if rule.signs]
 
 @pytest.mark.parametrize("rule", UNBIASED)
 @pytest.mark.parametrize("network", [{"leak": 0.7}, {"ids": True, "I": 2}], ids=describe)
-def test_the_mean_over_all_signs_is_the_gradient(rule, network, monkeypatch):
+def test_the_mean_over_all_signs_is_the_gradient(rule, network):
     """Not by chance: a row of the batch for each pattern of signs that three steps can draw."""
     case = make_case(**{"B": 1, "T": 3, "I": 1, "H": 2, **network}, reduction="mean")
     table = jnp.array(list(product((-1.0, 1.0), repeat=3 * RULES[rule].signs)))
-    grads = gradient_for_draws(
-        RULES[rule].build(case.rnn), case, table.reshape(len(table), 3, -1), monkeypatch
-    )
+    grads = gradient_for_draws(RULES[rule].build, case, table.reshape(len(table), 3, -1))
     expected = gradient(algorithm_of("autodiff", case.rnn), case)[1]
     assert_equal(jax.tree.map(lambda leaf: leaf.mean(0), grads), expected)
     assert relative_error(jax.tree.map(lambda leaf: leaf[0], grads), expected) > 1e-2
@@ -568,7 +597,7 @@ def held(rule: str, **sizes) -> int:
     batch = case.batch._replace(inputs=case.batch.inputs.astype(jnp.int32))  # or it is copied
     algorithm = RULES[rule].build(case.rnn)
     carry = algorithm.init(case.params, case.h, key=jax.random.key(0))
-    cost = jaxrnn.cost(algorithm.value_and_grad, case.params, carry, batch)
+    cost = jaxrnn.cost_analysis(algorithm.value_and_grad, case.params, carry, batch)
     return cost.temp_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
 
 

@@ -23,7 +23,8 @@ from cases import assert_equal
 from safetensors.numpy import load_file
 from test_command import MANY
 
-from jaxrnn import checkpoint, folder
+from jaxrnn.lm.store import checkpoint
+from jaxrnn.lm.store import directory as folder
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 SMALL = ("text.txt", "--hidden-size", "8", "--batch-size", "8", "--length", "8")
@@ -250,12 +251,12 @@ import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 import jaxrnn
-small = jaxrnn.Options(hidden_size=8, batch_size=4, length=8, steps=12, evaluate_every=12)
+small = jaxrnn.lm.Options(hidden_size=8, batch_size=4, length=8, steps=12, evaluate_every=12)
 kinds = {"stream": {}, "lines": {"lines": True, "length": None}, "seeds": {"seeds": 2}}
 for kind, how in kinds.items():
     for devices, mesh in ((1, None), (2, jaxrnn.make_mesh())):
         chosen = dataclasses.replace(small, **how)
-        blocks = list(jaxrnn.run.train(jaxrnn.run.prepare("text.txt", chosen, mesh)))
+        blocks = list(jaxrnn.lm.train(jaxrnn.lm.prepare("text.txt", chosen, mesh)))
         run, metrics = blocks[-1].run, [block.metrics for block in blocks]
         assert len(run.state.carry.h.devices()) == devices
         assert len(run.state.params.readout.W_hy.devices()) == devices
@@ -286,12 +287,12 @@ ENDLESS = ("--steps", "100000000", "--evaluate-every", "10000000")
 
 SUPERVISOR = """
 import pathlib, signal, sys
-from jaxrnn import machines
+from jaxrnn.cli import distributed, launch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are deaf to it
 python, program, sys.executable = sys.executable, sys.argv[1], "./program"
 pathlib.Path("program").write_text(f"#!{python} -S\\n{program}")
 pathlib.Path("program").chmod(0o755)
-sys.exit(machines.watch(machines.Machines(processes=2), list))
+sys.exit(launch.watch(distributed.Machines(processes=2), list))
 """
 PROGRAM = """
 import signal, sys
@@ -348,7 +349,7 @@ def test_a_second_signal_ends_all_processes_at_once(name, begin, tmp_path):
 
 IGNORED = """
 import gc, signal, sys, time
-from jaxrnn import cli
+from jaxrnn.cli import main as cli
 
 def sleep():
     gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT) if gc.callbacks.pop() else 0)

@@ -64,13 +64,13 @@ MISTAKES = {
     "rnn.loss(params, h, jaxrnn.Batch(x, ids[:, :5]))": "targets has shape (3, 5), but needs",
     "rnn.loss(params, h, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2, but must lie in 0 … 1",
     "custom.loss(params, h, jaxrnn.Batch(x, ids))": "the loss has shape (), but needs (3, 6)",
-    "jaxrnn.sample(rnn, params, ids, 5, key=key)": "input_size=5 must equal output_size=2",
-    "jaxrnn.sample(square, other, ids, 0, key=key)": "length must be at least 1, got 0",
-    "jaxrnn.sample(square, other, ids[:, :0], 5, key=key)": "prime must be ids (B, P)",
-    "jaxrnn.sample(square, other, ids + 9, 5, key=key)": "inputs hold the id 9, but must lie in",
-    "jaxrnn.sample(square, other, ids, 5, key=key, temperature=-1)": "temperature must be at least",
-    "jaxrnn.sample(square, other, ids, 5, key=key, temperature=float('nan'))": "temperature must",
-    "jaxrnn.sample(square, other, ids, 5, key=key, end=2)": "end must be an id in 0 … 1, got 2",
+    "jaxrnn.lm.sample(rnn, params, ids, 5, key=key)": "input_size=5 must equal output_size=2",
+    "jaxrnn.lm.sample(square, other, ids, 0, key=key)": "length must be at least 1, got 0",
+    "jaxrnn.lm.sample(square, other, ids[:, :0], 5, key=key)": "prime must be ids (B, P)",
+    "jaxrnn.lm.sample(square, other, ids + 9, 5, key=key)": "inputs hold the id 9, but must lie in",
+    "jaxrnn.lm.sample(square, other, ids, 5, key=key, temperature=-1)": "temperature must be",
+    "jaxrnn.lm.sample(square, other, ids, 5, key=key, temperature=np.nan)": "temperature must",
+    "jaxrnn.lm.sample(square, other, ids, 5, key=key, end=2)": "end must be an id in 0 … 1, got 2",
     "jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(x, ids))": "one sequence",
     "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough is of one layer",
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), dtype='float16')": "dtype must be one",
@@ -92,14 +92,14 @@ MISTAKES = {
     "compare({'mine': odd})": "the gradient of mine must have the structure and shapes of the para",
     "prepare('ab' * 99, Options(schedule='sudden'))": "schedule must be one of constant,",
     "options.from_json(3)": "options must be an object, got 3",
-    "options.from_json({'n': 1.5})": "its option n has a value that cannot be: 1.5",
+    "options.from_json({'keep': 1.5})": "its option keep has a value that cannot be: 1.5",
     "options.from_json({'steps': True})": "its option steps has a value that cannot be: True",
     "options.from_json({'learning_rates': ['x']})": "its option learning_rates has a value that",
     "prepare('ab' * 99, Options(seeds=10**8))": "make 100,000,000 models, more than 10,000 at once",
     "prepare('ab' * 99, Options(num_layers=10**8))": "num_layers must be at most 1000, got 1000",
     "prepare('ab' * 99, Options(learning_rates=()))": "learning_rates is empty: give at least one",
     "options.from_json({'optimizer': 'x'})": "its option optimizer has a value that cannot be: 'x'",
-    "jaxrnn.Vocabulary(('a',), 'letter')": "level must be one of char, byte, word, got 'letter'",
+    "jaxrnn.lm.Vocabulary(('a',), 'letter')": "level must be one of char, byte, word, got 'letter'",
     "tasks.copy(0)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(5, symbols=1)": "symbols must be a whole number of at least 2 (a single one need",
@@ -108,12 +108,12 @@ MISTAKES = {
     "tasks.copy(5).draw(key, 0)": "batch_size must be a whole number of at least 1, got 0",
     "tasks.adding().draw(key, 3, 1)": "at least 2 (one marker in each half), got 1",
     "tasks.adding().draw(key, 0, 9)": "batch_size must be a whole number of at least 1, got 0",
-    "tasks.add(-1, 2)": "first must be a whole number of at least 0, got -1",
-    "tasks.add(1, 2.0)": "second must be a whole number of at least 0, got 2.0",
-    "tasks.add(4, 4)": "first and second must be different delays, got 4 for both",
-    "tasks.add(5, 9).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
-    "tasks.add(9, 5).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
-    "tasks.add().draw(key, -1, 20)": "batch_size must be a whole number of at least 1, got -1",
+    "tasks.delayed_add(-1, 2)": "first must be a whole number of at least 0, got -1",
+    "tasks.delayed_add(1, 2.0)": "second must be a whole number of at least 0, got 2.0",
+    "tasks.delayed_add(4, 4)": "first and second must be different delays, got 4 for both",
+    "tasks.delayed_add(5, 9).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.delayed_add(9, 5).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
+    "tasks.delayed_add().draw(key, -1, 20)": "batch_size must be a whole number of at least 1",
     "tasks.text(thirds, 0)": "vocabulary_size must be a whole number of at least 1, got 0",
     "tasks.text(thirds, 2)": "ids hold the id 2, but must lie in 0 … 1 (vocabulary_size=2)",
     "tasks.text(thirds * 1.0, 3)": "ids of shape (9,) must be ids, whole numbers of an integer dty",
@@ -127,8 +127,8 @@ MISTAKES = {
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, jaxrnn
-from jaxrnn import Options, options, tasks
-from jaxrnn.run import prepare
+from jaxrnn import tasks
+from jaxrnn.lm import Options, build, options, prepare
 key = jax.random.key(0)
 rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
 square = jaxrnn.RNN(2, 4, 2)
@@ -153,9 +153,9 @@ def chunk(rule, other, batch_size=3):
 uoro = jaxrnn.gradients.uoro(rnn)
 masked = jaxrnn.Batch(x[None], ids[None], jnp.zeros((1, 3, 6)))
 def loop(count):
-    state = jaxrnn.init_train_state(bptt(rnn), jaxrnn.sgd(), params, h, key=key)
+    state = jaxrnn.init_train_state(bptt(rnn), jaxrnn.clipped_sgd(), params, h, key=key)
     three = jaxrnn.Batch(jnp.stack([x] * 3), np.stack([ids] * 3))
-    run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.sgd()))
+    run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.clipped_sgd()))
     return run(state, three, count=count)
 step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
 said = {}

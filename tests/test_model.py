@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import Options, Text, model, run, train
-from jaxrnn.options import seed_key
-from jaxrnn.text import UNITS, Level
+from jaxrnn import lm
+from jaxrnn.lm import Options, Text, model
+from jaxrnn.lm.options import seed_key
+from jaxrnn.lm.vocabulary import UNITS, Level
+from jaxrnn.training import step as train
 
 TEXT = "The mind? Oh, the naïve mind.\nThe end of the mind.\n\nA very good end!\nOh the end…\n" * 3
 KINDS: list[tuple[Level, bool]] = [(level, lines) for level in UNITS for lines in (False, True)]
@@ -25,7 +27,7 @@ def models():
             level=level, lines=lines, hidden_size=4, batch_size=2, length=None if lines else 5,
             init="normal",
         )  # fmt: skip
-        made[level, lines] = run.model(run.prepare(Text.from_string(TEXT), options))
+        made[level, lines] = lm.to_model(lm.prepare(Text.from_string(TEXT), options))
     return made
 
 
@@ -75,7 +77,7 @@ def test_a_text_in_pieces_is_what_is_drawn_at_once(level, lines, primed, models)
     if lines and primed and level == "char":
         prime = "nd of"
     start = after_start(of_model, prime)
-    drawn = jaxrnn.sample(
+    drawn = jaxrnn.lm.sample(
         of_model.rnn, of_model.params, np.tile(start, (3, 1)), 40, key=seed_key(5),
         temperature=1.5, top_k=9, end=of_model.vocabulary.ends[1] if lines else None,
     )  # fmt: skip
@@ -166,7 +168,9 @@ def test_a_continuation_is_as_likely_as_what_it_shows(level, lines, models):
     of_model, prime = models[level, lines], "The"
     start, ends = after_start(of_model, prime), of_model.vocabulary.ends
     end = ends[1] if lines else None
-    ids, _ = jaxrnn.most_likely(of_model.rnn, of_model.params, np.array(start), 9, beams=5, end=end)
+    ids, _ = jaxrnn.lm.beam_search(
+        of_model.rnn, of_model.params, np.array(start), 9, beams=5, end=end
+    )
     ids = ids.tolist()
     ids = ids[: ids.index(end) + 1] if end in ids else ids
     text, nats = model.continuation(of_model, prime, 9, beams=5)
@@ -257,8 +261,8 @@ def test_a_text_that_cannot_be_scored_is_refused_at_once(level, lines, text, mes
 
 
 def test_a_model_of_one_symbol_is_sure_of_it():
-    of_model = run.model(
-        run.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
+    of_model = lm.to_model(
+        lm.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
     )
     assert model.write(of_model, length=5, prime="a") == ["aaaaaa"]
     *_, (_, score) = model.evaluate(of_model, Text.from_string("aaa"))

@@ -11,7 +11,7 @@ import pytest
 from cases import Case, assert_equal, gradient, make_case
 
 import jaxrnn
-from jaxrnn.options import INITIALIZERS
+from jaxrnn.lm.build import INITIALIZERS
 
 PHI = {
     "tanh": np.tanh,
@@ -374,17 +374,17 @@ PROGRAMS = {
         rnn, params, jaxrnn.Batch(x[None], x[None] % 5)
     ),
     "train": lambda rnn, params, h, x: jaxrnn.make_train_step(
-        jaxrnn.gradients.bptt(rnn), jaxrnn.adagrad()
+        jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_adagrad()
     )(
         jaxrnn.init_train_state(
-            jaxrnn.gradients.bptt(rnn), jaxrnn.adagrad(), params, h, key=jax.random.key(0)
+            jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_adagrad(), params, h, key=jax.random.key(0)
         ),
         jaxrnn.Batch(x, x),
     ),
-    "sample": lambda rnn, params, h, x: jaxrnn.sample(
+    "sample": lambda rnn, params, h, x: jaxrnn.lm.sample(
         rnn, params, x, 3, key=jax.random.key(0), temperature=0.5, top_k=3, top_p=0.9, end=1
     ),
-    "most likely": lambda rnn, params, h, x: jaxrnn.most_likely(
+    "most likely": lambda rnn, params, h, x: jaxrnn.lm.beam_search(
         rnn, params, x[0], 3, beams=3, end=1
     ),
     "walkthrough": lambda rnn, params, h, x: jaxrnn.walkthrough(

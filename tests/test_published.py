@@ -6,6 +6,7 @@ is (N, H), and an influence M[p, j, i] of θ_pj on unit i is laid out as (N·H, 
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from cases import (
 
 import jaxrnn
 from jaxrnn import gradients
-from jaxrnn.gradients.ok import reduce_rank
+from jaxrnn.gradients.rules.ok import reduce_rank
 
 
 class Row(NamedTuple):
@@ -235,8 +236,8 @@ DETERMINISTIC = {
 DRAWN = {  # and the numbers that a step of four units draws
     "uoro": (gradients.uoro, uoro, 4),
     "kf_rtrl": (gradients.kf_rtrl, kf_rtrl, 2),
-    "kernl": (lambda rnn: gradients.kernl(rnn, 0.2, 0.9), kernl(0.2, 0.9), 4),
-    "kernl(decay=1)": (lambda rnn: gradients.kernl(rnn, 0.2, 1.0), kernl(0.2, 1.0), 4),
+    "kernl": (partial(gradients.kernl, learning_rate=0.2, decay=0.9), kernl(0.2, 0.9), 4),
+    "kernl(decay=1)": (partial(gradients.kernl, learning_rate=0.2, decay=1.0), kernl(0.2, 1.0), 4),
 }
 
 
@@ -273,13 +274,13 @@ def test_the_sparse_network_tells_the_masks_apart():
 
 @pytest.mark.parametrize("rule", DRAWN)
 @NETWORKS
-def test_a_rule_with_chance_is_its_published_update(rule, network, lengths, monkeypatch):
+def test_a_rule_with_chance_is_its_published_update(rule, network, lengths):
     case = make_case(**network)
     build, update, numbers = DRAWN[rule]
     table = np.random.default_rng(5).normal(size=(3, 6, numbers))
     table = table if "kernl" in rule else np.sign(table)
-    algorithm = in_chunks(build(case.rnn), *lengths)
-    grads = gradient_for_draws(algorithm, case, jnp.asarray(table), monkeypatch)
+    cut = lambda rnn, noise: in_chunks(build(rnn, noise=noise), *lengths)  # noqa: E731
+    grads = gradient_for_draws(cut, case, jnp.asarray(table))
     expected = [sum(update(row, draw) for row in rows_of(case)) for draw in table]
     assert_equal(stacked(grads.cells[0]), np.array(expected))
 
@@ -339,11 +340,11 @@ def in_order(outcomes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rank", "lengths"), [(1, (1, 2)), (2, (3,))])
-def test_ok_has_the_outcomes_of_the_optimal_reduction(rank, lengths, monkeypatch):
+def test_ok_has_the_outcomes_of_the_optimal_reduction(rank, lengths):
     case = make_case(B=1, T=3, I=3, H=2, leak=0.7)
     table = all_signs(3, rank + 1)
-    algorithm = in_chunks(gradients.ok(case.rnn, rank), *lengths)
-    grads = gradient_for_draws(algorithm, case, table, monkeypatch)
+    cut = lambda rnn, noise: in_chunks(gradients.ok(rnn, rank, noise=noise), *lengths)  # noqa: E731
+    grads = gradient_for_draws(cut, case, jnp.asarray(table))
     (row,) = rows_of(case)
     found, expected = stacked(grads.cells[0]), ok(row, rank)
     assert_equal(in_order(found), in_order(expected))
@@ -539,26 +540,29 @@ def test_ok_with_as_many_products_as_steps_is_rtrl(rank):
     assert_equal(grads, gradient(gradients.rtrl(case.rnn), case)[1])
 
 
-def last_influences(build, case: Case, table: jax.Array, monkeypatch) -> np.ndarray:
+def last_influences(build, case: Case, table: jax.Array) -> np.ndarray:
     """Return the estimate of M_T for every draw and row, (draws, B, N, H²)."""
-    algorithm = build(case.rnn)
 
-    def value_and_memory(params, carry, batch):
-        (loss, carry), _ = algorithm.value_and_grad(params, carry, batch)
-        return (loss, carry), carry.memory[0].influence
+    def reading(rnn, noise):
+        algorithm = build(rnn, noise=noise)
 
-    reading = jaxrnn.GradientAlgorithm(algorithm.init, value_and_memory)
-    u, A = map(np.asarray, gradient_for_draws(reading, case, table, monkeypatch))
+        def value_and_memory(params, carry, batch):
+            (loss, carry), _ = algorithm.value_and_grad(params, carry, batch)
+            return (loss, carry), carry.memory[0].influence
+
+        return jaxrnn.GradientAlgorithm(algorithm.init, value_and_memory)
+
+    u, A = map(np.asarray, gradient_for_draws(reading, case, table))
     draws, B, N = len(table), *case.h.shape[1:2], u.shape[-1]
     u, A = u.reshape(draws, B, -1, N), A.reshape(draws, B, -1, A.shape[-1] ** 2)
     return np.einsum("dbkp,dbki->dbpi", u, A)
 
 
-def test_ok_has_less_variance_than_kf_rtrl_where_they_part(monkeypatch):
+def test_ok_has_less_variance_than_kf_rtrl_where_they_part():
     """The first step is exact by both; of the second, both keep one product for the same two."""
     case, table = make_case(T=2, leak=0.7), all_signs(2, 2)
-    by_ok = last_influences(gradients.ok, case, table, monkeypatch)
-    by_kf = last_influences(gradients.kf_rtrl, case, table, monkeypatch)
+    by_ok = last_influences(gradients.ok, case, table)
+    by_kf = last_influences(gradients.kf_rtrl, case, table)
     assert_equal(by_ok.mean(0), by_kf.mean(0))
     less, more = (by.var(0).sum((1, 2)) for by in (by_ok, by_kf))
     assert (less > 0).all()

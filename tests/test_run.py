@@ -16,20 +16,16 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import (
-    Options,
-    Text,
-    checkpoint,
-    cli,
-    data,
-    display,
-    folder,
-    model,
-    options,
-    run,
-    train,
-    trouble,
-)
+from jaxrnn import lm
+from jaxrnn.cli import console as display
+from jaxrnn.cli import main as cli
+from jaxrnn.cli import plots
+from jaxrnn.lm import Options, Text, build, model, options, scoring
+from jaxrnn.lm import batches as data
+from jaxrnn.lm.store import checkpoint
+from jaxrnn.lm.store import directory as folder
+from jaxrnn.training import nonfinite as trouble
+from jaxrnn.training import step as train
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 IN_MEMORY = Text.from_string(TEXT)
@@ -43,7 +39,7 @@ def text(tmp_path):
 
 
 def trained(started, stop=lambda: False):
-    return list(run.train(started, stop))
+    return list(lm.train(started, stop))
 
 
 def files_of(place):
@@ -58,20 +54,20 @@ def arrays(file):
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
-@pytest.mark.parametrize("rule", options.RULES)
+@pytest.mark.parametrize("rule", jaxrnn.gradients.RULES)
 def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
     """From a checkpoint amid the run, all that was after it lost: parameters, memory, metrics."""
     chosen = dataclasses.replace(
         SMALL, algorithm=rule, lines=lines, length=None if lines else 3, keep=99
     )
-    first = run.start(tmp_path / "run", text, chosen)
+    first = lm.start(tmp_path / "run", text, chosen)
     trained(first)
     *_, last = files_of(tmp_path / "run")
     expected, told = arrays(last), folder.metrics(tmp_path / "run")
     for file in files_of(tmp_path / "run"):
         if int(file.stem[5:]) > 7:
             file.unlink()
-    resumed = run.resume(tmp_path / "run")
+    resumed = lm.resume(tmp_path / "run")
     assert 0 < resumed.done <= 7
     trained(resumed)
     assert files_of(tmp_path / "run")[-1] == last
@@ -80,8 +76,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
 
 
 def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
-    whole = trained(run.prepare(IN_MEMORY, dataclasses.replace(SMALL, save_every=60.0)))
-    single = trained(run.prepare(IN_MEMORY, SMALL))
+    whole = trained(lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, save_every=60.0)))
+    single = trained(lm.prepare(IN_MEMORY, SMALL))
     assert len(single) == 12 > len(whole)
     for a, b in zip(
         *(jax.tree.leaves(end[-1].run.state.params) for end in (whole, single)), strict=True
@@ -91,24 +87,24 @@ def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
 
 def test_steps_can_be_added_to_a_run_and_are_those_of_a_longer_one(text, tmp_path):
     chosen = dataclasses.replace(SMALL, schedule="constant")
-    trained(run.start(tmp_path / "run", text, chosen))
-    trained(run.resume(tmp_path / "run", steps=20))
+    trained(lm.start(tmp_path / "run", text, chosen))
+    trained(lm.resume(tmp_path / "run", steps=20))
     longer = dataclasses.replace(chosen, steps=20)
-    trained(run.start(tmp_path / "longer", text, longer))
+    trained(lm.start(tmp_path / "longer", text, longer))
     assert arrays(files_of(tmp_path / "run")[-1]) == arrays(files_of(tmp_path / "longer")[-1])
 
 
 def test_what_is_told_at_resuming_is_what_the_run_says_from_then_on(text, tmp_path):
     """Each fact has one source, so none is stale; a text that has moved is found again."""
-    trained(run.start(tmp_path / "run", text, SMALL))
+    trained(lm.start(tmp_path / "run", text, SMALL))
     moved = text.rename(tmp_path / "moved.txt")
-    trained(run.resume(tmp_path / "run", text=moved, steps=20))
-    assert run.options_of(tmp_path / "run").steps == run.load(tmp_path / "run").options.steps == 20
+    trained(lm.resume(tmp_path / "run", text=moved, steps=20))
+    assert lm.options_of(tmp_path / "run").steps == lm.load(tmp_path / "run").options.steps == 20
     described = (tmp_path / "run" / "run.json").read_text()
     assert str(moved) in described
     assert "options" not in json.loads(described)
     assert not (tmp_path / "run" / "vocabulary.json").exists()
-    assert run.resume(tmp_path / "run").options.steps == 20
+    assert lm.resume(tmp_path / "run").options.steps == 20
 
 
 CHANGES = {
@@ -119,28 +115,28 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_at_resuming_acts_from_there_on(name, text, tmp_path):
     """As if the run had been prepared with it and given the state; what is not told stays."""
-    first = run.start(tmp_path / "run", text, dataclasses.replace(SMALL, save_every=60.0))
+    first = lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, save_every=60.0))
     amid = trained(first, stop=lambda: True)[-1].run
     chosen = dataclasses.replace(amid.options, **{name: CHANGES[name]})
-    changed = trained(run.resume(tmp_path / "run", **{name: CHANGES[name]}))[-1].run
-    assert changed.options == chosen == run.options_of(tmp_path / "run")
-    expected = trained(run.prepare(text, chosen)._replace(state=amid.state))[-1].run
+    changed = trained(lm.resume(tmp_path / "run", **{name: CHANGES[name]}))[-1].run
+    assert changed.options == chosen == lm.options_of(tmp_path / "run")
+    expected = trained(lm.prepare(text, chosen)._replace(state=amid.state))[-1].run
     assert_equal(changed.state.params, expected.state.params, 0)
-    undisturbed = trained(run.prepare(text, amid.options))[-1].run
+    undisturbed = trained(lm.prepare(text, amid.options))[-1].run
     with pytest.raises(AssertionError):
         assert_equal(changed.state.params, undisturbed.state.params, 1e-6)
-    assert run.resume(tmp_path / "run").options == chosen
+    assert lm.resume(tmp_path / "run").options == chosen
 
 
 def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
     chosen = dataclasses.replace(
         SMALL, steps=40, evaluate_every=1, patience=2, learning_rate=3.0, optimizer="sgd"
     )
-    last = trained(run.start(tmp_path / "run", text, chosen))[-1]
+    last = trained(lm.start(tmp_path / "run", text, chosen))[-1]
     assert (last.over, last.run.done < 39) == ("patience", True)
-    assert run.over_because(run.resume(tmp_path / "run")) == "patience"
-    more = run.resume(tmp_path / "run", patience=3)
-    assert run.over_because(more) == ""
+    assert lm.over_because(lm.resume(tmp_path / "run")) == "patience"
+    more = lm.resume(tmp_path / "run", patience=3)
+    assert lm.over_because(more) == ""
     assert trained(more)[-1].run.done > last.run.done
 
 
@@ -155,15 +151,15 @@ def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
 )
 def test_a_change_that_cannot_be_is_refused(changes, message, kept):
     with pytest.raises(ValueError, match=message):
-        run.resume(kept / "run", **changes)
+        lm.resume(kept / "run", **changes)
 
 
 def test_one_learning_rate_does_not_replace_many(text, tmp_path):
-    run.start(tmp_path / "run", text, dataclasses.replace(SMALL, learning_rates=(0.1, 0.2)))
+    lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, learning_rates=(0.1, 0.2)))
     with pytest.raises(
         ValueError, match=r"learning_rate=0.3 cannot replace the run's 2 learning_r"
     ):
-        run.resume(tmp_path / "run", learning_rate=0.3)
+        lm.resume(tmp_path / "run", learning_rate=0.3)
 
 
 # The gradient before the first step
@@ -174,11 +170,11 @@ def test_one_learning_rate_does_not_replace_many(text, tmp_path):
 def test_the_rule_that_is_used_is_the_one_compared(rule, lines):
     """By its cosine to the exact gradient, the same as `jaxrnn.compare` finds."""
     chosen = dataclasses.replace(SMALL, algorithm=rule, lines=lines, length=None if lines else 12)
-    prepared = run.prepare(IN_MEMORY, chosen)
-    found = run.check_gradient(prepared)
+    prepared = lm.prepare(IN_MEMORY, chosen)
+    found = lm.check_gradient(prepared)
     assert (found.rule, found.report) == (rule, None)
     assert found.claim == {"rflo": "approximate", "truncated_bptt": "truncated"}[rule]
-    algorithms = {rule: options.make_algorithm(chosen, prepared.rnn)}
+    algorithms = {rule: build.make_algorithm(chosen, prepared.rnn)}
     params, batch = prepared.state.params, found.batch
     compared = jaxrnn.compare(
         algorithms, prepared.rnn, params, batch, jax.random.key(0), rounds=1, draws=2
@@ -191,7 +187,7 @@ def test_the_rule_that_is_used_is_the_one_compared(rule, lines):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_rule_is_held_to_what_it_claims_for_so_many_layers(layers):
     chosen = dataclasses.replace(SMALL, num_layers=layers, algorithm="rtrl")
-    found = run.check_gradient(run.prepare(IN_MEMORY, chosen))
+    found = lm.check_gradient(lm.prepare(IN_MEMORY, chosen))
     if layers == 1:
         assert (found.claim, found.cosine) == ("exact", None)
         assert found.report is not None
@@ -201,16 +197,16 @@ def test_a_rule_is_held_to_what_it_claims_for_so_many_layers(layers):
         assert found.cosine is not None
         assert 0.5 < found.cosine < 1
     drawn = dataclasses.replace(chosen, algorithm="uoro", seeds=2)
-    found = run.check_gradient(run.prepare(IN_MEMORY, drawn))
+    found = lm.check_gradient(lm.prepare(IN_MEMORY, drawn))
     assert found.claim == ("unbiased" if layers == 1 else "approximate")
     assert found.cosine is not None
     assert -1 < found.cosine < 1
 
 
 def test_a_rule_that_carries_much_is_compared_on_some_rows(monkeypatch):
-    monkeypatch.setattr("jaxrnn.run.gradient._CARRIED", 1)
+    monkeypatch.setattr("jaxrnn.lm.run.gradient._CARRIED", 1)
     chosen = dataclasses.replace(SMALL, algorithm="rtrl")
-    found = run.check_gradient(run.prepare(IN_MEMORY, chosen))
+    found = lm.check_gradient(lm.prepare(IN_MEMORY, chosen))
     assert found.batch.inputs.shape == (1, 3)
     assert found.report is not None
     assert found.report.ok
@@ -220,12 +216,13 @@ def test_a_rule_that_claims_to_be_exact_and_is_not_does_not_train(text, tmp_path
     def wrong(rnn):
         return jaxrnn.gradients.truncated_bptt(rnn, 1)
 
-    monkeypatch.setitem(options.RULES, "parallel_bptt", wrong)
+    claimed = jaxrnn.gradients.RULES["parallel_bptt"]
+    monkeypatch.setitem(jaxrnn.gradients.RULES, "parallel_bptt", claimed._replace(build=wrong))
     chosen = dataclasses.replace(SMALL, length=12, algorithm="parallel_bptt")
-    found = run.check_gradient(run.prepare(text, chosen))
+    found = lm.check_gradient(lm.prepare(text, chosen))
     assert found.report is not None
     assert found.report.findings[0].bug == "truncated at 1"
-    monkeypatch.setattr(cli.display.console, "quiet", False)  # and what it was afterwards
+    monkeypatch.setattr(cli.console.stdout, "quiet", False)  # and what it was afterwards
     with pytest.raises(ValueError, match=r"nothing was trained"):
         cli.train(text, options=chosen, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -236,12 +233,12 @@ def test_a_rule_that_claims_to_be_exact_and_is_not_does_not_train(text, tmp_path
 
 def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
     """Of a run or a checkpoint; on another text; optimiser and steps anew; its network."""
-    trained(run.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
-    best = run.load(tmp_path / "run")
+    trained(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
+    best = lm.load(tmp_path / "run")
     other = Text.from_string(TEXT.replace("be", "not")[5:])
     (file,) = [file for file in files_of(tmp_path / "run") if int(file.stem[5:]) == best.step]
     for source in (tmp_path / "run", str(tmp_path / "run"), file, best):
-        new = run.prepare(other, Options(batch_size=3, length=4), init_from=source)
+        new = lm.prepare(other, Options(batch_size=3, length=4), init_from=source)
         assert_equal(new.state.params, best.params, 0)
         assert new.vocabulary == best.vocabulary
         assert (new.rnn, new.done) == (best.rnn, 0)
@@ -250,13 +247,11 @@ def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
         )
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(new.state.opt_state))
     chosen = dataclasses.replace(SMALL, num_layers=2)
-    started = run.start(tmp_path / "new", other, chosen, init_from=tmp_path / "run")
+    started = lm.start(tmp_path / "new", other, chosen, init_from=tmp_path / "run")
     trained(started)
-    resumed = run.resume(tmp_path / "new", text=other, steps=14)
+    resumed = lm.resume(tmp_path / "new", text=other, steps=14)
     assert (resumed.done, resumed.vocabulary) == (12, best.vocabulary)
-    many = run.prepare(
-        other, dataclasses.replace(chosen, learning_rates=(0.1, 0.2)), init_from=best
-    )
+    many = lm.prepare(other, dataclasses.replace(chosen, learning_rates=(0.1, 0.2)), init_from=best)
     for member in range(2):
         params = jax.tree.map(lambda leaf, n=member: leaf[n], many.state.params)
         assert_equal(params, best.params, 0)
@@ -277,7 +272,7 @@ def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
 )
 def test_options_that_contradict_the_model_are_refused(chosen, message, kept):
     with pytest.raises(ValueError, match=message) as raised:
-        run.prepare(IN_MEMORY, Options(**chosen), init_from=kept / "run")
+        lm.prepare(IN_MEMORY, Options(**chosen), init_from=kept / "run")
     assert "\n" not in str(raised.value)
 
 
@@ -286,25 +281,25 @@ def test_characters_that_the_model_does_not_know_are_all_named(kept):
     message = r"has 2 characters that the model does not know: '~' \(U\+007E\), 'é' \(U\+00E9\);"
     for lines in (False, True):
         with pytest.raises(ValueError, match=message) as raised:
-            run.prepare(strange, Options(lines=lines), init_from=kept / "run")
+            lm.prepare(strange, Options(lines=lines), init_from=kept / "run")
         assert "\n" not in str(raised.value)
 
 
 def test_words_that_the_model_does_not_know_are_counted(tmp_path):
     words = dataclasses.replace(SMALL, level="word")
-    model = run.model(run.prepare(IN_MEMORY, words))
+    model = lm.to_model(lm.prepare(IN_MEMORY, words))
     other = Text.from_string(TEXT + "a zebra and a quagga")
-    new = run.prepare(other, SMALL, init_from=model)
+    new = lm.prepare(other, SMALL, init_from=model)
     (remark,) = new.remarks
     assert "5 words of a text in memory are not known to the model: each is <unk>" in remark
-    assert run.prepare(IN_MEMORY, SMALL, init_from=model).remarks == ()
+    assert lm.prepare(IN_MEMORY, SMALL, init_from=model).remarks == ()
 
 
 def foreign(tmp_path, text):
     """Put a checkpoint into a run of another vocabulary of the same size."""
     (tmp_path / "other.txt").write_text(TEXT.replace("e", "z").replace("o", "x"))
     for name, file in (("run", text), ("other", tmp_path / "other.txt")):
-        trained(run.start(tmp_path / name, file, SMALL), stop=lambda: True)
+        trained(lm.start(tmp_path / name, file, SMALL), stop=lambda: True)
     stray = tmp_path / "run" / "checkpoints" / "step-00000009.safetensors"
     shutil.copy(files_of(tmp_path / "other")[-1], stray)
     return tmp_path / "run"
@@ -316,20 +311,20 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(old, text, tmp_path):
     place = foreign(tmp_path, text)
     if old:
         aged(place)
-    for use in (run.resume, lambda place: run.load(place, newest=True), run.options_of):
+    for use in (lm.resume, lambda place: lm.load(place, newest=True), lm.options_of):
         with pytest.raises(
             ValueError, match=r"SHA-256 .* is needed: it is of another run"
         ) as raised:
             use(place)
         assert "\n" not in str(raised.value)
-    assert run.load(place / "checkpoints" / "step-00000009.safetensors").step == 1
+    assert lm.load(place / "checkpoints" / "step-00000009.safetensors").step == 1
 
 
 def test_a_checkpoint_of_another_text_is_refused(kept, tmp_path):
     shutil.copytree(kept / "run", tmp_path / "run")
     text = folder.newest(tmp_path / "run").checkpoint.about["text"]
     changed(tmp_path / "run", text=text | {"sha256": "0" * 64})
-    for use in (run.load, run.resume):
+    for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"was trained on another text than .* another run"):
             use(tmp_path / "run")
 
@@ -345,28 +340,28 @@ def aged(place):
 
 
 def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_path):
-    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     aged(tmp_path / "run")
-    assert run.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
-    assert trained(run.resume(tmp_path / "run", steps=14))[-1].run.done == 14
+    assert lm.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert trained(lm.resume(tmp_path / "run", steps=14))[-1].run.done == 14
     assert "options" not in json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run.options_of(tmp_path / "run").steps == 14
-    assert run.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
+    assert lm.options_of(tmp_path / "run").steps == 14
+    assert lm.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(text, tmp_path):
-    blocks = trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    blocks = trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     assert [block.over for block in blocks] == ["stopped"]
     assert blocks[0].saved == files_of(tmp_path / "run")[-1]
-    assert run.resume(tmp_path / "run").done == blocks[0].run.done
+    assert lm.resume(tmp_path / "run").done == blocks[0].run.done
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(text, tmp_path):
-    trained(run.start(tmp_path / "run", text, dataclasses.replace(SMALL, keep=3)))
+    trained(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, keep=3)))
     *_, good, worse, worst = files_of(tmp_path / "run")
     worst.write_bytes(worst.read_bytes()[:-9])
     worse.write_bytes(b"")
-    resumed = run.resume(tmp_path / "run")
+    resumed = lm.resume(tmp_path / "run")
     assert resumed.done == int(good.stem[5:])
     told = "\n".join(resumed.remarks)
     assert worst.name in told
@@ -375,66 +370,66 @@ def test_damaged_checkpoints_are_passed_over_and_named(text, tmp_path):
     for file in files_of(tmp_path / "run"):
         file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"has no checkpoint that can be read; .* is damaged"):
-        run.load(tmp_path / "run")
+        lm.load(tmp_path / "run")
 
 
 def test_what_a_killed_process_left_behind_is_tidied_up(text, tmp_path):
-    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     left = tmp_path / "run" / "checkpoints" / ".jaxrnn-abc.part"
     left.write_bytes(b"half")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0, "grad_norm": 1.0}\n{"step": 3, "lo')
     shutil.rmtree(tmp_path / "run" / "samples")
-    resumed = run.resume(tmp_path / "run")
+    resumed = lm.resume(tmp_path / "run")
     assert resumed.done == 1
-    next(run.train(resumed))
+    next(lm.train(resumed))
     assert not left.exists()
     assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
-    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
-    assert run.resume(tmp_path / "run").remarks == ()
+    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    assert lm.resume(tmp_path / "run").remarks == ()
     monkeypatch.setattr(os, "cpu_count", lambda: 99)
-    (remark,) = run.resume(tmp_path / "run").remarks
+    (remark,) = lm.resume(tmp_path / "run").remarks
     assert "processors" in remark
     assert "(here 99): the last digits may differ" in remark
 
 
 def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
-    trained(run.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
 
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(folder, "rewind", read_only)
     with pytest.raises(ValueError, match=r"cannot write .*run: Read-only file system; its last"):
-        next(run.train(run.resume(tmp_path / "run")))
+        next(lm.train(lm.resume(tmp_path / "run")))
 
 
 def test_two_processes_cannot_train_one_run(text, tmp_path):
-    started = run.start(tmp_path / "run", text, SMALL)
-    training: Any = run.train(started)
+    started = lm.start(tmp_path / "run", text, SMALL)
+    training: Any = lm.train(started)
     next(training)
     with pytest.raises(ValueError, match="is being trained by another process"):
-        next(run.train(started))
+        next(lm.train(started))
     training.close()
-    next(run.train(started))
+    next(lm.train(started))
 
 
 def test_a_run_that_is_left_amid_is_saved(text, tmp_path):
     chosen = dataclasses.replace(SMALL, save_every=60.0)
-    training: Any = run.train(run.start(tmp_path / "run", text, chosen))
+    training: Any = lm.train(lm.start(tmp_path / "run", text, chosen))
     block = next(training)
     training.close()
     assert block.saved is None
-    assert run.resume(tmp_path / "run").done == block.run.done > 0
+    assert lm.resume(tmp_path / "run").done == block.run.done > 0
 
 
 def test_a_run_trained_again_from_where_it_was_has_its_metrics_once(text, tmp_path):
-    started = run.start(tmp_path / "run", text, SMALL)
+    started = lm.start(tmp_path / "run", text, SMALL)
     for _ in range(2):
-        next(run.train(started))
+        next(lm.train(started))
     assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1]
 
 
@@ -454,20 +449,20 @@ def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
 
 
 def test_a_run_that_is_being_trained_is_not_overwritten(text, tmp_path):
-    training: Any = run.train(run.start(tmp_path / "run", text, SMALL))
+    training: Any = lm.train(lm.start(tmp_path / "run", text, SMALL))
     next(training)
     with pytest.raises(ValueError, match="is being trained by another process"):
-        run.start(tmp_path / "run", text, SMALL, overwrite=True)
+        lm.start(tmp_path / "run", text, SMALL, overwrite=True)
     training.close()
-    assert run.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
-    assert run.resume(tmp_path / "run").done == 0
+    assert lm.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
+    assert lm.resume(tmp_path / "run").done == 0
 
 
 def test_what_is_no_part_of_a_run_is_never_overwritten_or_removed(text, tmp_path):
-    run.start(tmp_path / "run", text, SMALL)
+    lm.start(tmp_path / "run", text, SMALL)
     (tmp_path / "run" / "notes.txt").write_text("irreplaceable")
     with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a run"):
-        run.start(tmp_path / "run", text, SMALL, overwrite=True)
+        lm.start(tmp_path / "run", text, SMALL, overwrite=True)
     folder.remove(tmp_path / "run")
     assert (tmp_path / "run" / "notes.txt").read_text() == "irreplaceable"
     (tmp_path / "run" / "notes.txt").unlink()
@@ -503,8 +498,8 @@ def test_the_same_checkpoints_are_kept_whatever_the_clock_says_and_whenever_it_i
 ):
     """A process that is killed before it removes a checkpoint is one that raises there."""
     chosen = dataclasses.replace(SMALL, steps=8, evaluate_every=2, keep=2)
-    trained(run.start(tmp_path / "seldom", text, dataclasses.replace(chosen, save_every=60.0)))
-    trained(run.start(tmp_path / "often", text, chosen))
+    trained(lm.start(tmp_path / "seldom", text, dataclasses.replace(chosen, save_every=60.0)))
+    trained(lm.start(tmp_path / "often", text, chosen))
     expected = [file.name for file in files_of(tmp_path / "seldom")]
     assert {"step-00000006.safetensors", "step-00000008.safetensors"} <= set(expected)
     assert len(expected) <= 3
@@ -521,20 +516,20 @@ def test_the_same_checkpoints_are_kept_whatever_the_clock_says_and_whenever_it_i
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killed)
             with pytest.raises(ValueError, match="cannot write"):
-                trained(run.start(place, text, chosen))
+                trained(lm.start(place, text, chosen))
         assert [file.name for file in files_of(place)] != expected
-        trained(run.resume(place))
+        trained(lm.resume(place))
         assert [file.name for file in files_of(place)] == expected
 
 
 def test_a_folder_holds_the_whole_run(text, tmp_path):
-    blocks = trained(run.start(tmp_path / "run", text, SMALL))
+    blocks = trained(lm.start(tmp_path / "run", text, SMALL))
     place = tmp_path / "run"
     described = json.loads((place / "run.json").read_text())
     assert described["text"]["file"] == str(text)
-    assert run.options_of(place) == SMALL
-    assert run.load(place).vocabulary.symbols == tuple(sorted(set(TEXT)))
-    assert described["vocabulary"]["sha256"] == run.load(place).vocabulary.sha256
+    assert lm.options_of(place) == SMALL
+    assert lm.load(place).vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert described["vocabulary"]["sha256"] == lm.load(place).vocabulary.sha256
     records = folder.metrics(place)
     assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
     evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}
@@ -550,8 +545,8 @@ def test_a_folder_holds_the_whole_run(text, tmp_path):
 
 def test_the_held_out_loss_is_that_of_the_texts_end(text, tmp_path):
     """Each row in one piece, no tail dropped; and the best checkpoint gives it back."""
-    blocks = trained(run.start(tmp_path / "run", text, SMALL))
-    model = run.load(tmp_path / "run")
+    blocks = trained(lm.start(tmp_path / "run", text, SMALL))
+    model = lm.load(tmp_path / "run")
     best = min(loss for _, loss in blocks[-1].run.history)
     assert model.held_out == best
     ids = model.vocabulary.encode(TEXT)
@@ -570,7 +565,7 @@ def test_patience_ends_a_run_that_does_not_get_better(text):
     chosen = dataclasses.replace(
         SMALL, steps=400, evaluate_every=1, patience=3, learning_rate=3.0, optimizer="sgd"
     )
-    blocks = trained(run.prepare(IN_MEMORY, chosen))
+    blocks = trained(lm.prepare(IN_MEMORY, chosen))
     losses = [loss for _, loss in blocks[-1].run.history]
     assert blocks[-1].over == "patience"
     assert len(losses) - 1 - int(np.argmin(losses)) == 3
@@ -598,8 +593,8 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
 ):
     chosen = dataclasses.replace(SMALL, save_every=60.0)
     found = trouble.Trouble("a stage", "something")
-    monkeypatch.setattr("jaxrnn.run.loop._diagnose", lambda *_: found)
-    blocks = trained(poisoned(run.start(tmp_path / "run", text, chosen), 9))
+    monkeypatch.setattr("jaxrnn.lm.run.loop._diagnose", lambda *_: found)
+    blocks = trained(poisoned(lm.start(tmp_path / "run", text, chosen), 9))
     assert blocks[-1].over == "trouble"
     assert np.isnan(blocks[-1].metrics.loss[-1])
     assert blocks[-1].run.done == 9
@@ -607,15 +602,15 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     assert folder.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
         "grad_norm": folder.metrics(tmp_path / "run")[-1]["grad_norm"]
     }
-    good = trained(run.prepare(IN_MEMORY, chosen), stop=iter([False] * 20).__next__)
-    short = trained(poisoned(run.prepare(IN_MEMORY, chosen), 9))
+    good = trained(lm.prepare(IN_MEMORY, chosen), stop=iter([False] * 20).__next__)
+    short = trained(poisoned(lm.prepare(IN_MEMORY, chosen), 9))
     assert_equal(blocks[-1].run.state.params, short[-1].run.state.params, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(blocks[-1].run.state.params))
     assert len(good[-1].run.history) == 2
 
 
 def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
-    started = run.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=60))
+    started = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=60))
 
     def growing(state, batch):
         new, metrics = started.step(state, batch)
@@ -635,14 +630,14 @@ def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
         SMALL, seed=5, seeds=2, learning_rates=(0.01, 0.03), lines=lines,
         length=None if lines else 3,
     )  # fmt: skip
-    many = trained(run.prepare(IN_MEMORY, chosen))[-1]
+    many = trained(lm.prepare(IN_MEMORY, chosen))[-1]
     assert many.metrics.loss.shape[1:] == (4,)
     for number, member in enumerate(options.members(chosen)):
         alone = dataclasses.replace(
             chosen, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
         )
-        prepared = run.prepare(IN_MEMORY, alone)._replace(
-            source=run.prepare(IN_MEMORY, chosen).source
+        prepared = lm.prepare(IN_MEMORY, alone)._replace(
+            source=lm.prepare(IN_MEMORY, chosen).source
         )
         last = trained(prepared)[-1].run
         of_member = jax.tree.map(lambda leaf, n=number: leaf[n], many.run.state.params)
@@ -654,28 +649,28 @@ def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
 
 def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
     chosen = dataclasses.replace(SMALL, seeds=3, keep=99)
-    blocks = trained(run.start(tmp_path / "run", text, chosen))
+    blocks = trained(lm.start(tmp_path / "run", text, chosen))
     expected = arrays(files_of(tmp_path / "run")[-1])
     losses = blocks[-1].held_out
-    model = run.load(tmp_path / "run", newest=True)
+    model = lm.load(tmp_path / "run", newest=True)
     best = int(np.argmin(losses))
     assert_equal(
         model.params, jax.tree.map(lambda leaf: leaf[best], blocks[-1].run.state.params), 0
     )
     assert model.held_out == min(losses)
     files_of(tmp_path / "run")[-1].unlink()
-    trained(run.resume(tmp_path / "run"))
+    trained(lm.resume(tmp_path / "run"))
     assert arrays(files_of(tmp_path / "run")[-1]) == expected
 
 
 def test_a_member_that_is_not_finite_leaves_the_others_alone(text, tmp_path):
     trouble = {"optimizer": "sgd", "activation": "identity", "clip": 1e30}
     chosen = dataclasses.replace(SMALL, learning_rates=(0.1, 1e20), steps=30, **trouble)
-    last = trained(run.start(tmp_path / "run", text, chosen))[-1]
+    last = trained(lm.start(tmp_path / "run", text, chosen))[-1]
     assert last.over == "steps"
     assert np.isfinite(last.held_out[0])
     assert not np.isfinite(last.held_out[1])
-    model = run.load(tmp_path / "run")
+    model = lm.load(tmp_path / "run")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
 
 
@@ -724,7 +719,7 @@ REFUSED = {
 def kept(tmp_path_factory):
     place = tmp_path_factory.mktemp("kept")
     (place / "text.txt").write_text(TEXT)
-    trained(run.start(place / "run", place / "text.txt", SMALL), stop=lambda: True)
+    trained(lm.start(place / "run", place / "text.txt", SMALL), stop=lambda: True)
     return place
 
 
@@ -735,7 +730,7 @@ def test_a_run_that_says_what_cannot_be_is_refused(case, kept, tmp_path):
     if about.get("options"):
         about = {"options": options.to_json(SMALL) | about["options"]}
     changed(tmp_path / "run", **about)
-    for use in (run.load, run.resume):
+    for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=message) as raised:
             use(tmp_path / "run")
         assert "\n" not in str(raised.value)
@@ -745,49 +740,49 @@ def test_a_str_is_a_path_wherever_a_text_is_asked_for(text, tmp_path, monkeypatc
     """As a `Path` is; and a text in memory is a `Text`."""
     monkeypatch.chdir(tmp_path)
     for same in ("text.txt", text, Text.from_file("text.txt"), IN_MEMORY):
-        started = run.start("run", same, SMALL, overwrite=True)
+        started = lm.start("run", same, SMALL, overwrite=True)
         assert (started.text["characters"], started.vocabulary.symbols[-1]) == (len(TEXT), "w")
-        assert run.prepare(same, SMALL).text["sha256"] == started.text["sha256"]
-        assert run.resume("run", text=same).text["sha256"] == started.text["sha256"]
-        *_, (_, score) = model.evaluate(run.load("run"), same)
+        assert lm.prepare(same, SMALL).text["sha256"] == started.text["sha256"]
+        assert lm.resume("run", text=same).text["sha256"] == started.text["sha256"]
+        *_, (_, score) = model.evaluate(lm.load("run"), same)
         assert score.characters == len(TEXT)
     for use in (
-        lambda missing: run.start("other", missing, SMALL),
-        lambda missing: run.prepare(missing, SMALL),
-        lambda missing: run.resume("run", text=missing),
-        lambda missing: model.evaluate(run.load("run"), missing),
+        lambda missing: lm.start("other", missing, SMALL),
+        lambda missing: lm.prepare(missing, SMALL),
+        lambda missing: lm.resume("run", text=missing),
+        lambda missing: model.evaluate(lm.load("run"), missing),
     ):
         with pytest.raises(ValueError, match=r"cannot read nosuchfile.txt: No such file"):
             use("nosuchfile.txt")
         for itself in ("to be or not to be", TEXT):
-            with pytest.raises(ValueError, match=r"give jaxrnn.Text.from_string") as raised:
+            with pytest.raises(ValueError, match=r"give jaxrnn.lm.Text.from_string") as raised:
                 use(itself)
             assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"encoding='latin-1' is for the path of a file"):
-        run.start("other", IN_MEMORY, SMALL, encoding="latin-1")
+        lm.start("other", IN_MEMORY, SMALL, encoding="latin-1")
 
 
 def test_a_run_of_a_text_in_memory_asks_for_it_to_go_on(tmp_path):
-    trained(run.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
+    trained(lm.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
     with pytest.raises(ValueError, match=r"a text in memory, which lies in no file: give it again"):
-        run.resume(tmp_path / "run")
-    assert run.resume(tmp_path / "run", text=IN_MEMORY).done == 1
+        lm.resume(tmp_path / "run")
+    assert lm.resume(tmp_path / "run", text=IN_MEMORY).done == 1
 
 
 def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(kept, tmp_path):
     shutil.copytree(kept / "run", tmp_path / "run")
     (tmp_path / "moved.txt").write_text(TEXT)
-    assert run.resume(tmp_path / "run", text=tmp_path / "moved.txt").done > 0
+    assert lm.resume(tmp_path / "run", text=tmp_path / "moved.txt").done > 0
     (tmp_path / "moved.txt").write_text(TEXT + "!")
     with pytest.raises(ValueError, match="is not the text that the run began with: its SHA-256"):
-        run.resume(tmp_path / "run", text=tmp_path / "moved.txt")
+        lm.resume(tmp_path / "run", text=tmp_path / "moved.txt")
 
 
 def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
     shutil.copytree(kept / "run", tmp_path / "run")
     changed(tmp_path / "run", options=options.to_json(SMALL) | {"algorithm": "rtrl"})
     with pytest.raises(ValueError, match=r"holds no carry.memory\[0\].influence: it is of another"):
-        run.resume(tmp_path / "run")
+        lm.resume(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -803,8 +798,8 @@ def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
         ({"seed": 10**20}, "seed must lie in 0 … .*, got 1"),
         ({"batch_size": 1000}, "the text has 450 symbols to train on, fewer than the 64,001"),
         ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
-        ({"window": 3}, "window=3 is for algorithm truncated_bptt alone: leave it out, or use"),
-        ({"rank": 2}, "rank=2 is for algorithm ok alone"),
+        ({"algorithm": "bptt(window=3)"}, "bptt has no option window: it takes none"),
+        ({"algorithm": "ok(rank=0)"}, "rank must be a whole number of at least 1, got 0"),
         ({"vocabulary_size": 9}, "vocabulary_size=9 is for level word alone"),
         ({"weight_decay": 0.1, "optimizer": "sgd"}, "weight_decay=0.1 is for optimizer adam alone"),
         ({"learning_rate": 0.1, "learning_rates": (0.1,)}, "contradict each other"),
@@ -817,14 +812,14 @@ def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
 )
 def test_options_that_cannot_be_are_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
-        run.prepare(Text.from_string("a" * 499 + "b"), Options(**chosen))
+        lm.prepare(Text.from_string("a" * 499 + "b"), Options(**chosen))
 
 
 def test_lines_that_are_too_long_to_be_meant_are_refused():
     text = "a\n" * 40 + "b" * 20_000
     with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*--length 200"):
-        run.prepare(Text.from_string(text), Options(lines=True))
-    cut = run.prepare(Text.from_string(text), Options(lines=True, length=5, hidden_size=3))
+        lm.prepare(Text.from_string(text), Options(lines=True))
+    cut = lm.prepare(Text.from_string(text), Options(lines=True, length=5, hidden_size=3))
     assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)
 
 
@@ -833,10 +828,10 @@ def test_links_pipes_and_folders_in_a_run_are_not_followed(kept, tmp_path):
     good = files_of(tmp_path / "run")[-1]
     os.mkfifo(good.with_name("step-00000070.safetensors"))
     good.with_name("step-00000080.safetensors").mkdir()
-    assert run.load(tmp_path / "run", newest=True).step == int(good.stem[5:])
+    assert lm.load(tmp_path / "run", newest=True).step == int(good.stem[5:])
     (tmp_path / "run" / "samples").rename(tmp_path / "elsewhere")
     (tmp_path / "run" / "samples").symlink_to(tmp_path / "elsewhere")
-    for use in (run.load, run.resume):
+    for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"samples is a link, and links in a run are not foll"):
             use(tmp_path / "run")
 
@@ -854,7 +849,7 @@ DESCRIBED = {
 def test_a_run_json_that_is_odd_is_refused_in_one_line(case, kept, tmp_path):
     shutil.copytree(kept / "run", tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(DESCRIBED[case])
-    for use in (run.load, run.resume):
+    for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"run.json is damaged: ") as raised:
             use(tmp_path / "run")
         assert "\n" not in str(raised.value)
@@ -880,7 +875,7 @@ def test_schedules_rise_and_fall_as_they_say():
     def rates(**how: Any) -> np.ndarray:
         """Read the rate off gradient descent's first step at each count."""
         chosen = Options(optimizer="sgd", learning_rate=2.0, clip=1.0, steps=10, **how)
-        optimizer = options.make_optimizer(chosen, 2.0)
+        optimizer = build.make_optimizer(chosen, 2.0)
         params = {"x": jnp.zeros(())}
         state, found = optimizer.init(params), []
         for _ in range(10):
@@ -905,10 +900,10 @@ def test_a_passage_is_scored_alike_in_parts_and_whole(monkeypatch):
     passage = data.passage(ids, 2, 5)
     whole = jaxrnn.evaluate(rnn, params, data.whole_text(ids, 2, 5))
     monkeypatch.setattr(train, "_POSITIONS", 30)
-    parts = list(train.score(rnn, params, passage))
+    parts = list(scoring.score(rnn, params, passage))
     assert len(parts) == 4
     assert sum(part.positions for part in parts) == 96
-    assert_equal(train.mean_loss(parts), np.asarray(whole))
+    assert_equal(scoring.mean_loss(parts), np.asarray(whole))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int8, np.bool_, np.uint64])
@@ -921,11 +916,11 @@ def test_parameters_that_are_no_floats_are_refused_before_anything_is_computed(
     whole = {n: a.astype(dtype) if n.startswith("params.") else a for n, a in arrays.items()}
     forged(found.file, whole, json.dumps(found.about))
     message = rf"params\.\S+ has dtype {np.dtype(dtype)}, but parameters are floats"
-    for use in (run.load, run.resume, run.options_of):
+    for use in (lm.load, lm.resume, lm.options_of):
         with pytest.raises(ValueError, match=message):
             use(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
-        run.load(found.file)
+        lm.load(found.file)
 
 
 def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_path):
@@ -935,7 +930,7 @@ def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_p
     with pytest.raises(
         ValueError, match=r"metrics.jsonl, record \d+ \(step 2\): a loss above 1e\+"
     ):
-        display.curves([tmp_path / "run"], tmp_path / "loss.png")
+        plots.curves([tmp_path / "run"], tmp_path / "loss.png")
 
 
 def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(kept, tmp_path):
@@ -945,7 +940,7 @@ def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(k
     with pytest.raises(
         ValueError, match=r"record \d+ \(step 2\): a loss of 2 models, not 1, cannot"
     ):
-        display.curves([tmp_path / "run"], tmp_path / "loss.png")
+        plots.curves([tmp_path / "run"], tmp_path / "loss.png")
 
 
 def test_curves_are_labelled_with_their_run_only_among_several(kept, monkeypatch):
@@ -956,7 +951,7 @@ def test_curves_are_labelled_with_their_run_only_among_several(kept, monkeypatch
     monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **how: None)
     for places, name in ((1, ""), (2, "run: ")):
         labelled.clear()
-        display.curves([kept / "run"] * places, kept / "loss.png")
+        plots.curves([kept / "run"] * places, kept / "loss.png")
         assert labelled == [f"{name}training"] * places
 
 

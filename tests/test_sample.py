@@ -10,8 +10,8 @@ import pytest
 from cases import assert_equal
 
 import jaxrnn
-from jaxrnn.network import param_shapes
-from jaxrnn.sample import most_likely, stream
+from jaxrnn.lm.sampling import beam_search, stream
+from jaxrnn.network.rnn import param_shapes
 
 RNN = jaxrnn.RNN(5, 7, 5, readout_init=jax.nn.initializers.normal(2.0))
 PARAMS = RNN.init(jax.random.key(0))
@@ -31,7 +31,7 @@ def continued_by_hand(prime, length):
 
 def test_temperature_zero_takes_the_likeliest_each_time():
     prime = np.array([[0, 3], [4, 1]])
-    ids = jaxrnn.sample(RNN, PARAMS, prime, 6, key=jax.random.key(1), temperature=0.0)
+    ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 6, key=jax.random.key(1), temperature=0.0)
     assert np.array_equal(ids, continued_by_hand(prime, 6))
 
 
@@ -62,7 +62,7 @@ def test_draws_follow_the_softmax_at_that_temperature_truncated(temperature, top
     """Frequencies of the first id over 20,000 rows, within 4 standard errors at this seed."""
     prime = np.tile([[2, 4]], (20_000, 1))
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    ids = jaxrnn.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), **how)
+    ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), **how)
     outputs, _ = RNN.apply(PARAMS, prime[:1], RNN.initial_state(1))
     p = truncated_by_hand(np.asarray(jax.nn.softmax(outputs[0, -1] / temperature)), top_k, top_p)
     frequency = np.bincount(ids[:, 0], minlength=5) / len(prime)
@@ -72,15 +72,17 @@ def test_draws_follow_the_softmax_at_that_temperature_truncated(temperature, top
 @pytest.mark.parametrize("one", [{"top_k": 1}, {"top_p": 1e-9}])
 def test_a_draw_among_one_id_is_greedy(one):
     prime = np.array([[0, 3], [4, 1]])
-    ids = jaxrnn.sample(RNN, PARAMS, prime, 9, key=jax.random.key(1), temperature=2.0, **one)
+    ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 9, key=jax.random.key(1), temperature=2.0, **one)
     assert np.array_equal(ids, continued_by_hand(prime, 9))
 
 
 @pytest.mark.parametrize("all_ids", [{"top_k": 5}, {"top_k": 10**20}, {"top_p": 1.0}])
 def test_a_draw_among_all_ids_is_the_plain_draw(all_ids):
     prime = np.tile([[1]], (200, 1))
-    plain = jaxrnn.sample(RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0)
-    ids = jaxrnn.sample(RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0, **all_ids)
+    plain = jaxrnn.lm.sample(RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0)
+    ids = jaxrnn.lm.sample(
+        RNN, PARAMS, prime, 20, key=jax.random.key(1), temperature=2.0, **all_ids
+    )
     assert np.array_equal(ids, plain)
 
 
@@ -95,7 +97,7 @@ def with_probabilities(p, dtype):
 def test_a_nucleus_of_probability_one_holds_what_rounding_would_lose(monkeypatch):
     rnn, params = with_probabilities([1.0, 1e-9, 1e-18, 1e-27, 1e-36], jnp.float32)
     monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmin(-1))
-    ids = jaxrnn.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=1.0)
+    ids = jaxrnn.lm.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=1.0)
     assert ids.item() == 4
 
 
@@ -105,7 +107,7 @@ def test_a_nucleus_of_probability_one_holds_what_rounding_would_lose(monkeypatch
 def test_of_equally_likely_ids_the_smaller_ones_are_drawn_and_no_more(few, number):
     rnn, params = with_probabilities([0.25, 0.25, 0.25, 0.25], jnp.float64)
     prime = np.tile([[1]], (100, 1))
-    ids = jaxrnn.sample(rnn, params, prime, 1, key=jax.random.key(0), **few)
+    ids = jaxrnn.lm.sample(rnn, params, prime, 1, key=jax.random.key(0), **few)
     assert set(np.ravel(ids)) == set(range(number))
 
 
@@ -121,8 +123,8 @@ def test_a_small_temperature_draws_the_likeliest_and_all_that_are_equally_likely
     for temperature in (1e-3, 1e-4, 1e-5, 1e-8, 1e-37, 1e-39, 1e-45, 1e-310, 5e-324):
         for how in ({}, {"top_p": 0.999, "top_k": 4}):
             how |= {"key": key, "temperature": temperature}
-            assert set(np.ravel(jaxrnn.sample(rnn, params, prime, 1, **how))) == {3}
-            assert set(np.ravel(jaxrnn.sample(rnn, tied, prime, 1, **how))) == {1, 4}
+            assert set(np.ravel(jaxrnn.lm.sample(rnn, params, prime, 1, **how))) == {3}
+            assert set(np.ravel(jaxrnn.lm.sample(rnn, tied, prime, 1, **how))) == {1, 4}
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -131,7 +133,7 @@ def test_a_nucleus_is_the_same_set_in_every_precision(top_p, number, dtype, monk
     rnn, params = with_probabilities(np.full(3000, 1.0), dtype)
     count = lambda key, logits: jnp.isfinite(logits).sum(-1)  # noqa: E731
     monkeypatch.setattr(jax.random, "categorical", count)
-    ids = jaxrnn.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=top_p)
+    ids = jaxrnn.lm.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=top_p)
     assert abs(ids.item() - number) <= 1
 
 
@@ -139,7 +141,7 @@ def test_a_nucleus_is_the_same_set_in_every_precision(top_p, number, dtype, monk
 def test_draws_have_the_same_random_numbers_in_every_precision(dtype):
     """Those of float16 are so coarse that unlikely ids would be drawn far too seldom."""
     p = np.array([0.9985, 0.0005, 0.0005, 0.0005])
-    ids = jaxrnn.sample(
+    ids = jaxrnn.lm.sample(
         *with_probabilities(p, dtype), np.tile([[0]], (20_000, 1)), 1, key=jax.random.key(1)
     )
     frequency = np.bincount(np.ravel(ids), minlength=4) / 20_000
@@ -149,13 +151,13 @@ def test_draws_have_the_same_random_numbers_in_every_precision(dtype):
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_the_log_probability_of_a_long_sequence_keeps_its_digits(dtype):
     rnn, params = with_probabilities(np.full(5, 1.0), dtype)
-    _, score = most_likely(rnn, params, np.array([0]), 2000, beams=2)
+    _, score = beam_search(rnn, params, np.array([0]), 2000, beams=2)
     assert float(score) == pytest.approx(-2000 * np.log(5), rel=1e-5)
 
 
 def test_the_second_draw_is_conditioned_on_the_first():
     prime = np.tile([[1]], (20_000, 1))
-    ids = np.asarray(jaxrnn.sample(RNN, PARAMS, prime, 2, key=jax.random.key(3)))
+    ids = np.asarray(jaxrnn.lm.sample(RNN, PARAMS, prime, 2, key=jax.random.key(3)))
     first = int(np.bincount(ids[:, 0]).argmax())
     outputs, _ = RNN.apply(PARAMS, np.array([[1, first]]), RNN.initial_state(1))
     p = np.asarray(jax.nn.softmax(outputs[0, -1]))
@@ -166,7 +168,7 @@ def test_the_second_draw_is_conditioned_on_the_first():
 
 def test_after_the_end_there_is_nothing_but_ends_and_other_rows_go_on():
     ids = np.asarray(
-        jaxrnn.sample(RNN, PARAMS, np.tile([[1]], (50, 1)), 30, key=jax.random.key(4), end=2)
+        jaxrnn.lm.sample(RNN, PARAMS, np.tile([[1]], (50, 1)), 30, key=jax.random.key(4), end=2)
     )
     assert ids.shape == (50, 30)
     ended = ids == 2
@@ -179,7 +181,7 @@ def test_after_the_end_there_is_nothing_but_ends_and_other_rows_go_on():
 def test_a_key_gives_the_same_rows_and_another_key_others():
     prime = np.zeros((4, 1), int)
     one, same, other = (
-        jaxrnn.sample(RNN, PARAMS, prime, 20, key=jax.random.key(k)) for k in (5, 5, 6)
+        jaxrnn.lm.sample(RNN, PARAMS, prime, 20, key=jax.random.key(k)) for k in (5, 5, 6)
     )
     assert jnp.array_equal(one, same)
     assert not jnp.array_equal(one, other)
@@ -190,7 +192,7 @@ def test_a_jitted_caller_may_pass_temperature_top_p_and_end():
     prime, key = np.tile([[1]], (50, 1)), jax.random.key(4)
 
     def draw(temperature, top_p, end):
-        return jaxrnn.sample(
+        return jaxrnn.lm.sample(
             RNN, PARAMS, prime, 9, key=key, temperature=temperature, top_k=4, top_p=top_p, end=end
         )
 
@@ -206,13 +208,13 @@ def test_pieces_of_any_size_are_one_sample(piece, end):
     pieces = list(islice(stream(RNN, PARAMS, prime, **how, piece=piece), -(-20 // piece)))
     assert {ids.shape for ids in pieces} == {(3, piece)}
     drawn = np.concatenate(pieces, 1)
-    assert np.array_equal(drawn, jaxrnn.sample(RNN, PARAMS, prime, drawn.shape[1], **how))
+    assert np.array_equal(drawn, jaxrnn.lm.sample(RNN, PARAMS, prime, drawn.shape[1], **how))
 
 
 def test_a_stream_ends_with_the_piece_in_which_the_last_row_does():
     prime = np.tile([[1]], (8, 1))
     how = {"key": jax.random.key(4), "temperature": 2.0, "end": 2}
-    ids = np.asarray(jaxrnn.sample(RNN, PARAMS, prime, 200, **how))
+    ids = np.asarray(jaxrnn.lm.sample(RNN, PARAMS, prime, 200, **how))
     longest = 1 + (ids == 2).argmax(1).max()
     assert (ids == 2).any(1).all()
     for piece in (1, 7, longest - 1, longest, longest + 1):
@@ -251,12 +253,12 @@ def test_the_most_likely_of_enough_beams_is_that_of_all_sequences(beams, end):
     found, greedy = [], []
     for seed in range(6):
         params = SMALL.init(jax.random.key(seed))
-        ids, score = most_likely(SMALL, params, prime, 4, beams=beams, end=end)
+        ids, score = beam_search(SMALL, params, prime, 4, beams=beams, end=end)
         scores = log_probabilities(SMALL, params, prime, sequences, end)
         assert np.array_equal(ids, sequences[scores.argmax()])
         assert_equal(score, scores.max())
         found.append(tuple(np.ravel(ids)))
-        greedy.append(tuple(np.ravel(most_likely(SMALL, params, prime, 4, beams=1, end=end)[0])))
+        greedy.append(tuple(np.ravel(beam_search(SMALL, params, prime, 4, beams=1, end=end)[0])))
     assert found != greedy
     assert end is None or 0 < sum(end in ids[:-1] for ids in found) < len(found)
 
@@ -265,15 +267,15 @@ def test_the_most_likely_of_enough_beams_is_that_of_all_sequences(beams, end):
 @pytest.mark.parametrize("beams", [1, 2, 8])
 def test_the_score_of_the_most_likely_is_its_log_probability(beams, end):
     params, prime = STACK.init(jax.random.key(0)), np.array([4, 1])
-    ids, score = most_likely(STACK, params, prime, 12, beams=beams, end=end)
+    ids, score = beam_search(STACK, params, prime, 12, beams=beams, end=end)
     assert_equal(score, log_probabilities(STACK, params, prime, np.asarray(ids)[None], end)[0])
 
 
 @pytest.mark.parametrize("end", [None, 2])
 def test_one_beam_is_greedy(end):
     for first in range(5):
-        ids, _ = most_likely(RNN, PARAMS, np.array([first]), 12, beams=1, end=end)
-        greedy = jaxrnn.sample(
+        ids, _ = beam_search(RNN, PARAMS, np.array([first]), 12, beams=1, end=end)
+        greedy = jaxrnn.lm.sample(
             RNN, PARAMS, np.array([[first]]), 12, key=jax.random.key(0), temperature=0.0, end=end
         )
         assert np.array_equal(ids, greedy[0])
@@ -284,7 +286,7 @@ def test_a_caller_may_map_the_search_over_primes_ends_and_parameters():
     primes, ends = jnp.array([[0, 3], [4, 1], [2, 2]]), jnp.array([1, 2, 3])
 
     def search(params, prime, end):
-        return most_likely(STACK, params, prime, 6, beams=4, end=end)
+        return beam_search(STACK, params, prime, 6, beams=4, end=end)
 
     ids, scores = jax.jit(jax.vmap(search))(params, primes, ends)
     for i, (prime, end) in enumerate(zip(primes, ends, strict=True)):
@@ -293,23 +295,23 @@ def test_a_caller_may_map_the_search_over_primes_ends_and_parameters():
 
 
 MISTAKES = [
-    (jaxrnn.sample, {"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
+    (jaxrnn.lm.sample, {"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
     (
-        jaxrnn.sample,
+        jaxrnn.lm.sample,
         {"top_p": 0.0},
         "top_p must be above 0 and at most 1 (1 keeps every id), got 0",
     ),
     (
-        jaxrnn.sample,
+        jaxrnn.lm.sample,
         {"top_p": 1.1},
         "top_p must be above 0 and at most 1 (1 keeps every id), got 1",
     ),
     (
-        jaxrnn.sample,
+        jaxrnn.lm.sample,
         {"top_p": np.nan},
         "top_p must be above 0 and at most 1 (1 keeps every id), go",
     ),
-    (jaxrnn.sample, {"end": -1}, "end must be an id in 0 … 4, got -1"),
+    (jaxrnn.lm.sample, {"end": -1}, "end must be an id in 0 … 4, got -1"),
     (stream, {"piece": 0}, "piece must be a whole number of at least 1, got 0"),
     (stream, {"prime": PRIME[:, :0]}, "prime must be ids (B, P) with at least one each, got shape"),
     (stream, {"prime": PRIME + 9}, "inputs hold the id 11, but must lie in 0 … 4"),
@@ -318,20 +320,20 @@ MISTAKES = [
     (stream, {"top_k": -2}, "top_k must be a whole number of at least 1, got -2"),
     (stream, {"top_p": 2.0}, "top_p must be above 0 and at most 1 (1 keeps every id), got 2.0"),
     (stream, {"end": 5}, "end must be an id in 0 … 4, got 5"),
-    (most_likely, {"prime": PRIME[0, :0]}, "prime must be ids (P,), at least one, got shape (0,)"),
-    (most_likely, {"prime": PRIME[0] - 2}, "inputs hold the id -1, but must lie in 0 … 4"),
-    (most_likely, {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
-    (most_likely, {"length": 0}, "length must be at least 1, got 0"),
-    (most_likely, {"end": 5}, "end must be an id in 0 … 4, got 5"),
+    (beam_search, {"prime": PRIME[0, :0]}, "prime must be ids (P,), at least one, got shape (0,)"),
+    (beam_search, {"prime": PRIME[0] - 2}, "inputs hold the id -1, but must lie in 0 … 4"),
+    (beam_search, {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
+    (beam_search, {"length": 0}, "length must be at least 1, got 0"),
+    (beam_search, {"end": 5}, "end must be an id in 0 … 4, got 5"),
 ]
 
 
 @pytest.mark.parametrize(("function", "mistake", "message"), MISTAKES)
 def test_a_mistake_is_told_at_the_call(function, mistake, message):
     given = {
-        jaxrnn.sample: {"prime": PRIME, "length": 5, "key": KEY},
+        jaxrnn.lm.sample: {"prime": PRIME, "length": 5, "key": KEY},
         stream: {"prime": PRIME, "key": KEY},
-        most_likely: {"prime": PRIME[0], "length": 5},
+        beam_search: {"prime": PRIME[0], "length": 5},
     }[function]
     with pytest.raises(ValueError, match=re.escape(message)):
         function(**{"rnn": RNN, "params": PARAMS} | given | mistake)
@@ -341,7 +343,9 @@ def test_samples_are_those_of_a_stack_with_its_own_states():
     rnn = jaxrnn.RNN(5, 7, 5, num_layers=2)
     params = rnn.init(jax.random.key(0))
     prime = np.array([[0, 3, 1]])
-    ids = np.asarray(jaxrnn.sample(rnn, params, prime, 4, key=jax.random.key(0), temperature=0.0))
+    ids = np.asarray(
+        jaxrnn.lm.sample(rnn, params, prime, 4, key=jax.random.key(0), temperature=0.0)
+    )
     whole = np.concatenate([prime, ids], 1)
     outputs, _ = rnn.apply(params, whole, rnn.initial_state(1))
     assert_equal(np.asarray(outputs)[:, 2:-1].argmax(-1), ids)

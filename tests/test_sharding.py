@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 from test_gradients import RULES, algorithm_of, every_rule
 
 import jaxrnn
-from jaxrnn import sharding
-from jaxrnn.gradients.base import batch_axes
+from jaxrnn.gradients.engine.algorithm import batch_axes
+from jaxrnn.training import sharding
 
 MASKED = {"ids": True, "mask": True, "reduction": "mean"}
 STACKED = {"num_layers": 2, "leak": 0.7, "loss_function": "squared_error"}

@@ -20,7 +20,7 @@ IDS = np.random.default_rng(0).integers(0, 5, 40) % 4  # 0 more often than the o
 TASKS = {
     "copy": (tasks.copy(4, symbols=3, recall=2), 8),
     "adding": (tasks.adding(), 7),
-    "add": (tasks.add(2, 3), 7),
+    "add": (tasks.delayed_add(2, 3), 7),
     "text": (tasks.text(IDS, 5), 7),
 }
 
@@ -80,7 +80,7 @@ def test_floors_go_from_the_worst_to_the_best(name):
 
 
 def test_networks_of_two_equal_tasks_are_equal_and_compile_once():
-    one, other = (jaxrnn.RNN(2, 3, 2, loss_function=tasks.add().loss) for _ in range(2))
+    one, other = (jaxrnn.RNN(2, 3, 2, loss_function=tasks.delayed_add().loss) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
 
@@ -170,7 +170,7 @@ def test_add_floors_are_those_of_the_four_pairs_of_coins_and_of_the_paper(first,
     """Exactly, by enumeration: the best guess is the mean over the pairs that one cannot tell."""
     odds = {(a, b): 0.5 + 0.5 * a - 0.25 * b for a, b in product((0, 1), repeat=2)}
     knows = {"nothing": lambda a, b: (), "first": lambda a, b: a, "both": lambda a, b: (a, b)}
-    floors = tasks.add(first, second).floors
+    floors = tasks.delayed_add(first, second).floors
     assert list(floors) == list(knows)
     for name, known in knows.items():
         expected = 0
@@ -185,7 +185,7 @@ def test_add_floors_are_those_of_the_four_pairs_of_coins_and_of_the_paper(first,
 
 @pytest.mark.parametrize(("first", "second"), DELAYS)
 def test_add_answers_with_the_coins_of_its_delays(first, second):
-    batch = drawn(tasks.add(first, second), 50, 14)
+    batch = drawn(tasks.delayed_add(first, second), 50, 14)
     x, p = batch.inputs[..., 0], batch.targets[..., 0]
     before = max(first, second)
     assert set(x.flat) == {0, 1}
@@ -201,7 +201,7 @@ def test_add_answers_with_the_coins_of_its_delays(first, second):
 @pytest.mark.parametrize(("first", "second"), DELAYS)
 def test_add_draws_one_past_for_the_positions_that_do_not_count(first, second):
     """Each p names both its coins; the one coin that two positions share is the same in both."""
-    p = drawn(tasks.add(first, second), 3000, 14).targets[..., 0]
+    p = drawn(tasks.delayed_add(first, second), 3000, 14).targets[..., 0]
     x_first, x_second = p > 0.6, (p == 0.25) | (p == 0.75)
     gap = second - first
     late, early = (x_second, x_first) if gap > 0 else (x_first, x_second)
@@ -214,7 +214,7 @@ def test_add_draws_one_past_for_the_positions_that_do_not_count(first, second):
 
 def test_add_costs_its_floors():
     """At a fixed seed, to 4.5 standard errors: the logarithms of the best guesses as outputs."""
-    task = tasks.add(first=2, second=1)
+    task = tasks.delayed_add(first=2, second=1)
     batch = drawn(task, 2000, 20)
     x = batch.inputs[..., 0]
     x_first, x_second = np.roll(x, 2, 1), np.roll(x, 1, 1)
@@ -239,7 +239,7 @@ def test_soft_cross_entropy_of_one_hot_targets_is_the_cross_entropy():
 
 
 def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
-    task = tasks.add(1, 2)
+    task = tasks.delayed_add(1, 2)
     rnn = jaxrnn.RNN(task.input_size, 8, task.output_size, loss_function=task.loss)
     algorithm, optimizer = jaxrnn.gradients.bptt(rnn), optax.adam(0.03)
     algorithm = jaxrnn.gradients.stateless(algorithm)
@@ -299,7 +299,7 @@ def test_text_floors_of_texts_that_everybody_knows():
 
 
 def test_batches_are_in_single_precision_where_jax_is():
-    right = [tasks.copy(5), tasks.adding(), tasks.add(), tasks.text(np.arange(9) % 3, 3)]
+    right = [tasks.copy(5), tasks.adding(), tasks.delayed_add(), tasks.text(np.arange(9) % 3, 3)]
     ids, features = "int32", "float32"
     expected = [[ids] * 2, [features] * 3, [features] * 3, [ids] * 2]
     with jax.enable_x64(False):

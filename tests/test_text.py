@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import Vocabulary, data
+from jaxrnn.lm import Vocabulary
+from jaxrnn.lm import batches as data
 
 TEXT = "naïve Ωmega\n\U0001f600 vector\r\n"
 
 
 def test_encoding_and_decoding_give_back_the_text():
-    vocabulary = jaxrnn.Vocabulary.from_text(TEXT)
+    vocabulary = jaxrnn.lm.Vocabulary.from_text(TEXT)
     ids = vocabulary.encode(TEXT)
     assert vocabulary.decode(ids) == TEXT
     assert len(ids) == len(TEXT)
@@ -22,19 +23,19 @@ def test_encoding_and_decoding_give_back_the_text():
 
 
 def test_ids_are_places_in_sorted_order():
-    vocabulary = jaxrnn.Vocabulary.from_text("vector")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("vector")
     assert vocabulary.symbols == tuple("ceortv")
     assert vocabulary.encode("cev").tolist() == [0, 1, 5]
-    assert jaxrnn.Vocabulary.from_text("rotcev") == vocabulary
+    assert jaxrnn.lm.Vocabulary.from_text("rotcev") == vocabulary
 
 
 def test_one_hot_has_a_one_at_the_id():
-    vocabulary = jaxrnn.Vocabulary.from_text("vector\n")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("vector\n")
     assert np.array_equal(vocabulary.one_hot(vocabulary.encode("vec")), np.eye(7)[[6, 2, 1]])
 
 
 def test_an_unknown_character_is_named_with_its_place():
-    vocabulary = jaxrnn.Vocabulary.from_text("vector")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("vector")
     for unknown in "a~\U0001f600":
         with pytest.raises(ValueError, match=r"at position 2 .* its 6 characters are 'ceortv'"):
             vocabulary.encode("ve" + unknown + "o")
@@ -43,11 +44,11 @@ def test_an_unknown_character_is_named_with_its_place():
 @pytest.mark.parametrize("symbols", [(), ("b", "a"), ("a", "a"), ("ab",)])
 def test_a_vocabulary_is_sorted_and_not_empty(symbols):
     with pytest.raises(ValueError, match="a vocabulary"):
-        jaxrnn.Vocabulary(symbols)
+        jaxrnn.lm.Vocabulary(symbols)
 
 
 def test_ids_of_another_vocabulary_are_refused():
-    vocabulary = jaxrnn.Vocabulary.from_text("vector")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("vector")
     for ids in ([6], [-1], [0, 9]):
         with pytest.raises(ValueError, match=r"ids must lie in 0 … 5"):
             vocabulary.decode(ids)
@@ -245,7 +246,7 @@ def test_a_stream_reads_every_transition_and_no_false_one():
 
 def test_a_batch_depends_on_its_step_alone():
     ids = np.random.default_rng(0).integers(0, 9, 200)
-    rows = data.pad_lines(jaxrnn.Vocabulary.from_text("abc\n"), ["a", "bc", "cab", "b"])
+    rows = data.pad_lines(jaxrnn.lm.Vocabulary.from_text("abc\n"), ["a", "bc", "cab", "b"])
     for source in (data.stream(ids, 3, 5), data.shuffled(rows, 3, seed=1)):
         together = source(np.arange(20))
         for step in (0, 7, 19):
@@ -278,7 +279,7 @@ def test_whole_text_holds_every_transition_once(characters, batch_size, length):
 
 
 def test_lines_are_padded_masked_and_ended():
-    vocabulary = jaxrnn.Vocabulary.from_text("vector\n")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("vector\n")
     batch = data.pad_lines(vocabulary, ["vector", "to"])
     assert vocabulary.decode(batch.inputs[0]) == "vector"
     assert vocabulary.decode(batch.targets[0]) == "ector\n"
@@ -294,11 +295,11 @@ def test_lines_are_padded_masked_and_ended():
 @pytest.mark.parametrize(("lines", "message"), [([], "no line"), (["ab", ""], "line 2 is empty")])
 def test_lines_without_anything_to_read_are_refused(lines, message):
     with pytest.raises(ValueError, match=message):
-        data.pad_lines(jaxrnn.Vocabulary.from_text("ab\n"), lines)
+        data.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), lines)
 
 
 def test_each_pass_draws_every_line_once_in_a_new_order():
-    vocabulary = jaxrnn.Vocabulary.from_text("abcdefg\n")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("abcdefg\n")
     source = data.shuffled(data.pad_lines(vocabulary, list("abcdefg")), batch_size=2, seed=3)
     drawn = source(np.arange(14)).inputs.ravel()
     passes = [drawn[i : i + 7].tolist() for i in range(0, 28, 7)]
@@ -310,7 +311,7 @@ def test_each_pass_draws_every_line_once_in_a_new_order():
 
 @pytest.mark.parametrize("batch_size", [0, 3])
 def test_more_rows_than_lines_are_refused(batch_size):
-    rows = data.pad_lines(jaxrnn.Vocabulary.from_text("ab\n"), ["a", "b"])
+    rows = data.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), ["a", "b"])
     with pytest.raises(ValueError, match=rf"batch_size must lie in 1 … 2, .*{batch_size}"):
         data.shuffled(rows, batch_size, seed=0)
 
@@ -328,7 +329,7 @@ def test_sizes_below_one_are_refused():
 
 
 def test_grouped_lines_hold_each_once():
-    vocabulary = jaxrnn.Vocabulary.from_text("abcde\n")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("abcde\n")
     rows = data.pad_lines(vocabulary, list("abcde"))
     groups = data.grouped(rows, 2)
     assert groups.inputs.shape == (3, 2, 1)

@@ -12,7 +12,8 @@ import pytest
 from cases import assert_equal, make_case
 
 import jaxrnn
-from jaxrnn import data, gradients
+from jaxrnn import gradients
+from jaxrnn.lm import batches as data
 
 LOW, HIGH = -0.02, 0.02  # a clip that bites
 
@@ -35,7 +36,7 @@ def numpy_gradient(case, params, h):
 def test_the_documents_optimisers_are_what_they_say(rule):
     """Three steps of each, written out in NumPy: clip each element, then the update."""
     case = make_case(reduction="mean")
-    optimizer = {"sgd": jaxrnn.sgd, "adagrad": jaxrnn.adagrad}[rule](0.1, clip=HIGH)
+    optimizer = {"sgd": jaxrnn.clipped_sgd, "adagrad": jaxrnn.clipped_adagrad}[rule](0.1, clip=HIGH)
     algorithm = gradients.bptt(case.rnn)
     state = state_of(case, algorithm, optimizer)
     step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
@@ -57,7 +58,7 @@ def test_the_documents_optimisers_are_what_they_say(rule):
 
 def test_without_a_clip_nothing_is_clipped():
     grads = {"w": jnp.array([1e6, -1e6])}
-    optimizer = jaxrnn.sgd(1.0, clip=None)
+    optimizer = jaxrnn.clipped_sgd(1.0, clip=None)
     updates, _ = optimizer.update(grads, optimizer.init(grads))
     assert_equal(updates, {"w": np.array([-1e6, 1e6])})
 
@@ -91,8 +92,8 @@ def test_the_loop_is_the_step_again_and_again():
 def test_metrics_are_of_the_batch_before_the_update():
     case = make_case(reduction="mean")
     algorithm = gradients.bptt(case.rnn)
-    _, metrics = jaxrnn.make_train_step(algorithm, jaxrnn.sgd())(
-        state_of(case, algorithm, jaxrnn.sgd()), case.batch
+    _, metrics = jaxrnn.make_train_step(algorithm, jaxrnn.clipped_sgd())(
+        state_of(case, algorithm, jaxrnn.clipped_sgd()), case.batch
     )
     (loss, _), grads = algorithm.value_and_grad(
         case.params, algorithm.init(case.params, case.h), case.batch
@@ -105,7 +106,7 @@ def test_metrics_are_of_the_batch_before_the_update():
 
 def test_the_state_is_donated_and_the_callers_arrays_are_not():
     case = make_case(reduction="mean")
-    algorithm, optimizer = gradients.truncated_bptt(case.rnn, 2), jaxrnn.adagrad()
+    algorithm, optimizer = gradients.truncated_bptt(case.rnn, 2), jaxrnn.clipped_adagrad()
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     state = state_of(case, algorithm, optimizer)
     loop(state, repeated(case.batch, 2))
@@ -133,7 +134,7 @@ def test_a_train_loop_compiles_once_for_any_number_of_steps(algorithm):
 @pytest.mark.parametrize("algorithm", [gradients.bptt, lambda r: gradients.truncated_bptt(r, 3)])
 def test_a_train_step_lowers_for_every_platform(algorithm):
     case = make_case(ids=True, dtype=jnp.float32)
-    algorithm, optimizer = algorithm(case.rnn), jaxrnn.adagrad()
+    algorithm, optimizer = algorithm(case.rnn), jaxrnn.clipped_adagrad()
     step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
     state = state_of(case, algorithm, optimizer)
     state = state._replace(key=jax.random.key_data(state.key))
@@ -156,7 +157,7 @@ def test_evaluation_is_the_mean_over_the_whole_text():
 
 
 def test_evaluation_of_lines_reads_each_from_zero():
-    vocabulary = jaxrnn.Vocabulary.from_text("abc\n")
+    vocabulary = jaxrnn.lm.Vocabulary.from_text("abc\n")
     rnn = jaxrnn.RNN(4, 5, 4)
     params = rnn.init(jax.random.key(1))
     lines = ["abc", "a", "bb", "cab", "ccc"]
@@ -213,7 +214,7 @@ def test_a_gradient_whose_square_overflows_is_finite_all_the_same():
     case = make_case(
         reduction="mean", dtype=jnp.float32, loss_function=lambda y, target: 1e25 * y.sum(-1)
     )
-    algorithm, optimizer = gradients.bptt(case.rnn), jaxrnn.sgd(clip=1.0)
+    algorithm, optimizer = gradients.bptt(case.rnn), jaxrnn.clipped_sgd(clip=1.0)
     _, metrics = jaxrnn.make_train_step(algorithm, optimizer)(
         state_of(case, algorithm, optimizer), case.batch
     )

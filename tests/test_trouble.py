@@ -8,9 +8,10 @@ import pytest
 from cases import make_case
 
 import jaxrnn
-from jaxrnn import gradients, trouble
-from jaxrnn.network import by_name
-from jaxrnn.verification import GradientFlow
+from jaxrnn import gradients
+from jaxrnn.analysis.gradient_flow import GradientFlow
+from jaxrnn.training import nonfinite as trouble
+from jaxrnn.tree import by_name
 
 ZEROS = jax.nn.initializers.zeros
 ORTHOGONAL = {gain: jax.nn.initializers.orthogonal(gain) for gain in (1.0, 2.0, 1e3, 1e10)}

@@ -107,7 +107,7 @@ def over_time(steps: list[int]) -> dict[str, dict]:
     for name, rule in OVER_T.items():
         algorithm = rule(rnn)
         costs = [
-            jaxrnn.cost(
+            jaxrnn.cost_analysis(
                 algorithm.value_and_grad, params, algorithm.init(params, h), ids_batch(32, 4, T)
             )
             for T in steps

@@ -138,7 +138,7 @@ def numpy(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run | None:
     """NumPy, one sequence: min-char-rnn's loops over characters, on columns."""
     if batches.inputs.shape[1] > 1:
         return None
-    columns = exchange.to_columns(rnn, params)
+    columns = exchange.to_min_char_rnn(rnn, params)
     first = [columns[name] for name in ("Wxh", "Whh", "Why", "bh", "by")]
     rows = _one_hot(rnn, batches)[:, 0, :, :, None]
     chunks = list(zip(rows, batches.targets[:, 0], strict=True))
@@ -191,7 +191,7 @@ CONTENDERS: dict[str, Callable[..., Run | None]] = {
 
 
 def _training(rule, rnn, params, batches, rate):
-    algorithm, optimizer = rule(rnn), jaxrnn.adagrad(rate)
+    algorithm, optimizer = rule(rnn), jaxrnn.clipped_adagrad(rate)
     h = rnn.initial_state(batches.inputs.shape[1])
     first = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
     return jaxrnn.make_train_step(algorithm, optimizer), first
@@ -205,7 +205,7 @@ def problem(size: Size, steps: int) -> tuple[RNN, Params, Batch]:
     """Draw a network, and the batches of so many steps through a stream of ids."""
     rnn = RNN(size.O, size.H, size.O)
     ids = np.random.default_rng(0).integers(0, size.O, size.B * size.T * steps + 1, np.int32)
-    batches = jaxrnn.data.stream(ids, size.B, size.T)(np.arange(steps))
+    batches = jaxrnn.lm.batches.stream(ids, size.B, size.T)(np.arange(steps))
     return rnn, rnn.init(jax.random.key(0)), batches
 
 

@@ -204,7 +204,7 @@ def numpy(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
     """NumPy, one sequence: a loop over its characters forward, and one back, on columns."""
     if len(batch.inputs) > 1:
         return None
-    columns = exchange.to_columns(rnn, params)
+    columns = exchange.to_min_char_rnn(rnn, params)
     names: tuple[str, ...] = ("Wxh", "Whh", "Why", "bh", "by")
     Wxh, Whh, Why, bh, by = (columns[name] for name in names)
     answers = np.asarray(batch.targets)[0]
@@ -234,7 +234,7 @@ def numpy(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
     def read(result):  # a sum, where the others take the mean
         loss, grads, steps = *result, len(rows)
         columns = {name: grad / steps for name, grad in zip(names, grads, strict=True)}
-        return loss / steps, exchange.from_columns(columns)[1]
+        return loss / steps, exchange.from_min_char_rnn(columns)[1]
 
     return run, read
 

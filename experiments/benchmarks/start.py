@@ -29,9 +29,9 @@ times = {}
 import jaxrnn
 times["imported"] = time.time() - begun
 from jaxrnn import corpus
-started = jaxrnn.run.prepare(corpus.open_text(None), jaxrnn.Options())
+started = jaxrnn.lm.prepare(corpus.open_text(None), jaxrnn.lm.Options())
 times["prepared"] = time.time() - begun
-next(jaxrnn.run.train(started))
+next(jaxrnn.lm.train(started))
 times["first step"] = time.time() - begun
 print(json.dumps(times))
 """

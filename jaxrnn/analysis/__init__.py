@@ -1,0 +1,1 @@
+"""What gradients and networks look like: costs, lags, gradient flow, every number of a pass."""

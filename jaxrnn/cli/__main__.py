@@ -1,0 +1,6 @@
+"""Run the command by `python -m jaxrnn.cli`."""
+
+from jaxrnn.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What gradient rules are made of."""

@@ -1,0 +1,36 @@
+"""Random feedback: the error comes back through a fixed random matrix (Lillicrap et al. 2016)."""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxrnn.gradients.engine.algorithm import Memory, check_key
+from jaxrnn.gradients.engine.lift import StackRule
+from jaxrnn.network.rnn import RNN, lecun_normal
+
+
+class Feedback(NamedTuple):
+    """The fixed matrix, in place of W_hyᵀ, and the memory of the rule that uses it."""
+
+    matrix: Float[Array, "O H"]
+    memory: Memory
+
+
+def random_feedback(rnn: RNN, rule: StackRule) -> StackRule:
+    """Give a rule e_t = dL/dy_t B with a random B, as large as W_hyᵀ is at first, for e_t.
+
+    The readout's own gradient stays exact.
+    """
+
+    def init(cells, h, key):
+        feedback_key, rule_key = jax.random.split(check_key(key))
+        shape, dtype = (rnn.hidden_size, rnn.output_size), cells[-1].W_hh.dtype
+        return Feedback(lecun_normal(feedback_key, shape, dtype).T, rule.init(cells, h, rule_key))
+
+    def grads(cells, memory, errors):
+        errors = errors._replace(error=errors.d_outputs @ memory.matrix)
+        cell_grads, rule_memory = rule.grads(cells, memory.memory, errors)
+        return cell_grads, memory._replace(memory=rule_memory)
+
+    return StackRule(init, grads)

@@ -1,0 +1,123 @@
+"""Lift a rule that is written for the recurrent layers to an algorithm for the whole network.
+
+`backward_rule` builds an algorithm from one function, which turns the errors e_t of a layer into
+δ_t = dL/da_t. Below it are the two steps that every rule goes through: `lift` runs the forward pass
+and adds the gradient of the readout, and `layer_by_layer` walks down the stack.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxrnn.gradients.engine.algorithm import (
+    Carry,
+    GradientAlgorithm,
+    Memory,
+    check_memory,
+)
+from jaxrnn.network import layer
+from jaxrnn.network.batch import Batch
+from jaxrnn.network.forward_pass import ForwardPass, forward_pass
+from jaxrnn.network.layer import Cell, Tape
+from jaxrnn.network.rnn import RNN
+from jaxrnn.network.stack import Params, walk_down
+from jaxrnn.network.validation import as_state
+
+
+class StackRule(NamedTuple):
+    """A rule for all layers at once.
+
+    Attributes:
+        init: (cells, h, key) -> memory.
+        grads: (cells, memory, forward pass) -> (gradient of each cell, memory). The pass has the
+            tape of every layer in `tapes`, and e_t (T, B, H) at the top layer in `error`.
+    """
+
+    init: Callable[[tuple[Cell, ...], Array, PRNGKeyArray | None], Memory]
+    grads: Callable[[tuple[Cell, ...], Memory, ForwardPass], tuple[tuple[Cell, ...], Memory]]
+
+
+class LayerRule(NamedTuple):
+    """A rule for one layer.
+
+    Attributes:
+        init: (cell, h, key) -> memory, with h (B, H).
+        grads: (cell, memory, tape, error) -> (gradient of the cell, error of the layer below,
+            memory), where the errors are (T, B, H) and (T, B, I).
+    """
+
+    init: Callable[[Cell, Array, PRNGKeyArray | None], Memory]
+    grads: Callable[..., tuple[Cell, Array, Memory]]
+
+
+def backward_rule(
+    rnn: RNN, deltas: Callable[[Cell, Tape, Float[Array, "T B H"]], Float[Array, "T B H"]]
+) -> GradientAlgorithm:
+    """Build an algorithm from a function that turns the errors of a layer into deltas.
+
+    The algorithm contracts the deltas with what each weight read, passes δ_t W_xhᵀ to the layer
+    below, and carries nothing but the hidden state from chunk to chunk.
+
+    Args:
+        rnn: the network.
+        deltas: (cell, tape, error) -> δ_t. All arrays are time-major: the tape's `x` (T, B, I) or
+            ids (T, B), `h_prev` and `gain` (T, B, H), and e_t (T, B, H), the part of dL/dh_t that
+            does not come through h_{t+1}.
+
+    >>> import jax, jaxrnn
+    >>> from jaxrnn.gradients import backward_rule
+    >>> def one_hop(rnn):
+    ...     return backward_rule(rnn, lambda cell, tape, error: tape.gain * error)
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params = rnn.init(jax.random.key(0))
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> jaxrnn.verify(one_hop(rnn), rnn, params, batch).findings[0].bug
+    'one-hop'
+    """
+
+    def grads(cell, memory, tape, error):
+        delta = deltas(cell, tape, error)
+        return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
+
+    return lift(rnn, layer_by_layer(LayerRule(lambda cell, h, key: (), grads)))
+
+
+def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
+    """Build an algorithm from a rule for the cells: add the forward pass and the readout."""
+
+    def init(params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None) -> Carry:
+        h = as_state(params, h)
+        return Carry(h, rule.init(params.cells, h, key))
+
+    def value_and_grad(
+        params: Params, carry: Carry, batch: Batch
+    ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
+        forward = forward_pass(rnn, params, carry.h, batch)
+        key = jax.random.key(0)  # any key, for the shapes
+        check_memory(carry, jax.eval_shape(rule.init, params.cells, forward.h_last, key))
+        cells, memory = rule.grads(params.cells, carry.memory, forward)
+        loss, carry = forward.losses.sum(), Carry(forward.h_last, memory)
+        return (loss, carry), layer.summed_like(Params(cells, forward.readout), params)
+
+    return GradientAlgorithm(init, value_and_grad)
+
+
+def layer_by_layer(rule: LayerRule) -> StackRule:
+    """Apply a rule for one layer to a stack, from the top: each layer passes its error down."""
+
+    def init(cells, h, key):
+        keys = [None] * len(cells) if key is None else jax.random.split(key, len(cells))
+        return tuple(map(rule.init, cells, h, keys))
+
+    def grads(cells, memories, forward):
+        def visit(error, cell, memory, tape):
+            grad, below, memory = rule.grads(cell, memory, tape, error)
+            return below, (grad, memory)
+
+        results = walk_down(visit, forward.error, cells, memories, forward.tapes)
+        cell_grads, memories = zip(*results, strict=True)
+        return cell_grads, memories
+
+    return StackRule(init, grads)

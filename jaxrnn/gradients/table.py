@@ -1,0 +1,133 @@
+"""The table of gradient rules, and rules written as text, such as `truncated_bptt(window=8)`."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
+from jaxrnn.gradients.rules.autodiff import autodiff
+from jaxrnn.gradients.rules.bptt import bptt
+from jaxrnn.gradients.rules.checkpointed_bptt import checkpointed_bptt
+from jaxrnn.gradients.rules.dni import dni
+from jaxrnn.gradients.rules.kernl import kernl
+from jaxrnn.gradients.rules.kf_rtrl import kf_rtrl
+from jaxrnn.gradients.rules.ok import ok
+from jaxrnn.gradients.rules.parallel_bptt import parallel_bptt
+from jaxrnn.gradients.rules.rflo import rflo
+from jaxrnn.gradients.rules.rtrl import rtrl
+from jaxrnn.gradients.rules.snap import snap
+from jaxrnn.gradients.rules.truncated_bptt import truncated_bptt
+from jaxrnn.gradients.rules.uoro import uoro
+from jaxrnn.network.rnn import RNN
+
+Claim = Literal["exact", "truncated", "unbiased", "approximate"]
+"""How a rule's gradient of one chunk, from a fresh carry, relates to the exact gradient.
+
+It is equal to it; or to that of a graph which is cut after some steps; or equal in the mean over
+the rule's random numbers; or close to it.
+"""
+
+
+class Rule(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        build: (rnn, **options) -> `GradientAlgorithm`.
+        claim: what the rule claims for a network of one layer, whatever its options.
+        claim_in_stacks: what it claims for a network of several layers.
+    """
+
+    build: Callable[..., GradientAlgorithm]
+    claim: Claim
+    claim_in_stacks: Claim
+
+
+RULES: dict[str, Rule] = {
+    "autodiff": Rule(autodiff, "exact", "exact"),
+    "bptt": Rule(bptt, "exact", "exact"),
+    "checkpointed_bptt": Rule(checkpointed_bptt, "exact", "exact"),
+    "dni": Rule(dni, "approximate", "approximate"),
+    "kernl": Rule(kernl, "approximate", "approximate"),
+    "kf_rtrl": Rule(kf_rtrl, "unbiased", "approximate"),
+    "ok": Rule(ok, "unbiased", "approximate"),
+    "parallel_bptt": Rule(parallel_bptt, "exact", "exact"),
+    "rflo": Rule(rflo, "approximate", "approximate"),
+    "rtrl": Rule(rtrl, "exact", "approximate"),
+    "snap": Rule(snap, "approximate", "approximate"),
+    "truncated_bptt": Rule(truncated_bptt, "truncated", "truncated"),
+    "uoro": Rule(uoro, "unbiased", "approximate"),
+}
+
+
+def parse(text: str) -> tuple[Rule, dict[str, Any]]:
+    """Return the rule that a text names, and its options.
+
+    Args:
+        text: a rule's name, with its options in parentheses if any: "ok(rank=4)".
+
+    Raises:
+        ValueError: if there is no such rule, or it has no such option.
+
+    >>> rule, options = parse("truncated_bptt(window=3)")
+    >>> rule.claim, options
+    ('truncated', {'window': 3})
+    >>> parse("ok(rnk=4)")
+    Traceback (most recent call last):
+        ...
+    ValueError: ok has no option rnk (did you mean rank?): it takes ok(rank=1)
+    """
+    name, options = _split(text)
+    if name not in RULES:
+        raise ValueError(
+            f"algorithm must be one of {', '.join(RULES)}, got {name!r}{_did_you_mean(name, RULES)}"
+        )
+    defaults = options_of(RULES[name])
+    for option in options:
+        if option not in defaults:
+            written = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
+            raise ValueError(
+                f"{name} has no option {option}{_did_you_mean(option, defaults)}: it takes "
+                f"{f'{name}({written})' if defaults else 'none'}"
+            )
+    return RULES[name], options
+
+
+def options_of(rule: Rule) -> dict[str, Any]:
+    """Return the options that a rule takes, with their defaults.
+
+    Keyword-only arguments of the builder, such as `noise`, are functions and have no text.
+    """
+    _, *parameters = inspect.signature(rule.build).parameters.values()
+    plain = (each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
+    return {parameter.name: parameter.default for parameter in plain}
+
+
+def build(text: str, rnn: RNN) -> GradientAlgorithm:
+    """Build the rule that a text names for a network; raise as `parse` and the rule do."""
+    rule, options = parse(text)
+    return rule.build(rnn, **options)
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "name(option=value, …)" into the name and the options."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            names = [each.arg for each in node.keywords if each.arg]
+            values = [ast.literal_eval(each.value) for each in node.keywords]
+            return node.func.id, dict(zip(names, values, strict=True))
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(
+        f"algorithm must be a rule's name with its options in parentheses, such as "
+        f"'truncated_bptt(window=8)', got {text!r}"
+    )
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,91 @@
+"""The network, gradient algorithm and optimiser that `Options` describe."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
+from jaxrnn import gradients
+from jaxrnn.gradients import GradientAlgorithm
+from jaxrnn.lm.options import Init, Options
+from jaxrnn.network.rnn import RNN, Initializer, lecun_normal, orthogonal
+from jaxrnn.training.transforms import clipped_adagrad, clipped_sgd
+
+
+def _uniform(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw uniformly from ±1 / √fan-in."""
+    return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+
+
+def _small_normal(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw from a normal distribution of standard deviation 0.01."""
+    return jax.nn.initializers.normal(0.01)(key, shape, dtype)
+
+
+def _normal(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.Array:
+    """Draw from the standard normal distribution."""
+    return jax.nn.initializers.normal(1.0)(key, shape, dtype)
+
+
+def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
+    return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
+
+
+INITIALIZERS: dict[Init, dict[str, Any]] = {
+    "default": _weights(lecun_normal, orthogonal),
+    "uniform": _weights(_uniform, _uniform),
+    "small-normal": _weights(_small_normal, _small_normal),
+    "normal": _weights(_normal, _normal),
+}
+
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; a factor, 1 at first
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+    "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
+}
+
+
+def make_rnn(options: Options, vocabulary_size: int) -> RNN:
+    """Describe the network."""
+    return RNN(
+        vocabulary_size,
+        options.hidden_size,
+        vocabulary_size,
+        num_layers=options.num_layers,
+        activation=options.activation,
+        leak=options.leak,
+        use_bias=options.use_bias,
+        **INITIALIZERS[options.init],
+    )
+
+
+def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
+    """Make the gradient algorithm; lines start from the same carry each time."""
+    algorithm = gradients.build(options.algorithm, rnn)
+    return gradients.stateless(algorithm) if options.lines else algorithm
+
+
+def make_optimizer(
+    options: Options, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
+    """Make the optimiser, with its clip and the schedule of its learning rate."""
+    falls = SCHEDULES[options.schedule](options.steps - options.warmup)
+    if options.warmup:
+        rises = optax.linear_schedule(0.0, 1.0, options.warmup)
+        falls = optax.join_schedules([rises, falls], [options.warmup])
+
+    def rate(count):
+        return learning_rate * falls(count)
+
+    clip = {} if options.clip is None else {"clip": options.clip}
+    if options.optimizer == "adagrad":
+        return clipped_adagrad(rate, **clip)
+    if options.optimizer == "sgd":
+        return clipped_sgd(rate, **clip)
+    rule = optax.rmsprop(rate, decay=0.95)  # as char-rnn has it
+    if options.optimizer == "adam":
+        rule = optax.adamw(rate, weight_decay=options.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip.get("clip", 1.0)), rule)

@@ -1,0 +1,1 @@
+"""Runs: prepared, trained, saved and resumed."""

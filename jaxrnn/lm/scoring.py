@@ -1,0 +1,72 @@
+"""Losses of a model, or of a population of models, over evaluation sets of any size."""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxrnn.lm.batches import EvalSet
+from jaxrnn.network.batch import Batch
+from jaxrnn.network.rnn import RNN
+from jaxrnn.network.stack import Params
+from jaxrnn.training.evaluation import _losses
+
+
+class Scored(NamedTuple):
+    """What a part of a passage adds.
+
+    Attributes:
+        total: its summed loss.
+        positions: how many that is the sum of.
+        done: the share of the passage that has been read after it.
+    """
+
+    total: Float[np.ndarray, "*members"]
+    positions: float
+    done: float
+
+
+def score(
+    rnn: RNN, params: Params, passage: EvalSet, *, population: bool = False
+) -> Iterator[Scored]:
+    """Evaluate on a passage of any size, part by part, the state carried from one to the next.
+
+    Args:
+        rnn: the network.
+        params: its parameters; of a population each leaf begins with the members.
+        passage: what to evaluate on.
+        population: whether there are many.
+    """
+    shape = passage.batches(np.zeros(1, int)).inputs.shape[1:]
+    part = max(1, min(passage.number, _POSITIONS // math.prod(shape)))
+    members = (len(params.readout.W_hy),) if population else ()
+    h_0 = rnn.initial_state(shape[0], params.readout.W_hy.dtype)
+    h = jnp.broadcast_to(h_0, (*members, *h_0.shape))
+    for first in range(0, passage.number, part):
+        batches = passage.batches(np.arange(first, first + part))
+        run = _population_losses if population else _losses
+        h, (totals, counts) = run(rnn, params, h, batches, passage.stateful)
+        totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
+        positions = float(counts.reshape(-1, counts.shape[-1])[0].sum())
+        done = min(1.0, (first + part) / passage.number)
+        yield Scored(np.asarray(totals.sum(-1)), positions, done)
+
+
+def mean_loss(scored: Iterable[Scored]) -> Float[np.ndarray, "*members"]:
+    """Compute the mean loss a position, of everything that was scored."""
+    totals, positions, _ = zip(*scored, strict=True)
+    return np.asarray(np.sum(totals, 0) / sum(positions))
+
+
+_POSITIONS = 2**20  # of a passage that are evaluated in one jitted call
+
+
+@partial(jax.jit, static_argnames=("rnn", "stateful"))
+def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+    one = partial(_losses, rnn, batches=batches, stateful=stateful)
+    return jax.vmap(lambda params, h: one(params, h))(params, h)

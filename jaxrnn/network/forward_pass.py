@@ -1,0 +1,100 @@
+"""The forward pass of a network, and its loss back to the errors of the top layer.
+
+Every backward pass starts from a `ForwardPass`. Arrays are time-major, (T, B, ·).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrnn.network import layer
+from jaxrnn.network.batch import Batch, Weighted, time_major, weigh, where_errors
+from jaxrnn.network.checks import AnyArray
+from jaxrnn.network.layer import Tape, Trajectory
+from jaxrnn.network.losses import as_loss
+from jaxrnn.network.rnn import RNN, check_batch
+from jaxrnn.network.stack import Params, Readout, forward, read_out
+
+
+class ForwardPass(NamedTuple):
+    """All that a backward pass starts from: one forward pass up to the errors; time-major.
+
+    Attributes:
+        trajectories: every layer's, from the lowest.
+        tapes: what each layer's backward pass reads.
+        outputs: y_t.
+        losses: each position's share of the loss.
+        d_outputs: dL/dy_t.
+        readout: the readout's gradient.
+        error: e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t at the top layer.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    tapes: tuple[Tape, ...]
+    outputs: Float[Array, "T B O"]
+    losses: Float[Array, "T B"]
+    d_outputs: Float[Array, "T B O"]
+    readout: Readout
+    error: Float[Array, "T B H"]
+
+    @property
+    def h_last(self) -> Float[Array, "L B H"]:
+        """The last state of every layer."""
+        return jnp.stack([trajectory.states[-1] for trajectory in self.trajectories])
+
+
+def forward_pass(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> ForwardPass:
+    """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
+    batch, h = check_batch(rnn, params, batch, h)
+    weighted = time_major(weigh(batch, rnn.reduction, h.dtype))
+    trajectories, _ = forward(rnn.dynamics, params.cells, weighted.inputs, h, weighted.valid)
+    return errors_of(rnn, params, h, weighted, trajectories)
+
+
+def errors_of(
+    rnn: RNN,
+    params: Params,
+    h: Float[Array, "L B H"],
+    batch: Weighted,
+    trajectories: tuple[Trajectory, ...],
+) -> ForwardPass:
+    """Take the loss back to the top layer, where the network ran forward from h already."""
+    states = trajectories[-1].states
+    inputs = (batch.inputs, *(trajectory.states for trajectory in trajectories[:-1]))
+    tapes = tuple(
+        layer.tape(x, h_0, trajectory, rnn.dynamics)
+        for x, h_0, trajectory in zip(inputs, h, trajectories, strict=True)
+    )
+    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+    readout, error = _pull_back(params.readout, states, d_outputs)
+    return ForwardPass(trajectories, tapes, outputs, losses, d_outputs, readout, error)
+
+
+def outputs_and_grad(
+    rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Weighted
+) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
+    """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
+    positions, arrays = states.shape[:2], (states, batch.targets, batch.weights, batch.counted)
+    if not callable(rnn.loss_function):  # each position by itself: rows, as the matmuls take them
+        arrays = jax.tree.map(layer.rows_of, arrays)
+    states, targets, weights, counted = arrays
+    outputs = read_out(readout, states)
+    losses, d_outputs = as_loss(rnn.loss_function).value_and_grad(outputs, targets, weights)
+    if counted is not None:
+        losses = jnp.where(counted, losses, 0)
+        d_outputs = jnp.where(
+            where_errors(counted, joined=callable(rnn.loss_function)), d_outputs, 0
+        )
+    shape = (*positions, outputs.shape[-1])
+    return outputs.reshape(shape), losses.reshape(positions), d_outputs.reshape(shape)
+
+
+def _pull_back(
+    readout: Readout, states: Float[Array, "T B H"], d_outputs: Float[Array, "T B O"]
+) -> tuple[Readout, Float[Array, "T B H"]]:
+    """Carry dL/dy_t back through the readout: its gradient, and the error."""
+    rows, d_rows = layer.rows_of(states), layer.rows_of(d_outputs)
+    grads = Readout(rows.T @ d_rows, None if readout.b_y is None else d_rows.sum(0))
+    return grads, (d_rows @ readout.W_hy.T).reshape(states.shape)

@@ -1,0 +1,89 @@
+"""A stack of layers and its readout: the parameters, the forward pass and its exact adjoint.
+
+Layer l + 1 reads the states of layer l. Everything here is time-major, (T, B, ·).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact
+
+from jaxrnn.network import layer
+from jaxrnn.network.layer import Cell, Dynamics, Trajectory
+
+
+class Readout(NamedTuple):
+    """Parameters of the readout; `b_y` is None for a network without bias."""
+
+    W_hy: Float[Array, "H O"]
+    b_y: Float[Array, " O"] | None
+
+
+class Params(NamedTuple):
+    """All parameters of a network: one cell a layer, from the input up, and the readout."""
+
+    cells: tuple[Cell, ...]
+    readout: Readout
+
+
+def forward(
+    dynamics: Dynamics,
+    cells: tuple[Cell, ...],
+    x: Array,
+    h: Inexact[Array, "L B H"],
+    valid: Bool[Array, "T B"] | None = None,
+) -> tuple[tuple[Trajectory, ...], Inexact[Array, "L B H"]]:
+    """Run the stack, time-major: every layer's trajectory, from the lowest, and last state."""
+    trajectories, h_last = [], []
+    for cell, h_0 in zip(cells, h, strict=True):
+        trajectory, last = layer.forward(cell, x, h_0, dynamics, valid)
+        trajectories.append(trajectory)
+        h_last.append(last)
+        x = trajectory.states
+    return tuple(trajectories), jnp.stack(h_last)
+
+
+def back_substitute(
+    dynamics: Dynamics,
+    cells: tuple[Cell, ...],
+    trajectories: tuple[Trajectory, ...],
+    error: Float[Array, "T B H"],
+    beyond: Float[Array, "L B H"],
+) -> tuple[tuple[Float[Array, "T B H"], ...], Float[Array, "L B H"]]:
+    """Run the stack backward, from errors at the top layer: every layer's δ_t, and dL/dh_0.
+
+    `beyond` is the part of dL/dh_T that comes from beyond the last step.
+    """
+
+    def visit(error, cell, trajectory, beyond):
+        delta, d_h0 = layer.back_substitute(cell, trajectory, error, beyond, dynamics)
+        return layer.input_error(cell, delta), (delta, d_h0)
+
+    deltas, d_h0 = zip(*walk_down(visit, error, cells, trajectories, beyond), strict=True)
+    return deltas, jnp.stack(d_h0)
+
+
+def walk_down(
+    visit: Callable[..., tuple[Any, Any]], error: Any, *layers: Iterable[Any]
+) -> tuple[Any, ...]:
+    """Visit the layers from the top to the lowest, each with the error that the one above passed.
+
+    Args:
+        visit: (error, *the layer's entries) -> (error of the layer below, the layer's result).
+        error: of the top layer.
+        *layers: sequences with one entry for each layer, from the lowest.
+
+    Returns:
+        The results, from the lowest layer.
+    """
+    results = []
+    for entries in reversed(list(zip(*layers, strict=True))):
+        error, result = visit(error, *entries)
+        results.append(result)
+    return tuple(reversed(results))
+
+
+def read_out(readout: Readout, states: Inexact[Array, "*batch H"]) -> Inexact[Array, "*batch O"]:
+    """Compute y = h W_hy + b_y."""
+    return layer.add_bias(states @ readout.W_hy, readout.b_y)

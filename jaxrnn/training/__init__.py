@@ -1,0 +1,1 @@
+"""Train steps, on one device or many."""

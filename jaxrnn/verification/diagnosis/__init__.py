@@ -1,0 +1,1 @@
+"""Search for the bug that made a wrong gradient."""

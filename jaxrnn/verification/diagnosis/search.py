@@ -1,0 +1,221 @@
+"""From a gradient that is wrong to the names of its bugs.
+
+Every wrong gradient of the catalogue that matches a leaf to rounding is a suspect. The one that
+explains the most leaves is a finding, then the one that explains most of the others, and so on; so
+two bugs on different leaves are two findings, and what no suspect explains is said to be unknown.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrnn.network.layer import Cell
+from jaxrnn.tree import by_name, length
+from jaxrnn.verification.diagnosis.backward_pass import Pass
+from jaxrnn.verification.diagnosis.catalogue import wrongs
+from jaxrnn.verification.diagnosis.leaf_catalogue import (
+    SCALES,
+    Scale,
+    best_factor,
+    leaf_wrongs,
+    name_scale,
+    scales_of,
+)
+from jaxrnn.verification.leaf import in_full, relative_error
+from jaxrnn.verification.report import Finding
+
+Leaves = dict[str, np.ndarray]
+
+# A suspect must explain this much of what is wrong with a leaf, besides matching to rounding.
+EXPLAINED = 0.95
+
+
+class Suspect(NamedTuple):
+    """A bug that explains some leaves.
+
+    Attributes:
+        bug: its name.
+        text: what it is.
+        leaves: those that it explains.
+        denied: those that it would change too, but which are not as it would make them.
+        whole: False if it may be made at one leaf alone.
+    """
+
+    bug: str
+    text: str
+    leaves: frozenset[str]
+    denied: frozenset[str] = frozenset()
+    whole: bool = True
+
+
+class Case(NamedTuple):
+    """What somebody's gradient is to be explained by.
+
+    Attributes:
+        g: the leaves that came out, of the right shapes.
+        exact: the exact gradient.
+        tolerance: of each leaf.
+        hand: the forward pass to compute wrong gradients from; None for another function.
+        parts: the exact gradient of each cell by time lag, each leaf with a leading K.
+    """
+
+    g: Leaves
+    exact: Leaves
+    tolerance: dict[str, float]
+    hand: Pass | None
+    parts: tuple[Cell, ...] = ()
+
+    @property
+    def wrong(self) -> list[str]:
+        """The leaves that are off by more than rounding."""
+        return [name for name in self.g if not self.close(name, self.g[name], self.exact[name])]
+
+    def close(self, name: str, a: np.ndarray, b: np.ndarray) -> bool:
+        """Say whether two versions of a leaf are equal to rounding."""
+        return relative_error(a, b) <= self.tolerance[name]
+
+    def matches(self, name: str, suspect: np.ndarray) -> bool:
+        """Say whether a leaf is what a suspect makes of it."""
+        g, r = self.g[name], self.exact[name]
+        unit = max(length(suspect), length(r))
+        misfit = length(g - suspect)
+        return bool(
+            misfit <= self.tolerance[name] * unit and misfit <= (1 - EXPLAINED) * length(g - r)
+        )
+
+
+def diagnose(case: Case) -> list[Finding]:
+    """Name the bugs of a gradient, or say of leaves that theirs is unknown; [] if it is right."""
+    findings = _explain(case)
+    if not _unknown(findings):
+        return findings
+    factor = _common_factor(case)
+    if factor is not None:
+        scale, *_ = name_scale(factor, _scales(case))
+        scaled = case._replace(g={name: leaf / factor for name, leaf in case.g.items()})
+        within = _explain(scaled)
+        if len(_unknown(within)) < len(_unknown(findings)):
+            whole = Finding(scale.bug, tuple(case.g), f"{scale.text}; and besides")
+            return [whole, *within]
+    return findings
+
+
+def shape_finding(name: str, g: np.ndarray, r: np.ndarray, tolerance: float) -> Finding:
+    """Say what a leaf of another shape than the parameter's is."""
+    text, bug = f"it has shape {g.shape}, but the parameter has {r.shape}", "shape"
+
+    def same(a):
+        return a.shape == r.shape and relative_error(a, r) <= tolerance
+
+    if same(g.T):
+        bug, text = "transposed", f"{text}: it is the transposed gradient"
+    elif g.size == r.size and same(g.reshape(r.shape)):
+        text += ": with another shape it would be right; reshape it"
+    else:
+        sums = [(axis,) for axis in range(g.ndim)] + [(0, 1)] * (g.ndim > 2)
+        for axes in sums:
+            if same(g.sum(axes)):
+                lengths = " by ".join(str(g.shape[axis]) for axis in axes)
+                bug = "not summed"
+                text += f": it is not summed over the batch or time, {lengths} of them"
+                text += f", sum over axis {', '.join(map(str, axes))}"
+                break
+    return Finding(bug, (name,), text)
+
+
+def loss_finding(loss: float, exact: float, case: Case | None) -> Finding:
+    """Say what is wrong with a loss."""
+    given, expected = in_full(loss, exact, 6)
+    text = f"the losses differ, {given} where the reference has {expected}"
+    if case is not None and case.hand is not None:
+        for wrong in wrongs(case.hand, case.parts):
+            if wrong.loss is not None and abs(loss - wrong.loss) <= 1e-9 * abs(loss):
+                return Finding("loss", (), f"{text}: {wrong.text}")
+    if np.isfinite(loss) and exact != 0:
+        scale, *_ = name_scale(loss / exact, SCALES if case is None else _scales(case))
+        text += f": {scale.text}" if scale.bug != "scale" else ""
+    if case is None or not case.wrong:
+        return Finding("loss", (), f"{text}; but the gradient is that of the reference")
+    return Finding("loss", (), f"{text}; gradients of different losses cannot agree")
+
+
+def _explain(case: Case) -> list[Finding]:
+    by_pass = list(_suspects_by_pass(case))
+    suspects = [
+        *(suspect for suspect in by_pass if suspect.whole),
+        *_suspects_by_leaf(case),
+        *(suspect for suspect in by_pass if not suspect.whole),
+    ]
+    left, findings = case.wrong, []
+    while left:
+        ranks = [(-len(s.leaves.intersection(left)), len(s.denied)) for s in suspects]
+        best = min(ranks, default=(0, 0))
+        if best[0] == 0:
+            findings.append(_unknown_finding(case, left))
+            break
+        suspect = suspects[ranks.index(best)]
+        leaves = tuple(name for name in left if name in suspect.leaves)
+        alike = {
+            other.bug: None
+            for other, rank in zip(suspects, ranks, strict=True)
+            if rank == best and other.leaves.issuperset(leaves) and other.bug != suspect.bug
+        }
+        findings.append(Finding(suspect.bug, leaves, suspect.text, tuple(alike)))
+        left = [name for name in left if name not in leaves]
+    return findings
+
+
+def _suspects_by_pass(case: Case) -> Iterable[Suspect]:
+    if case.hand is None:
+        return
+    wrong_leaves = case.wrong
+    for wrong in wrongs(case.hand, case.parts):
+        leaves = {name: leaf for name, leaf in by_name(wrong.grads).items() if name in case.g}
+        matched = frozenset(name for name in wrong_leaves if case.matches(name, leaves[name]))
+        if matched:
+            changed = {
+                name
+                for name, leaf in leaves.items()
+                if wrong.whole and not case.close(name, leaf, case.exact[name])
+            }
+            denied = frozenset(changed - matched)
+            yield Suspect(wrong.bug, wrong.text, matched, denied, wrong.whole)
+
+
+def _suspects_by_leaf(case: Case) -> Iterable[Suspect]:
+    together: dict[tuple[str, str], list[str]] = {}
+    for name in case.wrong:
+        for wrong in leaf_wrongs(name, case.g, case.exact, _scales(case)):
+            if case.matches(name, wrong.leaf):
+                together.setdefault((wrong.bug, wrong.text), []).append(name)
+    for (bug, text), names in together.items():
+        yield Suspect(bug, text, frozenset(names))
+
+
+def _scales(case: Case) -> tuple[Scale, ...]:
+    return SCALES if case.hand is None else scales_of(case.hand)
+
+
+def _common_factor(case: Case) -> float | None:
+    """Find a constant that a leaf is wrong by, and so perhaps all of them."""
+    for name in reversed(case.wrong):
+        r = case.exact[name]
+        factor = best_factor(case.g[name], r)
+        if r.size > 1 and factor != 0 and case.matches(name, factor * r):
+            return factor
+    return None
+
+
+def _unknown(findings: list[Finding]) -> tuple[str, ...]:
+    return next((finding.leaves for finding in findings if finding.bug == "unknown"), ())
+
+
+def _unknown_finding(case: Case, names: list[str]) -> Finding:
+    text = "wrong, but by none of the bugs in the catalogue"
+    for name in names:
+        off = np.abs(case.g[name] - case.exact[name])
+        few = off > case.tolerance[name] * length(case.exact[name])
+        if 0 < np.sum(few) <= few.size / 4:
+            text += f"; in {name} only {np.sum(few)} of {few.size} elements are off"
+    return Finding("unknown", tuple(names), text)
