@@ -8,8 +8,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Tests send these signals to the commands that they start. A shell's background job and nohup ignore
-# some of them, and the commands would inherit that.
+# Tests send these signals to the commands that they start. A shell's background job and nohup
+# ignore some of them, and the commands would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

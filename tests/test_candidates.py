@@ -1,6 +1,7 @@
 """Gradients as people have them: low precision inside, foreign arrays, state, their own rules."""
 
 import ctypes
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,22 @@ def test_a_guard_with_two_outputs_is_no_clip_of_their_bias():
     guarded = lambda params, x: loss(params, x, 1e-9)  # noqa: E731
     report = check(jax.value_and_grad(guarded), loss, params, X)
     assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("guard", [1e-12, 1e-9, 1e-6, 1e-3])
+def test_a_guard_in_the_loss_of_an_rnn_is_named_and_no_accusation(guard, mask):
+    case = make_case(reduction="mean", mask=mask)
+
+    def guarded(outputs, targets):
+        p = jnp.take_along_axis(jax.nn.softmax(outputs), targets[..., None], -1)[..., 0]
+        return -jnp.log(p + guard)
+
+    rule = jaxrnn.gradients.autodiff(dataclasses.replace(case.rnn, loss_function=guarded))
+    report = jaxrnn.verify(rule, case.rnn, case.params, case.batch, h=case.h)
+    assert {finding.bug for finding in report.findings} <= {"guard", "loss"}
+    assert not any(finding.certain for finding in report.findings), report.diagnosis
+    assert f"-log(p + {guard:.0e})" in report.diagnosis
 
 
 def test_a_candidate_in_float32_with_elements_of_all_sizes_is_no_accusation():

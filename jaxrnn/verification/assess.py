@@ -27,7 +27,7 @@ Dtype = Literal["float64", "float32"]
 # 1e-6 is planted in one leaf or element, the others are exact to 1e-15.
 ALIKE = 1e-3
 
-# What says little about a leaf that is off by rounding: a number fitted to it explains two elements.
+# What says little about a leaf that is off by rounding: one fitted number explains two elements.
 FITTED = ("unknown", "scale", "element-wise clip")
 
 

@@ -35,6 +35,7 @@ class Wrong(NamedTuple):
         grads: every leaf as this bug makes it.
         loss: the loss as this bug makes it, where it does.
         whole: whether it changes all these leaves together, or may be made at one leaf alone.
+        certain: whether it is a bug; False for what somebody may have wanted.
     """
 
     bug: str
@@ -42,6 +43,7 @@ class Wrong(NamedTuple):
     grads: Params
     loss: float | None = None
     whole: bool = True
+    certain: bool = True
 
 
 Entry = tuple[str, str, Callable[[Pass], Iterator[tuple[str, Pieces]]]]
@@ -249,10 +251,29 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
         text = "dL/dy is the softmax alone: subtract 1 at the target"
         wrong = with_d_outputs(p, p.d_outputs + weights * one_hot)
         yield Wrong("target not subtracted", text, gradient(wrong))
+        yield from _guarded(p, weights * one_hot)
     if readout.W_hy.shape[0] == readout.W_hy.shape[1]:
         text = "the error went back through W_hy instead of W_hyᵀ"
         wrong = gradient(p._replace(error=p.d_outputs @ readout.W_hy))
         yield Wrong("W_hy not transposed", text, wrong)
+
+
+def _guarded(p: Pass, weighted: np.ndarray) -> Iterator[Wrong]:
+    """Put a guard into the loss, -log(p + ε).
+
+    `weighted` is the weight of each position at its target, (T, B, O).
+    """
+    W_hy, b_y = p.params.readout
+    outputs = p.h[-1] @ W_hy + (0 if b_y is None else b_y)
+    powers = np.exp(outputs - outputs.max(-1, keepdims=True))
+    softmax = powers / powers.sum(-1, keepdims=True)
+    target = np.where(weighted > 0, softmax, 0).sum(-1, keepdims=True)
+    for exponent in range(3, 16):
+        guard = 10.0**-exponent
+        wrong = with_d_outputs(p, p.d_outputs * target / (target + guard))
+        loss = float(-(weighted * np.log(softmax + guard)).sum())
+        text = f"it is that of a loss with a guard, -log(p + 1e-{exponent:02})"
+        yield Wrong("guard", text, gradient(wrong), loss, certain=False)
 
 
 def _shifted(p: Pass) -> Iterator[tuple[str, np.ndarray]]:

@@ -40,6 +40,7 @@ class Suspect(NamedTuple):
         leaves: those that it explains.
         denied: those that it would change too, but which are not as it would make them.
         whole: False if it may be made at one leaf alone.
+        certain: False if somebody may have wanted it.
     """
 
     bug: str
@@ -47,6 +48,7 @@ class Suspect(NamedTuple):
     leaves: frozenset[str]
     denied: frozenset[str] = frozenset()
     whole: bool = True
+    certain: bool = True
 
 
 class Case(NamedTuple):
@@ -131,7 +133,7 @@ def loss_finding(loss: float, exact: float, case: Case | None) -> Finding:
     if case is not None and case.hand is not None:
         for wrong in wrongs(case.hand, case.parts):
             if wrong.loss is not None and abs(loss - wrong.loss) <= 1e-9 * abs(loss):
-                return Finding("loss", (), f"{text}: {wrong.text}")
+                return Finding("loss", (), f"{text}: {wrong.text}", certain=wrong.certain)
     if np.isfinite(loss) and exact != 0:
         scale, *_ = name_scale(loss / exact, SCALES if case is None else _scales(case))
         text += f": {scale.text}" if scale.bug != "scale" else ""
@@ -161,7 +163,9 @@ def _explain(case: Case) -> list[Finding]:
             for other, rank in zip(suspects, ranks, strict=True)
             if rank == best and other.leaves.issuperset(leaves) and other.bug != suspect.bug
         }
-        findings.append(Finding(suspect.bug, leaves, suspect.text, tuple(alike)))
+        findings.append(
+            Finding(suspect.bug, leaves, suspect.text, tuple(alike), certain=suspect.certain)
+        )
         left = [name for name in left if name not in leaves]
     return findings
 
@@ -180,7 +184,7 @@ def _suspects_by_pass(case: Case) -> Iterable[Suspect]:
                 if wrong.whole and not case.close(name, leaf, case.exact[name])
             }
             denied = frozenset(changed - matched)
-            yield Suspect(wrong.bug, wrong.text, matched, denied, wrong.whole)
+            yield Suspect(wrong.bug, wrong.text, matched, denied, wrong.whole, wrong.certain)
 
 
 def _suspects_by_leaf(case: Case) -> Iterable[Suspect]:
