@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from safetensors.numpy import save as serialize
 import jaxrnn
 
 EXACT = 1e-12
+DEFAULT_INIT = tuple(
+    getattr(jaxrnn.RNN, name) for name in ("input_init", "recurrent_init", "readout_init")
+)
 BIAS = jax.nn.initializers.normal(0.3)  # one function, so that equal networks compile once
 
 
@@ -23,33 +27,69 @@ class Case(NamedTuple):
     batch: jaxrnn.Batch
 
 
+@cache
 def make_case(
     *, B=3, T=6, I=5, H=4, O=2, ids=False, mask=False, seed=0, dtype=jnp.float64, **network
 ) -> Case:
-    """Draw a network with weights of ordinary size, a state that is not zero, and a batch."""
-    keys = iter(jax.random.split(jax.random.key(seed), 6))
+    """Draw a network with weights of ordinary size, a state that is not zero, and a batch.
+
+    Everything is drawn in NumPy, which compiles nothing.
+    """
+    rng = np.random.default_rng((seed, 7))
     rnn = jaxrnn.RNN(I, H, O, **({"reduction": "sum", "bias_init": BIAS} | network))
-    params = rnn.init(next(keys), dtype)
-    h = 0.5 * jax.random.normal(next(keys), (rnn.num_layers, B, H), dtype)
-    inputs_key, targets_key, mask_key = next(keys), next(keys), next(keys)
-    if ids:
-        inputs = jax.random.randint(inputs_key, (B, T), 0, I)
-    else:
-        inputs = jax.random.normal(inputs_key, (B, T, I), dtype)
+    params = draw_params(rnn, rng, dtype)
+    h = 0.5 * rng.normal(size=(rnn.num_layers, B, H))
+    inputs = rng.integers(0, I, (B, T)) if ids else rng.normal(size=(B, T, I))
     if rnn.loss_function == "softmax_cross_entropy":
-        targets = jax.random.randint(targets_key, (B, T), 0, O)
+        targets = rng.integers(0, O, (B, T))
     else:
-        targets = jax.random.normal(targets_key, (B, T, O), dtype)
+        targets = rng.normal(size=(B, T, O))
     weights = None
     if mask:  # zeros, and fractions
-        weights = jnp.maximum(0, jax.random.uniform(mask_key, (B, T), dtype, -0.6)).at[0, 0].set(1)
-    return Case(rnn, params, h, jaxrnn.Batch(inputs, targets, weights))
+        weights = np.maximum(0, rng.uniform(-0.6, 1, (B, T)))
+        weights[0, 0] = 1
+
+    def array(leaf):
+        return jnp.asarray(leaf if leaf.dtype.kind == "i" else leaf.astype(dtype))
+
+    return Case(rnn, params, array(h), jax.tree.map(array, jaxrnn.Batch(inputs, targets, weights)))
+
+
+def draw_params(rnn: jaxrnn.RNN, rng: np.random.Generator, dtype: Any) -> jaxrnn.Params:
+    """Draw parameters as the defaults of `RNN.init` do, or by it where a network has others."""
+    if (rnn.input_init, rnn.recurrent_init, rnn.readout_init) != DEFAULT_INIT:
+        return rnn.init(jax.random.key(0), dtype)
+    H = rnn.hidden_size
+
+    def leaf(*shape, scale=None):
+        scale = shape[0] ** -0.5 if scale is None else scale
+        return jnp.asarray((scale * rng.normal(size=shape)).astype(dtype))
+
+    def bias(size):
+        return leaf(size, scale=0.3) if rnn.use_bias else None
+
+    cells = []
+    for fan_in in [rnn.input_size] + [H] * (rnn.num_layers - 1):
+        orthogonal = np.linalg.qr(rng.normal(size=(H, H)))[0]
+        W_hh = jnp.asarray(orthogonal.astype(dtype))
+        cells.append(jaxrnn.Cell(leaf(fan_in, H), W_hh, bias(H)))
+    readout = jaxrnn.Readout(leaf(H, rnn.output_size), bias(rnn.output_size))
+    return jaxrnn.Params(tuple(cells), readout)
 
 
 def gradient(algorithm: jaxrnn.GradientAlgorithm, case: Case) -> tuple[Any, jaxrnn.Params]:
-    """Compute (loss, carry) and the gradient under jit, from the case's state."""
-    carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
-    return jax.jit(algorithm.value_and_grad)(case.params, carry, case.batch)
+    """Compute (loss, carry) and the gradient, from the case's state, in one compiled program."""
+    return _from_the_start(algorithm)(case.params, case.h, case.batch)
+
+
+@cache
+def _from_the_start(algorithm: jaxrnn.GradientAlgorithm) -> Callable[..., Any]:
+    @jax.jit
+    def value_and_grad(params, h, batch):
+        carry = algorithm.init(params, h, key=jax.random.key(7))
+        return algorithm.value_and_grad(params, carry, batch)
+
+    return value_and_grad
 
 
 def gradient_for_draws(

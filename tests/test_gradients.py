@@ -1,5 +1,6 @@
 """The laws that gradient rules obey. A new rule needs one more row in RULES."""
 
+import importlib
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import product
@@ -398,6 +399,50 @@ def test_a_key_of_the_old_kind_is_as_good():
     carry = algorithm.init(case.params, case.h, key=jax.random.PRNGKey(7))
     _, grads = jax.jit(algorithm.value_and_grad)(case.params, carry, case.batch)
     assert_equal(grads, gradient(algorithm, case)[1])
+
+
+FILES = {
+    "one_hop": """
+from jaxrnn.gradients import backward_rule
+
+
+def rule(rnn):
+    def deltas(cell, tape, error):
+        return tape.gain * error
+
+    return backward_rule(rnn, deltas)
+""",
+    "whole_influence": """
+import jax.numpy as jnp
+from jaxrnn.gradients import influence_rule
+from jaxrnn.gradients.engine.influence import advance_influence, no_influence
+
+
+def rule(rnn):
+    def advance(cell, M, tape):
+        return advance_influence(cell, M, tape, rnn.leak)
+
+    def read(M, error):
+        return jnp.einsum("bpji,bi->pj", M, error)
+
+    return influence_rule(rnn, no_influence, advance, read)
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("one_hop", "truncated_bptt(window=0)"), ("whole_influence", "rtrl")]
+)
+def test_a_new_rule_is_one_file_of_at_most_15_lines_and_one_row(name, known, tmp_path, monkeypatch):
+    assert len(FILES[name].strip().splitlines()) <= 15
+    (tmp_path / f"{name}.py").write_text(FILES[name])
+    monkeypatch.syspath_prepend(tmp_path)
+    build = importlib.import_module(name).rule
+    monkeypatch.setitem(gradients.RULES, name, gradients.Rule(build, "approximate", "approximate"))
+    case = make_case(leak=0.7, ids=True, num_layers=2)
+    (loss, _), grads = gradient(gradients.build(name, case.rnn), case)
+    (known_loss, _), known_grads = gradient(gradients.build(known, case.rnn), case)
+    assert_equal((loss, grads), (known_loss, known_grads))
 
 
 def test_every_option_of_every_rule_can_be_written_as_text():

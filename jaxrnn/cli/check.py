@@ -15,7 +15,7 @@ from jaxrnn.lm.options import Init, seed_key
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
-from jaxrnn.verification.assess import Dtype
+from jaxrnn.verification.problem import Dtype
 from jaxrnn.verification.references import Reference, complex_step, finite_difference
 
 

@@ -23,6 +23,11 @@ class ReferenceValues(NamedTuple):
     kept: np.ndarray | None = None
     error: float = 0.0
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every element is known, without an error."""
+        return self.directions is None and self.kept is None and self.error == 0
+
 
 class Leaf(NamedTuple):
     """How one leaf of the candidate's gradient g compares with the reference's r.

@@ -1,7 +1,7 @@
 """Telling whether a gradient is right, and if not, what is wrong with it."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxrnn.analysis.lags import affordable_lags, split_by_lag
 from jaxrnn.gradients import Carry, GradientAlgorithm, autodiff
 from jaxrnn.network import checks
 from jaxrnn.network.batch import Batch, check_is_batch
@@ -17,10 +16,10 @@ from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name
-from jaxrnn.verification.assess import Dtype, Problem, ValueAndGrad, cannot_tell, judge, not_finite
+from jaxrnn.verification.assess import assess, cannot_tell
 from jaxrnn.verification.candidate import arrays, ask_twice, is_floats
-from jaxrnn.verification.diagnosis.backward_pass import run_forward
-from jaxrnn.verification.program import Program, trace
+from jaxrnn.verification.expected import find_not_finite
+from jaxrnn.verification.problem import Dtype, Network, Problem, ValueAndGrad
 from jaxrnn.verification.references import Reference
 from jaxrnn.verification.report import Report
 
@@ -72,55 +71,26 @@ def verify(
         start = rnn.initial_state(len(batch.inputs)) if h is None else h
         given = _as((params, start, batch), dtype)
         params, start, batch = _as(given, "float64")
-        if finding := not_finite("the parameters", arrays(params)):
+        if finding := find_not_finite("the parameters", arrays(params)):
             return cannot_tell(finding)
         targets = batch.targets
         batch, start = check_batch(rnn, params, batch, start)
 
-        def called(side, params, start, batch):
-            if not isinstance(side, GradientAlgorithm):
-                return side(params, batch)
-            carry = side.init(params, start, key=jax.random.key(0))
-            (loss, _), grads = jax.jit(side.value_and_grad)(params, carry, batch)
-            return loss, grads
-
-        @cache
-        def by_hand():
-            # The targets at masked positions matter to whoever forgets the mask. Lengths become a
-            # part of the mask, where the catalogue looks for what counts.
-            mask = batch.mask
-            if batch.lengths is not None:
-                valid = checks.within(batch.lengths, batch.inputs.shape[1]).astype(start.dtype)
-                mask = valid if mask is None else mask * valid
-            return run_forward(rnn, params, start, batch._replace(targets=targets, mask=mask))
-
-        @cache
-        def program():  # a built-in loss has no derivative but JAX's
-            if not callable(rnn.loss_function):
-                return Program((), None)
-            return trace(lambda params: rnn.loss(params, start, batch)[0], params)
-
-        def parts():
-            lags = affordable_lags(rnn, batch.inputs.shape[1])
-            found = split_by_lag(rnn, params, start, batch, lags)
-            return jax.tree.map(np.asarray, found.parts)
-
+        # Targets at masked positions matter to a candidate that forgets the mask.
+        as_given = _with_lengths_in_the_mask(batch._replace(targets=targets), start.dtype)
         problem = Problem(
-            params=params,
+            args=(params, start, batch),
             loss=lambda params: _loss(rnn, params, start, batch),
             value_and_grad=partial(_autodiff, rnn),
-            args=(params, start, batch),
             terms=batch.inputs.shape[0] * batch.inputs.shape[1] + rnn.hidden_size,
             name="jax.grad of rnn.loss",
-            program=program,
-            by_hand=by_hand,
-            parts=parts,
+            network=Network(rnn, start, batch, as_given),
         )
         with jax.enable_x64(dtype == "float64"):
-            answer = ask_twice(partial(called, candidate), given, given[0])
+            answer = ask_twice(partial(_call, candidate), given, given[0])
         if reference is None or isinstance(reference, Reference):
-            return judge(answer, problem, reference, dtype)
-        return judge(answer, problem, partial(called, reference), dtype)
+            return assess(answer, problem, reference, dtype)
+        return assess(answer, problem, partial(_call, reference), dtype)
 
 
 def check_grad(
@@ -162,7 +132,7 @@ def check_grad(
         args = _as(given, "float64")
         _check_params(args[0])
         floats = {name: leaf for name, leaf in by_name(args).items() if is_floats(leaf)}
-        if finding := not_finite("the arguments", floats):
+        if finding := find_not_finite("the arguments", floats):
             return cannot_tell(finding)
         differentiate, precision = _differentiable(loss_fn, args)
         if precision is not None:
@@ -176,17 +146,31 @@ def check_grad(
                 return loss_fn(*(every if precision is None else _as(every, "float32")))
 
         problem = Problem(
-            params=args[0],
+            args=args,
             loss=loss,
             value_and_grad=differentiate,
-            args=args,
             terms=max((np.size(leaf) for leaf in jax.tree.leaves(args)), default=1),
             name="jax.grad of the loss",
-            program=cache(lambda: trace(loss, args[0])),
-            by_hand=None,
             precision=precision,
         )
-        return judge(answer, problem, reference, dtype)
+        return assess(answer, problem, reference, dtype)
+
+
+def _call(side: Candidate, params: Params, h: Any, batch: Batch) -> Any:
+    """Call an algorithm, from the state h, or a function (params, batch) -> (loss, gradient)."""
+    if not isinstance(side, GradientAlgorithm):
+        return side(params, batch)
+    carry = side.init(params, h, key=jax.random.key(0))
+    (loss, _), grads = jax.jit(side.value_and_grad)(params, carry, batch)
+    return loss, grads
+
+
+def _with_lengths_in_the_mask(batch: Batch, dtype: Any) -> Batch:
+    """Make lengths a part of the mask, where the catalogue of bugs looks for what counts."""
+    if batch.lengths is None:
+        return batch
+    valid = checks.within(batch.lengths, batch.inputs.shape[1]).astype(dtype)
+    return batch._replace(mask=valid if batch.mask is None else batch.mask * valid)
 
 
 @partial(jax.jit, static_argnames="rnn")
@@ -249,7 +233,7 @@ def _differentiable(
     try:
         loss = jax.eval_shape(lambda: loss_fn(*args))
         shape = getattr(loss, "shape", None)
-    except Exception:  # somebody's function, traced: `judge` says what is wrong with it
+    except Exception:  # somebody's function, traced: `assess` says what is wrong with it
         shape = None
     if shape:
         raise ValueError(

@@ -47,8 +47,38 @@ class Pass(NamedTuple):
     error: np.ndarray
 
 
+def own_gain(p: Pass, layer: int) -> np.ndarray:
+    """Return the gain of a layer, (T, B, H)."""
+    return p.gain[layer]
+
+
+def own_h_prev(p: Pass, layer: int) -> np.ndarray:
+    """Return the states h_{t-1} that W_hh of a layer reads, (T, B, H)."""
+    return p.h_prev[layer]
+
+
+def pull_back(p: Pass, cell: Cell, credit: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """Return what a step sends to the one before: (1 - leak) λ_t + δ_t W_hhᵀ."""
+    return (1 - p.rnn.leak) * credit + delta @ cell.W_hh.T
+
+
+def pass_down(p: Pass, cell: Cell, credit: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """Return the error of the layer below: δ_t W_xhᵀ."""
+    return delta @ cell.W_xh.T
+
+
+def all_steps(delta: np.ndarray) -> np.ndarray:
+    """Return the deltas as they are, to be contracted with what each weight read."""
+    return delta
+
+
+def never(t: int) -> bool:
+    """Return False: no step is cut off from the one before."""
+    return False
+
+
 class Pieces(NamedTuple):
-    """What a layer's backward pass is made of.
+    """The pieces of a layer's backward pass; each can be replaced by a wrong one.
 
     Attributes:
         gain: (p, layer) -> what the credit is multiplied by, (T, B, H).
@@ -60,15 +90,13 @@ class Pieces(NamedTuple):
         cut: whether step t sends nothing to the next in the loop.
     """
 
-    gain: Callable[[Pass, int], np.ndarray] = lambda p, layer: p.gain[layer]
-    h_prev: Callable[[Pass, int], np.ndarray] = lambda p, layer: p.h_prev[layer]
-    pull: Callable[..., np.ndarray] = lambda p, cell, credit, delta: (
-        (1 - p.rnn.leak) * credit + delta @ cell.W_hh.T
-    )
-    down: Callable[..., np.ndarray] = lambda p, cell, credit, delta: delta @ cell.W_xh.T
-    contracted: Callable[[np.ndarray], np.ndarray] = lambda delta: delta
+    gain: Callable[[Pass, int], np.ndarray] = own_gain
+    h_prev: Callable[[Pass, int], np.ndarray] = own_h_prev
+    pull: Callable[..., np.ndarray] = pull_back
+    down: Callable[..., np.ndarray] = pass_down
+    contracted: Callable[[np.ndarray], np.ndarray] = all_steps
     forward: bool = False
-    cut: Callable[[int], bool] = lambda t: False
+    cut: Callable[[int], bool] = never
 
 
 RIGHT = Pieces()

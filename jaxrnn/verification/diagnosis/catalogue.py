@@ -21,6 +21,8 @@ from jaxrnn.verification.diagnosis.backward_pass import (
     Pieces,
     contract_readout,
     gradient,
+    pass_down,
+    pull_back,
     with_d_outputs,
     with_loss_of,
 )
@@ -50,16 +52,27 @@ Entry = tuple[str, str, Callable[[Pass], Iterator[tuple[str, Pieces]]]]
 
 
 def _one_hop(p):
-    yield "", RIGHT._replace(pull=lambda p, cell, credit, delta: 0 * credit)
+    def nothing(p, cell, credit, delta):
+        return 0 * credit
+
+    yield "", RIGHT._replace(pull=nothing)
 
 
 def _no_gain(p):
     leak = p.rnn.leak
-    yield "", RIGHT._replace(gain=lambda p, layer: np.full_like(p.gain[layer], leak))
-    bare = lambda p, cell, credit, delta: RIGHT.pull(p, cell, credit, leak * credit)  # noqa: E731
-    yield "only in what goes to the step before", RIGHT._replace(pull=bare)
-    bare = lambda p, cell, credit, delta: RIGHT.down(p, cell, credit, leak * credit)  # noqa: E731
-    yield "only in what goes to the layer below", RIGHT._replace(down=bare)
+
+    def leak_alone(p, layer):
+        return np.full_like(p.gain[layer], leak)
+
+    def pull_without_gain(p, cell, credit, delta):
+        return pull_back(p, cell, credit, leak * credit)
+
+    def down_without_gain(p, cell, credit, delta):
+        return pass_down(p, cell, credit, leak * credit)
+
+    yield "", RIGHT._replace(gain=leak_alone)
+    yield "only in what goes to the step before", RIGHT._replace(pull=pull_without_gain)
+    yield "only in what goes to the layer below", RIGHT._replace(down=down_without_gain)
 
 
 def _gain_of_the_wrong_step(p):
@@ -81,9 +94,15 @@ def _slope_of_the_state(p):
 
 
 def _leak_forgotten(p):
-    yield "in the gain", RIGHT._replace(gain=lambda p, layer: p.gain[layer] / p.rnn.leak)
-    through = lambda p, cell, credit, delta: delta @ cell.W_hh.T  # noqa: E731
-    yield "in the path (1 - leak) λ to the step before", RIGHT._replace(pull=through)
+    def slope_alone(p, layer):
+        return p.gain[layer] / p.rnn.leak
+
+    def through_the_gain_alone(p, cell, credit, delta):
+        return delta @ cell.W_hh.T
+
+    yield "in the gain", RIGHT._replace(gain=slope_alone)
+    way = "in the path (1 - leak) λ to the step before"
+    yield way, RIGHT._replace(pull=through_the_gain_alone)
 
 
 def _not_transposed(p):
@@ -94,13 +113,19 @@ def _not_transposed(p):
 
 
 def _h_for_h_prev(p):
-    yield "", RIGHT._replace(h_prev=lambda p, layer: p.h[layer])
+    def states(p, layer):
+        return p.h[layer]
+
+    yield "", RIGHT._replace(h_prev=states)
 
 
 def _time_reversed(p):
+    def in_order_of_the_loop(delta):
+        return delta[::-1]
+
     yield "the loop runs from the first step to the last", RIGHT._replace(forward=True)
-    backwards = RIGHT._replace(contracted=lambda delta: delta[::-1])
-    yield "the deltas, collected from the last step on, were not turned round", backwards
+    reversed_deltas = RIGHT._replace(contracted=in_order_of_the_loop)
+    yield "the deltas, collected from the last step on, were not reversed", reversed_deltas
 
 
 def _cut_into_chunks(p):
@@ -119,14 +144,21 @@ def _first_state(times):
 
 
 def _input_error_dropped(p):
-    nothing = lambda p, cell, credit, delta: 0 * (delta @ cell.W_xh.T)  # noqa: E731
+    def nothing(p, cell, credit, delta):
+        return 0 * pass_down(p, cell, credit, delta)
+
     yield "", RIGHT._replace(down=nothing)
 
 
 def _input_error_unweighted(p):
-    yield "δ itself was handed down", RIGHT._replace(down=lambda p, cell, credit, delta: delta)
-    straight = lambda p, cell, credit, delta: delta @ cell.W_xh  # noqa: E731
-    yield "W_xh is not transposed", RIGHT._replace(down=straight)
+    def delta_itself(p, cell, credit, delta):
+        return delta
+
+    def not_transposed(p, cell, credit, delta):
+        return delta @ cell.W_xh
+
+    yield "δ itself was passed down", RIGHT._replace(down=delta_itself)
+    yield "W_xh is not transposed", RIGHT._replace(down=not_transposed)
 
 
 IN_A_LAYER: tuple[Entry, ...] = (

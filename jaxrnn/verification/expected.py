@@ -1,0 +1,131 @@
+"""The expected gradient: by `jax.grad`, by differences of the loss, or by another function."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrnn.verification.candidate import arrays, ask
+from jaxrnn.verification.leaf import ReferenceValues, compare
+from jaxrnn.verification.problem import Dtype, Problem, ValueAndGrad, trace_program
+from jaxrnn.verification.references import Reference, finite_difference
+from jaxrnn.verification.report import Finding
+from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
+
+Leaves = dict[str, np.ndarray]
+
+
+class Expected(NamedTuple):
+    """What a candidate is compared with.
+
+    Attributes:
+        title: what the reference is.
+        loss: its loss.
+        values: what it knows of each leaf.
+        exact: the leaves of which every element is known, for the diagnosis; those of autodiff if
+            JAX can differentiate the loss.
+        failure: why JAX cannot differentiate the loss; "" if it can.
+        measured: whether the reference is measured, by differences of the loss.
+        own_rules: functions in the loss whose derivative is written by hand.
+    """
+
+    title: str
+    loss: float
+    values: dict[str, ReferenceValues]
+    exact: Leaves
+    failure: str = ""
+    measured: bool = False
+    own_rules: tuple[str, ...] = ()
+
+
+def expected_gradient(
+    problem: Problem, reference: Reference | ValueAndGrad | None, dtype: Dtype
+) -> Expected:
+    """Compute the expected gradient of a problem.
+
+    Raises:
+        ValueError: if the reference fails.
+    """
+    loss, exact, failure = _differentiate(problem)
+    if reference is None:
+        if failure:
+            raise ValueError(
+                f"JAX cannot differentiate the loss ({failure}): write it with jax.numpy, or pass "
+                "reference=jaxrnn.finite_difference()"
+            )
+        title = f"{problem.name}, in {dtype if problem.precision else 'float64'}"
+        expected = Expected(title, loss, _all_known(exact), exact)
+    else:
+        title, loss, values = _ask_reference(reference, problem)
+        exact = _known_in_full(values) if failure else exact
+        measured = isinstance(reference, Reference)
+        expected = Expected(title, loss, values, exact, failure, measured)
+    return expected if failure else expected._replace(own_rules=trace_program(problem).rules)
+
+
+def not_finite(expected: Expected) -> Finding | None:
+    """Return a finding if the reference's loss or gradient is not finite."""
+    values = {"loss": np.asarray(expected.loss)}
+    values |= {name: known.values for name, known in expected.values.items()}
+    return find_not_finite("the reference's loss and gradient", values)
+
+
+def find_not_finite(what: str, leaves: dict[str, Any]) -> Finding | None:
+    """Return a finding that names the leaves that are not finite, if there are any."""
+    names = tuple(name for name, leaf in leaves.items() if not np.isfinite(leaf).all())
+    text = f"{what} are not finite: nothing can be compared here"
+    return Finding("not finite", names, text, certain=False) if names else None
+
+
+def check_own_rules(problem: Problem, expected: Expected) -> Expected:
+    """Compare autodiff with finite differences, and expect those where the two disagree.
+
+    Autodiff takes a `custom_vjp` or `custom_jvp` in the loss at its word, and so cannot judge it.
+    """
+    if not expected.own_rules:
+        return expected
+    measured = expected.values
+    if all(known.is_exact for known in measured.values()):
+        _, _, measured = _ask_reference(finite_difference(), problem)
+    tolerance = measured_tolerances(problem, "float64", perturb_slopes=False)
+    exact = expected.exact
+    leaves = [compare(name, exact[name], measured[name], tolerance[name]) for name in measured]
+    if all(leaf.ok or cannot_be_judged(leaf) for leaf in leaves):
+        return expected
+    title = (
+        f"central differences of the loss, for jax.grad gives another gradient: the derivative of "
+        f"{' or '.join(expected.own_rules)}, written by hand, is wrong"
+    )
+    return expected._replace(title=title, values=measured, exact=_known_in_full(measured))
+
+
+def _differentiate(problem: Problem) -> tuple[float, Leaves, str]:
+    """Differentiate by JAX: return the loss, the gradient's leaves, and why it failed if it did."""
+    try:
+        loss, grads = problem.value_and_grad(*problem.args)
+    except Exception as error:  # the caller's function, traced, may raise anything
+        return np.nan, {}, (str(error).splitlines() or [type(error).__name__])[0]
+    return float(loss), arrays(grads), ""
+
+
+def _ask_reference(
+    reference: Reference | ValueAndGrad, problem: Problem
+) -> tuple[str, float, dict[str, ReferenceValues]]:
+    """Return what a reference is, its loss and what it knows of the gradient."""
+    if isinstance(reference, Reference):
+        params = jax.tree.map(np.asarray, problem.params)
+        return reference.description, *reference.measure(problem.loss, params)
+    other = ask(reference, problem.args, problem.params)
+    if other.findings:
+        raise ValueError(f"the reference fails: {other.findings[0]}")
+    return "another function, in float64", other.loss, _all_known(other.leaves)
+
+
+def _all_known(leaves: Leaves) -> dict[str, ReferenceValues]:
+    return {name: ReferenceValues(leaf) for name, leaf in leaves.items()}
+
+
+def _known_in_full(values: dict[str, ReferenceValues]) -> Leaves:
+    """Return the leaves of which every element is known."""
+    full = (name for name, known in values.items() if known.directions is known.kept is None)
+    return {name: values[name].values for name in full}

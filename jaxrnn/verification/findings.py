@@ -1,0 +1,154 @@
+"""Findings: what is wrong with a candidate's gradient, or why nothing can be told."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxrnn.tree import by_name
+from jaxrnn.verification.candidate import Answer
+from jaxrnn.verification.comparison import Comparison
+from jaxrnn.verification.diagnosis.search import Case, diagnose, loss_finding, shape_finding
+from jaxrnn.verification.expected import Expected
+from jaxrnn.verification.lag_profile import lag_profile
+from jaxrnn.verification.leaf import relative_error
+from jaxrnn.verification.problem import Dtype, Problem, forward_by_hand, gradient_by_lag
+from jaxrnn.verification.report import Finding, LagProfile
+from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
+
+# Errors by rounding or by a guard are of one size: those of all leaves are within ALIKE of the
+# largest, and so are those of most elements, each relative to its own size. A planted bug of 1e-6
+# in one leaf or element leaves the others exact to 1e-15, nine orders of magnitude below it.
+ALIKE = 1e-3
+
+# Bugs that explain a leaf by a number that is fitted to it. They say little about a leaf of two
+# elements, which rounding may have moved.
+FITTED = ("unknown", "scale", "element-wise clip")
+
+
+def find_bugs(
+    answer: Answer, expected: Expected, comparison: Comparison, problem: Problem, dtype: Dtype
+) -> tuple[tuple[Finding, ...], tuple[LagProfile, ...]]:
+    """Return what is wrong with an answer, and the lag profiles of the leaves that are wrong."""
+    findings = [*answer.findings, *_leaves_that_cannot_be_judged(comparison)]
+    findings += _leaves_of_wrong_shape(answer, expected, comparison, problem)
+    wrong = [leaf.name for leaf in comparison.leaves if not (leaf.ok or cannot_be_judged(leaf))]
+    if not wrong and comparison.same_loss:
+        return tuple(findings), ()
+    case = _case(answer, expected, comparison, problem)
+    with np.errstate(all="ignore"):  # a wrong gradient may well overflow
+        bugs = diagnose(case)
+        nothing_else = not (findings or expected.failure) and dtype == "float64"
+        if nothing_else and all(bug.bug in FITTED for bug in bugs):
+            nearly = _nearly_right(answer.loss, expected.loss, case, problem)
+            if nearly is not None:
+                return (nearly,), ()
+        findings += bugs
+        if unexplained := tuple(name for name in wrong if name not in case.wrong):
+            findings.append(Finding("reference", unexplained, _unlike_autodiff(expected, problem)))
+        if not (comparison.same_loss or (np.isnan(answer.loss) and answer.findings)):
+            findings.insert(0, loss_finding(answer.loss, expected.loss, case))
+    return tuple(findings), tuple(_profiles(case))
+
+
+def not_repeatable(answer: Answer, tolerance: dict[str, float]) -> Finding | None:
+    """Return a finding if the two answers of a candidate to the same question differ."""
+    again = answer.again
+    if again is None:
+        return None
+    remedy = "is zero_grad forgotten, dropout on, or a state kept from call to call?"
+    if again.findings:
+        text = f"a second call at the same arguments fails ({again.findings[0]}): {remedy}"
+        return Finding("not repeatable", (), text)
+    first, second = ({"loss": np.asarray(one.loss)} | one.leaves for one in (answer, again))
+    errors = {
+        name: relative_error(second[name], leaf)
+        for name, leaf in first.items()
+        if not np.array_equal(second[name], leaf, equal_nan=True)
+    }
+    errors = {name: error for name, error in errors.items() if not error <= tolerance[name]}
+    if not errors:
+        return None
+    twice = all(relative_error(second[name], 2 * first[name]) <= 1e-6 for name in answer.leaves)
+    how = "twice the gradient" if twice else f"another answer (by {max(errors.values()):.2g} of it)"
+    text = f"a second call at the same arguments gives {how}: {remedy}"
+    return Finding("not repeatable", tuple(sorted(errors.keys() & answer.leaves)), text)
+
+
+def _leaves_that_cannot_be_judged(comparison: Comparison) -> Iterator[Finding]:
+    for leaf in filter(cannot_be_judged, comparison.leaves):
+        if leaf.not_finite:
+            text = f"{leaf.not_finite} elements are infinite or not a number, one at {leaf.worst}"
+            yield Finding("not finite", (leaf.name,), text)
+        elif np.isnan(leaf.tolerance):
+            text = "the loss has a kink, or bends too sharply for a difference, everywhere"
+            yield Finding("kinks", (leaf.name,), text, certain=False)
+        else:
+            text = (
+                f"rounding alone may move it by {leaf.tolerance:.1g} of its size here: use "
+                f"float64, smaller weights or fewer steps"
+            )
+            yield Finding("ill-conditioned", (leaf.name,), text, certain=False)
+
+
+def _leaves_of_wrong_shape(
+    answer: Answer, expected: Expected, comparison: Comparison, problem: Problem
+) -> Iterator[Finding]:
+    for name, g in answer.leaves.items():
+        shape = problem.shapes[name]
+        if g.shape != shape:
+            r = expected.exact.get(name, np.zeros(shape))
+            yield shape_finding(name, g, r, comparison.tolerance[name])
+
+
+def _case(answer: Answer, expected: Expected, comparison: Comparison, problem: Problem) -> Case:
+    """Collect what the catalogue is asked to explain: the leaves that can be judged."""
+    tolerance = {
+        leaf.name: leaf.tolerance
+        for leaf in comparison.leaves
+        if leaf.name in expected.exact and not cannot_be_judged(leaf)
+    }
+    g = {name: answer.leaves[name] for name in tolerance}
+    parts = gradient_by_lag(problem)
+    return Case(g, expected.exact, tolerance, forward_by_hand(problem), parts)
+
+
+def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) -> Finding | None:
+    """Return the finding that a gradient may be right but for rounding or a guard, or None.
+
+    Both move all leaves by about as much, most elements of each, and none by more than a
+    computation in float32 does. A bug that is so small moves some and leaves the others exact.
+    """
+    errors = {name: relative_error(case.g[name], r) for name, r in case.exact.items() if r.any()}
+    if not errors or min(errors.values()) < ALIKE * max(errors.values()):
+        return None
+    tolerance = measured_tolerances(problem, "float32")
+    if any(error > tolerance[name] for name, error in errors.items()):
+        return None
+    if not abs(loss - expected) <= tolerance["loss"] * abs(expected):
+        return None
+    if not all(_most_elements_are_off(case.g[name], case.exact[name]) for name in errors):
+        return None
+    text = (
+        f"it agrees to {max(errors.values()):.1g}, as far as a computation in float32 would, or "
+        f"one with a guard such as log(p + 1e-9); nothing beyond that can be told"
+    )
+    return Finding("nearly right", (), text, certain=False)
+
+
+def _most_elements_are_off(g: np.ndarray, r: np.ndarray) -> bool:
+    """Return whether most elements of a leaf are off, each relative to its size."""
+    off, size = np.abs(g - r), np.abs(r)
+    return bool(np.mean((off > ALIKE * off.max() / size.max() * size)[size > 0]) > 0.5)
+
+
+def _unlike_autodiff(expected: Expected, problem: Problem) -> str:
+    if expected.exact:
+        return f"it equals {problem.name}, but not the reference: is the loss smooth here?"
+    return "it is not what the reference has"
+
+
+def _profiles(case: Case) -> Iterator[LagProfile]:
+    parts = {f"cells{name}": leaf for name, leaf in by_name(case.parts).items()}
+    for name in case.wrong:
+        if name in parts:
+            yield lag_profile(name, case.g[name], parts[name], case.tolerance[name])
