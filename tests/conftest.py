@@ -30,6 +30,37 @@ jax.config.update("jax_enable_x64", True)
 install_import_hook("jaxrnn", "beartype.beartype")
 
 
+def pytest_xdist_auto_num_workers(config):
+    return min(os.cpu_count() or 1, 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config):
+    """Let the tests' processes share compiled programs, with one another and with the next run."""
+    if not hasattr(config, "workerinput"):
+        whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        config.option.all |= not whole_suite or bool(config.option.markexpr)
+    cache = {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in cache.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked `slow` or `process` where the whole suite runs without --all."""
+    left_out = [item for item in items if any(map(item.get_closest_marker, ("slow", "process")))]
+    if not config.option.all:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_memory_mappings():
     """Drop compiled programs before Linux runs out of memory mappings, 65,530 for each process.

@@ -37,6 +37,8 @@ finds_ranks = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="ranks are found through /proc"
 )
 
+pytestmark = pytest.mark.process
+
 Command = subprocess.Popen[str]
 Begin = Callable[..., Command]
 MARK = "STARTED_BY_TEST"  # a variable that all processes of a command have, each with its value
