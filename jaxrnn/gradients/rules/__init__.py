@@ -1,1 +1,1 @@
-"""The gradient rules, one in each file."""
+"""The gradient rules, one per file."""

@@ -1,15 +1,16 @@
 """Decoupled neural interfaces in time: synthetic gradients (Jaderberg et al. 2017, §2.1).
 
-What will come back from beyond step t is foretold from the state, linearly, so that no credit need
-wait for the future:
+A linear function of the state predicts the credit that comes from the steps after t, so the rule
+does not wait for these steps:
 
     λ_t ≈ e_t + ĉ_t,        ĉ_t = (h_t, 1) A
 
-A is learned beside, from what the next step says of it: by gradient descent on ½ ‖ĉ_t - c_t‖² with
+A is learned at the same time, by gradient descent on ½ ‖ĉ_t - c_t‖². The target
 
     c_t = J_{t+1}ᵀ (e_{t+1} + ĉ_{t+1})
 
-taken as given (Czarnecki et al. 2017; one step at a time as in Marschall, Cho & Savin 2020).
+comes from the next step and is treated as a constant (Czarnecki et al. 2017; one step at a time as
+in Marschall, Cho & Savin 2020).
 """
 
 import jax
@@ -24,18 +25,37 @@ from jaxrnn.network.rnn import RNN
 
 
 def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
-    """Add a learned forecast to each error; O(B H (I + H)) per step, O(B H²) memory.
+    """Build decoupled neural interfaces in time: a learned prediction replaces the future credit.
 
-    Biased, and at first the one-hop gradient: A is zero. Each row of the batch learns its own. A
-    step of learning is `learning_rate` / ‖(h_t, 1)‖² long, so that one rate fits all sizes. It
-    passes from chunk to chunk. In a stack it is applied layer by layer.
+        λ_t ≈ e_t + ĉ_t,        ĉ_t = (h_t, 1) A,        δ_t = g_t ⊙ λ_t
+
+    A is learned by gradient descent on ½ ‖ĉ_t - c_t‖², with c_t = J_{t+1}ᵀ (e_{t+1} + ĉ_{t+1}) as a
+    constant. g_t = leak φ'(a_t), e_t = dL/dy_t W_hyᵀ and J_t = ∂h_t/∂h_{t-1}.
+
+    Approximate (biased), for one layer and for stacks, where the rule is applied layer by layer. A
+    starts at zero, which gives the one-hop gradient. Each row of the batch learns its own A, which
+    passes from chunk to chunk.
+
+    Cost per layer: O(B H (I + H)) operations per step, O(B H²) memory.
+
+    Paper: Jaderberg et al. 2017, §2.1; Czarnecki et al. 2017; Marschall, Cho & Savin 2020.
 
     Args:
         rnn: the network.
-        learning_rate: of A, in 0 … 1; 0 keeps it as it is.
+        learning_rate: learning rate of A, in 0 … 1. Each step is divided by ‖(h_t, 1)‖², so one
+            rate suits networks of all sizes. With 0, A is not learned.
 
     Raises:
         ValueError: if learning_rate is outside its range.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.dni(rnn)
+    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> carry.memory[0].shape  # A of each row: (B, H + 1, H)
+    (3, 5, 4)
     """
     checks.between("learning_rate", learning_rate, 0, 1)
 
@@ -51,14 +71,14 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
             h = layer.step(cell, x[None], h_prev[None], rnn.dynamics)[0]
             before, now = jnp.append(h_prev, 1), jnp.append(h, 1)
             credit = error_t + now @ A
-            off = before @ A - layer.pull_back(W_hh_T, gain, credit, rnn.leak)
+            residual = before @ A - layer.pull_back(W_hh_T, gain, credit, rnn.leak)
             rate = learning_rate / (before @ before)
-            return A - rate * jnp.outer(before, off), gain * credit
+            return A - rate * jnp.outer(before, residual), gain * credit
 
         def one_step(A, step):
             tape_t, error_t = step
-            now, delta = jax.vmap(one_row)(A, tape_t._replace(valid=None), error_t)
-            return hold(A, now, tape_t.valid), delta
+            new, delta = jax.vmap(one_row)(A, tape_t._replace(valid=None), error_t)
+            return hold(A, new, tape_t.valid), delta
 
         steps = (tape, error)
         memory, delta = lax.scan(one_step, layer.varying_like(memory, steps, cell), steps)

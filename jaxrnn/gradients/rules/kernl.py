@@ -1,16 +1,17 @@
 """Kernel RNN learning (Roth, Kanitscheider & Fiete 2019, alg. 1).
 
-What a change of unit j does to unit i after k steps is taken for S[j, i] κ_jᵏ, so that
+The effect of a change of unit j on unit i after k steps is approximated by S[j, i] κ_jᵏ, so that
 
     E_t = κ E_{t-1} + s_tᵀ g_t,        dL/dθ = Σ_t E_t ⊙ (S e_t)
 
-S and κ = exp(-γ) are learned beside: from small random changes ξ_t of the state at every step and
-what has come of them, d_t, by gradient descent on ½ ‖Ω_t S - d_t‖²,
+The kernel, S and κ = exp(-γ), is learned at the same time. A random perturbation ξ_t is added to
+the state at every step, and d_t is the total effect of all perturbations on h_t. Gradient descent
+on ½ ‖Ω_t S - d_t‖² fits the kernel to it, with
 
     d_t = J_t d_{t-1} + ξ_t,        Ω_t = κ Ω_{t-1} + ξ_t,        Γ_t = ∂Ω_t/∂γ
 
-where κ stays at most 1. The paper runs a second network with changes of finite size; here they are
-infinitesimal, so that d_t is exact.
+and κ bounded by 1. The paper runs a second network with finite perturbations. Here they are
+infinitesimal, and the step Jacobians give d_t exactly.
 """
 
 from typing import NamedTuple
@@ -26,7 +27,16 @@ from jaxrnn.network.rnn import RNN
 
 
 class Kernel(NamedTuple):
-    """An eligibility trace, the kernel that reads it, and what the kernel learns from."""
+    """An eligibility trace, its kernel, and the quantities from which the kernel is learned.
+
+    Attributes:
+        trace: E_t.
+        S: the kernel between units, S[j, i].
+        gamma: γ, with κ = exp(-γ).
+        d: d_t, the effect of all perturbations on h_t.
+        omega: Ω_t, the decaying sum of the perturbations.
+        Gamma: Γ_t = ∂Ω_t/∂γ.
+    """
 
     trace: Float[Array, "N H"]
     S: Float[Array, "H H"]
@@ -43,22 +53,45 @@ def kernl(
     *,
     noise: Noise | None = None,
 ) -> GradientAlgorithm:
-    """Carry an eligibility trace, read through a learned kernel; O(B H (I + H)) per step, memory.
+    """Build kernel RNN learning: an eligibility trace that is read through a learned kernel.
 
-    Biased. Each row of the batch learns its own kernel; `init` needs a key. A step of learning is
-    as long as `learning_rate` over the squared slopes of what is foretold, so that one rate fits
-    all sizes. A network that amplifies changes without end lets d_t grow without end too. In a
-    stack it is applied layer by layer.
+        E_t = κ E_{t-1} + s_tᵀ g_t,        dL/dθ ≈ Σ_t E_t ⊙ (S e_t)
+
+    s_t = (x_t, h_{t-1}, 1) is the input of the weights, g_t = leak φ'(a_t) and e_t = dL/dy_t W_hyᵀ.
+    The kernel (S, κ) is learned by gradient descent on ½ ‖Ω_t S - d_t‖², where random perturbations
+    ξ_t of the state give
+
+        d_t = J_t d_{t-1} + ξ_t,        Ω_t = κ Ω_{t-1} + ξ_t
+
+    Approximate (biased), for one layer and for stacks, where the rule is applied layer by layer.
+    Each row of the batch learns its own kernel. If the network amplifies perturbations from step to
+    step, d_t grows without bound.
+
+    Cost per layer: O(B H (I + H)) operations per step and memory.
+
+    Paper: Roth, Kanitscheider & Fiete 2019, algorithm 1.
 
     Args:
         rnn: the network.
-        learning_rate: of the kernel, in 0 … 1; 0 keeps it as it is at first.
-        decay: κ at first, above 0 and at most 1; S is the identity. With 1 - leak it begins as
-            `rflo`.
-        noise: (key, step, dtype) -> ξ_t, (H,); standard normal if not given.
+        learning_rate: learning rate of the kernel, in 0 … 1. Each step is divided by the squared
+            slopes of the prediction, so one rate suits networks of all sizes. With 0 the kernel is
+            not learned.
+        decay: the initial κ, above 0 and at most 1. The initial S is the identity, so with
+            decay = 1 - leak the rule starts as `rflo`.
+        noise: (key, step, dtype) -> ξ_t, (H,). The default is standard normal.
 
     Raises:
         ValueError: if learning_rate or decay is outside its range; by init, if it gets no key.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.kernl(rnn)
+    >>> carry = rule.init(params, h, key=jax.random.key(1))
+    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> carry.memory[0].influence.S.shape  # (B, H, H)
+    (3, 4, 4)
     """
     checks.between("learning_rate", learning_rate, 0, 1)
     if not 0 < decay <= 1:
@@ -66,14 +99,14 @@ def kernl(
 
     def init(cell):
         H, dtype = len(cell.W_hh), cell.W_hh.dtype
-        none = jnp.zeros(H, dtype)
+        zero = jnp.zeros(H, dtype)
         return Kernel(
             trace=no_trace(cell),
             S=jnp.eye(H, dtype=dtype),
             gamma=jnp.full(H, -jnp.log(decay), dtype),
-            d=none,
-            omega=none,
-            Gamma=none,
+            d=zero,
+            omega=zero,
+            Gamma=zero,
         )
 
     def advance(cell, past, tape, xi):
@@ -81,13 +114,13 @@ def kernl(
         d = layer.push_forward(cell, tape.gain, past.d, rnn.leak) + xi
         Gamma = kappa * (past.Gamma - past.omega)
         omega = kappa * past.omega + xi
-        off = omega @ past.S - d
-        slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # by S, and by one γ
+        residual = omega @ past.S - d
+        slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # for S, and for one γ
         rate = learning_rate / slopes
         return Kernel(
             trace=kappa[None] * past.trace + jnp.outer(read_by(cell, tape), tape.gain),
-            S=past.S - rate * jnp.outer(omega, off),
-            gamma=jnp.maximum(0, past.gamma - rate * (past.S @ off) * Gamma),
+            S=past.S - rate * jnp.outer(omega, residual),
+            gamma=jnp.maximum(0, past.gamma - rate * (past.S @ residual) * Gamma),
             d=d,
             omega=omega,
             Gamma=Gamma,

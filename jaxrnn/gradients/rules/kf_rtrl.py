@@ -1,13 +1,14 @@
 """Kronecker-factored RTRL (Mujika, Meier & Steger 2018, §3.2).
 
-The influence as one Kronecker product M_t ≈ u_t ⊗ A_t, with two random signs c₁, c₂ a step:
+The influence is estimated by one Kronecker product M_t ≈ u_t ⊗ A_t, with two random signs c₁, c₂
+per step:
 
     u_t = c₁ p₁ u_{t-1} + c₂ p₂ s_t
     A_t = c₁ A_{t-1} J_t / p₁ + c₂ diag(g_t) / p₂
     p₁² = ‖A_{t-1} J_t‖ / ‖u_{t-1}‖,        p₂² = ‖diag(g_t)‖ / ‖s_t‖
 
-Its mean over the signs is M_t. The direct term is such a product itself, so that unlike with UORO
-no noise comes from a step alone.
+The mean over the signs is M_t. The direct term s_t ⊗ diag(g_t) is itself a Kronecker product, so a
+single step adds no noise, unlike in UORO.
 """
 
 from typing import NamedTuple
@@ -29,23 +30,46 @@ from jaxrnn.network.rnn import RNN
 
 
 class KroneckerProduct(NamedTuple):
-    """M[p, j, i] ≈ u[p] A[j, i]."""
+    """The two factors of an influence: M[p, j, i] ≈ u[p] A[j, i]."""
 
     u: Float[Array, " N"]
     A: Float[Array, "H H"]
 
 
 def kf_rtrl(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
-    """Carry a Kronecker product in place of the influence; O(B H³) per step, O(B H (I + H)) memory.
+    """Build Kronecker-factored RTRL: one Kronecker product estimates the influence.
 
-    Unbiased for one layer; `init` needs a key. In a stack it is applied layer by layer.
+        u_t = c₁ p₁ u_{t-1} + c₂ p₂ s_t
+        A_t = c₁ A_{t-1} J_t / p₁ + c₂ diag(g_t) / p₂
+        dL/dθ ≈ Σ_t u_t ⊗ (A_t e_t)
+
+    c₁, c₂ are random signs, s_t = (x_t, h_{t-1}, 1) is the input of the weights and
+    g_t = leak φ'(a_t). p₁ = √(‖A_{t-1} J_t‖ / ‖u_{t-1}‖) and p₂ = √(‖diag(g_t)‖ / ‖s_t‖) minimise
+    the variance.
+
+    Unbiased for one layer: the mean over the signs is the gradient of `rtrl`. In a stack the rule
+    is applied layer by layer and is approximate, as `rtrl`.
+
+    Cost per layer: O(B H³) operations per step, O(B H (I + H)) memory.
+
+    Paper: Mujika, Meier & Steger 2018, §3.2.
 
     Args:
         rnn: the network.
-        noise: (key, step, dtype) -> c_1 and c_2, (2,); random signs if not given.
+        noise: (key, step, dtype) -> (c₁, c₂), (2,). The default draws random signs.
 
     Raises:
         ValueError: by init, if it gets no key.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.kf_rtrl(rnn)
+    >>> carry = rule.init(params, h, key=jax.random.key(1))
+    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> carry.memory[0].influence.A.shape  # (B, H, H)
+    (3, 4, 4)
     """
 
     def init(cell):

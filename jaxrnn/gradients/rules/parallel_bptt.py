@@ -2,8 +2,9 @@
 
     λ_t = e_t + λ_{t+1} A_{t+1},        A_t = J_tᵀ = (1 - leak) I + diag(g_t) W_hhᵀ
 
-is a recurrence of affine maps, and the composition of affine maps is associative: O(log T)
-compositions one after another instead of T steps, for H times the work and memory.
+is a recurrence of affine maps. The composition of affine maps is associative, so an associative
+scan solves the recurrence in O(log T) sequential compositions instead of T steps. It needs H times
+the operations and the memory.
 """
 
 import jax.numpy as jnp
@@ -16,13 +17,35 @@ from jaxrnn.network.rnn import RNN
 
 
 def parallel_bptt(rnn: RNN) -> GradientAlgorithm:
-    """Solve for all credits by an associative scan; O(log T) depth, O(T B H³) work per layer.
+    """Build backpropagation through time that solves for all λ_t by an associative scan.
 
-    Exact. It pays where T is long, H is small and the machine is parallel; for each layer it holds
-    all T·B step Jacobians of H² numbers. Between chunks only the hidden state passes, as in `bptt`.
+        λ_t = e_t + λ_{t+1} A_{t+1},        A_t = J_tᵀ = (1 - leak) I + diag(g_t) W_hhᵀ
+        δ_t = g_t ⊙ λ_t
+
+    Exact for one layer and for stacks. It is faster than `bptt` only where T is large, H is small
+    and the device runs many operations in parallel. Only the hidden state passes from chunk to
+    chunk, as in `bptt`.
+
+    Cost per layer: O(log T) sequential compositions, O(T B H³) operations, and O(T B H²) memory for
+    the step Jacobians.
+
+    Paper: Wang, Bai & Pekhimenko 2020 (BPPSA).
+
+    Args:
+        rnn: the network.
 
     Raises:
-        ValueError: when called, if the step Jacobians are more than `jaxrnn.memory_limit`.
+        ValueError: by value_and_grad, if the step Jacobians of a layer need more memory than
+            `jaxrnn.memory_limit`.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.parallel_bptt(rnn)
+    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> grads.cells[0].W_hh.shape
+    (4, 4)
     """
 
     def deltas(cell, tape, error):
@@ -39,12 +62,12 @@ def parallel_bptt(rnn: RNN) -> GradientAlgorithm:
             back = back + (1 - rnn.leak) * jnp.eye(hidden_size, dtype=back.dtype)[None, None]
 
         def compose(later, earlier):
-            """Go through `later`, then through `earlier`: λ ↦ (λ A + b) A' + b'."""
+            """Compose two affine maps, `later` first: λ ↦ (λ A + b) A' + b'."""
             A, b = later
             A_earlier, b_earlier = earlier
             return A @ A_earlier, jnp.einsum("...h,...hg->...g", b, A_earlier) + b_earlier
 
-        # λ_t takes what λ_{t+1} sends back through A_{t+1}; after the last step nothing comes.
+        # λ_t needs A_{t+1}, so the Jacobians move one step back; no credit follows the last step.
         through = jnp.concatenate([back[1:], jnp.zeros_like(back[:1])])
         _, credit = lax.associative_scan(compose, (through, error), reverse=True)
         return tape.gain * credit

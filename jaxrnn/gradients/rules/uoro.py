@@ -1,12 +1,12 @@
 """Unbiased online recurrent optimization (Tallec & Ollivier 2017, eqs. 13 to 17).
 
-The influence as one outer product M_t ≈ h̃_t ⊗ θ̃_t, with random signs ν_t (H):
+The influence is estimated by one outer product M_t ≈ h̃_t ⊗ θ̃_t, with random signs ν_t (H,):
 
     h̃_t = ρ₀ J_t h̃_{t-1} + ρ₁ ν_t
     θ̃_t = θ̃_{t-1} / ρ₀ + s_tᵀ (g_t ⊙ ν_t) / ρ₁
     ρ₀² = ‖θ̃_{t-1}‖ / ‖J_t h̃_{t-1}‖,        ρ₁² = ‖s_tᵀ (g_t ⊙ ν_t)‖ / ‖ν_t‖
 
-Its mean over the signs is M_t, whatever ρ₀ and ρ₁ are; these make its variance least.
+The mean over the signs is M_t for any ρ₀ and ρ₁. These values minimise the variance.
 """
 
 from typing import NamedTuple
@@ -28,24 +28,47 @@ from jaxrnn.network.rnn import RNN
 
 
 class OuterProduct(NamedTuple):
-    """The two factors of an influence: of the units, and of the weights."""
+    """The two factors of an influence: `h` over the units and `theta` over the weights."""
 
     h: Float[Array, " H"]
     theta: Float[Array, "N H"]
 
 
 def uoro(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
-    """Carry a rank-one estimate of the influence; O(B H (I + H)) per step and memory.
+    """Build unbiased online recurrent optimization: a rank-one estimate of the influence.
 
-    Unbiased for one layer, with a variance that grows with H and with how far back the network
-    remembers; `init` needs a key. In a stack it is applied layer by layer.
+        h̃_t = ρ₀ J_t h̃_{t-1} + ρ₁ ν_t
+        θ̃_t = θ̃_{t-1} / ρ₀ + s_tᵀ (g_t ⊙ ν_t) / ρ₁
+        dL/dθ ≈ Σ_t (h̃_t · e_t) θ̃_t
+
+    ν_t (H,) are random signs, s_t = (x_t, h_{t-1}, 1) is the input of the weights and
+    g_t = leak φ'(a_t). ρ₀ = √(‖θ̃_{t-1}‖ / ‖J_t h̃_{t-1}‖) and ρ₁ = √(‖s_tᵀ (g_t ⊙ ν_t)‖ / ‖ν_t‖)
+    minimise the variance.
+
+    Unbiased for one layer: the mean over the signs is the gradient of `rtrl`. The variance grows
+    with H and with the length of time over which the network remembers. In a stack the rule is
+    applied layer by layer and is approximate, as `rtrl`.
+
+    Cost per layer: O(B H (I + H)) operations per step and memory.
+
+    Paper: Tallec & Ollivier 2017, eqs. 13 to 17.
 
     Args:
         rnn: the network.
-        noise: (key, step, dtype) -> ν_t, (H,); random signs if not given.
+        noise: (key, step, dtype) -> ν_t, (H,). The default draws random signs.
 
     Raises:
         ValueError: by init, if it gets no key.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.uoro(rnn)
+    >>> carry = rule.init(params, h, key=jax.random.key(1))
+    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> carry.memory[0].influence.theta.shape  # (B, N, H)
+    (3, 10, 4)
     """
 
     def init(cell):
