@@ -1,4 +1,42 @@
-"""Every way to compute the gradient of an RNN's loss, behind one type."""
+"""Gradient rules: ways to compute or estimate the gradient of an RNN's loss.
+
+Every rule is a function of an `RNN` and its options. It returns a `GradientAlgorithm`, a pair of
+pure functions `init` and `value_and_grad`. See `help(jaxrnn.gradients.<rule>)` for its equations,
+cost and paper.
+
+Exact, for one layer and for stacks:
+    autodiff           `jax.value_and_grad` of `rnn.loss`: the reference
+    bptt               backpropagation through time, written by hand
+    checkpointed_bptt  BPTT that stores √T states and recomputes the others
+    parallel_bptt      BPTT by an associative scan in O(log T) steps
+
+Truncated, the exact gradient of a graph that is cut after some steps:
+    truncated_bptt     BPTT through `window` recurrent steps
+
+Forward in time and exact for one layer, approximate in stacks:
+    rtrl               real-time recurrent learning: the influence of every weight
+
+Forward in time and unbiased for one layer, approximate in stacks:
+    uoro               a random rank-one estimate of the influence
+    kf_rtrl            a random Kronecker product
+    ok                 an optimal random sum of Kronecker products
+
+Forward in time and approximate:
+    snap               SnAp-n: the influence on units within n steps
+    rflo               an eligibility trace that decays by the leak
+    kernl              an eligibility trace that is read through a learned kernel
+    dni                a learned linear prediction of the future credit
+
+Types and functions:
+    GradientAlgorithm  the type of every rule
+    Carry              what passes from one chunk of a sequence to the next
+    reset              restart some rows of a carry
+    stateless          start every batch from the same carry
+    backward_rule      build a rule from a function of a layer's errors
+    influence_rule     build a rule that carries an influence forward in time
+    RULES              the table of rules, each a `Rule` with its `Claim`
+    parse, build       read a rule from text such as "truncated_bptt(window=8)"
+"""
 
 from jaxrnn.gradients.engine.algorithm import Carry as Carry
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm as GradientAlgorithm

@@ -1,4 +1,4 @@
-"""The table of gradient rules, and rules written as text, such as `truncated_bptt(window=8)`."""
+"""The table of gradient rules, and the parser for rules as text: `truncated_bptt(window=8)`."""
 
 import ast
 import difflib
@@ -23,20 +23,22 @@ from jaxrnn.gradients.rules.uoro import uoro
 from jaxrnn.network.rnn import RNN
 
 Claim = Literal["exact", "truncated", "unbiased", "approximate"]
-"""How a rule's gradient of one chunk, from a fresh carry, relates to the exact gradient.
+"""How the gradient of a rule, for one chunk from a new carry, relates to the exact gradient.
 
-It is equal to it; or to that of a graph which is cut after some steps; or equal in the mean over
-the rule's random numbers; or close to it.
+    exact         it is equal to the exact gradient
+    truncated     it is equal to the gradient of a graph that is cut after some steps
+    unbiased      its mean over the random numbers of the rule is the exact gradient
+    approximate   none of these; it may differ in the mean
 """
 
 
 class Rule(NamedTuple):
-    """A row of the table.
+    """A row of the table of rules.
 
     Attributes:
         build: (rnn, **options) -> `GradientAlgorithm`.
-        claim: what the rule claims for a network of one layer, whatever its options.
-        claim_in_stacks: what it claims for a network of several layers.
+        claim: the claim for a network of one layer, with any options.
+        claim_in_stacks: the claim for a network of several layers.
     """
 
     build: Callable[..., GradientAlgorithm]
@@ -62,13 +64,16 @@ RULES: dict[str, Rule] = {
 
 
 def parse(text: str) -> tuple[Rule, dict[str, Any]]:
-    """Return the rule that a text names, and its options.
+    """Read a rule and its options from text.
 
     Args:
-        text: a rule's name, with its options in parentheses if any: "ok(rank=4)".
+        text: the name of a rule, followed by options in parentheses if there are any: "ok(rank=4)".
+
+    Returns:
+        The row of `RULES`, and the options as a dict.
 
     Raises:
-        ValueError: if there is no such rule, or it has no such option.
+        ValueError: if the text cannot be read, or the rule or an option does not exist.
 
     >>> rule, options = parse("truncated_bptt(window=3)")
     >>> rule.claim, options
@@ -81,23 +86,24 @@ def parse(text: str) -> tuple[Rule, dict[str, Any]]:
     name, options = _split(text)
     if name not in RULES:
         raise ValueError(
-            f"algorithm must be one of {', '.join(RULES)}, got {name!r}{_did_you_mean(name, RULES)}"
+            f"algorithm must be one of {', '.join(RULES)}, got {name!r}{_suggestion(name, RULES)}"
         )
     defaults = options_of(RULES[name])
     for option in options:
         if option not in defaults:
             written = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
             raise ValueError(
-                f"{name} has no option {option}{_did_you_mean(option, defaults)}: it takes "
+                f"{name} has no option {option}{_suggestion(option, defaults)}: it takes "
                 f"{f'{name}({written})' if defaults else 'none'}"
             )
     return RULES[name], options
 
 
 def options_of(rule: Rule) -> dict[str, Any]:
-    """Return the options that a rule takes, with their defaults.
+    """Return the options of a rule with their defaults.
 
-    Keyword-only arguments of the builder, such as `noise`, are functions and have no text.
+    Keyword-only arguments, such as `noise`, are functions and cannot be written as text, so they
+    are left out.
     """
     _, *parameters = inspect.signature(rule.build).parameters.values()
     plain = (each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
@@ -105,13 +111,29 @@ def options_of(rule: Rule) -> dict[str, Any]:
 
 
 def build(text: str, rnn: RNN) -> GradientAlgorithm:
-    """Build the rule that a text names for a network; raise as `parse` and the rule do."""
+    """Build a rule for a network from text.
+
+    Args:
+        text: the rule and its options, as in `parse`.
+        rnn: the network.
+
+    Returns:
+        The rule for this network.
+
+    Raises:
+        ValueError: if `parse` or the rule rejects the text.
+
+    >>> import jaxrnn
+    >>> rule = jaxrnn.gradients.build("truncated_bptt(window=3)", jaxrnn.RNN(5, 4, 2))
+    >>> rule._fields
+    ('init', 'value_and_grad')
+    """
     rule, options = parse(text)
     return rule.build(rnn, **options)
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Split "name(option=value, …)" into the name and the options."""
+    """Split "name(option=value, …)" into the name and the options, or raise `ValueError`."""
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
@@ -128,6 +150,6 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {matches[0]}?)" if matches else ""

@@ -1,1 +1,1 @@
-"""What gradient rules are made of."""
+"""The parts from which gradient rules are built."""

@@ -1,8 +1,8 @@
-"""A gradient rule is a `GradientAlgorithm`: two pure functions, with a `Carry` between chunks.
+"""The type of every gradient rule: `GradientAlgorithm`, two pure functions and a `Carry`.
 
-Everything that passes from one chunk of a sequence to the next is in the `Carry`, so every rule can
-be jitted, checkpointed and sharded in the same way, and truncation at the ends of chunks is a
-matter of the caller's chunk length.
+The `Carry` holds everything that passes from one chunk of a sequence to the next. Every rule can
+therefore be jitted, checkpointed and sharded in the same way. Where a rule truncates at the ends of
+chunks, the caller decides by the length of the chunks.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Carry(NamedTuple):
 
     Attributes:
         h: the hidden state of every layer, (num_layers, B, H).
-        memory: the rule's own, any pytree: an influence matrix, a window of past steps, or ().
+        memory: the memory of the rule, any pytree: an influence, the last steps, or ().
     """
 
     h: Float[Array, "L B H"]
@@ -34,12 +34,21 @@ class Carry(NamedTuple):
 
 
 class InitFn(Protocol):
-    """Make the carry before the first chunk."""
+    """Return the carry before the first chunk."""
 
     def __call__(
         self, params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
     ) -> Carry:
-        """Return Carry(h, memory); `key` is for rules that draw random numbers."""
+        """Return `Carry(h, memory)`.
+
+        Args:
+            params: the parameters.
+            h: the initial hidden state, (num_layers, B, H).
+            key: a random key, required by rules that draw random numbers.
+
+        Raises:
+            ValueError: if the rule draws random numbers and gets no key.
+        """
         ...
 
 
@@ -49,17 +58,33 @@ class ValueAndGradFn(Protocol):
     def __call__(
         self, params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
-        """Return ((loss, carry after the chunk), gradient in the shape of params)."""
+        """Return `((loss, carry), gradient)`.
+
+        Args:
+            params: the parameters.
+            carry: the carry before the chunk, from `init` or from the chunk before.
+            batch: the chunk, inputs (B, T) or (B, T, I).
+
+        Returns:
+            The loss, the carry after the chunk, and the gradient as `Params`.
+
+        Raises:
+            ValueError: if the parameters, the carry or the batch do not fit the network or the
+                rule.
+        """
         ...
 
 
 class GradientAlgorithm(NamedTuple):
-    """One way to compute, or to estimate, the gradient of an RNN's loss.
+    """A way to compute or estimate the gradient of an RNN's loss.
 
-    Inside a caller's `jax.shard_map` with its default `check_vma=True`, the gradient of parameters
-    that are the same on every device is summed over the devices, as `jax.grad` sums it; the loss is
-    each device's own. With `check_vma=False` both are each device's own: sum them by
-    `jax.lax.psum`.
+    Inside `jax.shard_map` with its default `check_vma=True`, the gradient of replicated parameters
+    is summed over the devices, as `jax.grad` sums it. The loss is not summed: each device returns
+    the loss of its own shard. With `check_vma=False` neither is summed; use `jax.lax.psum`.
+
+    Attributes:
+        init: (params, h, key=None) -> carry before the first chunk, see `InitFn`.
+        value_and_grad: (params, carry, batch) -> ((loss, carry), gradient), see `ValueAndGradFn`.
     """
 
     init: InitFn
@@ -69,7 +94,7 @@ class GradientAlgorithm(NamedTuple):
 def without_memory(
     params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
 ) -> Carry:
-    """Make the carry of a rule that passes on the hidden state and no more: its `init`."""
+    """Return the carry of a rule whose only carried value is the hidden state."""
     return Carry(as_state(params, h), ())
 
 
@@ -90,7 +115,10 @@ def check_memory(carry: Carry, expected: Memory) -> None:
 
 
 def check_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    """Return the key of a rule that draws random numbers, typed if it is of the old kind."""
+    """Return a typed random key; raise `ValueError` if there is none.
+
+    A key of the old kind, an array of integers from `jax.random.PRNGKey`, is converted.
+    """
     if key is None:
         raise ValueError(
             "this rule draws random numbers and got no key: "
@@ -101,7 +129,23 @@ def check_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
 
 
 def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:
-    """Make every batch start from the carry that `init` made, for sequences that stand alone."""
+    """Return a rule that starts every batch from the same carry, for independent sequences.
+
+    Args:
+        algorithm: the rule.
+
+    Returns:
+        The rule with a `value_and_grad` that returns its carry unchanged.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rule = jaxrnn.gradients.stateless(jaxrnn.gradients.bptt(rnn))
+    >>> (_, carry), _ = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> bool((carry.h == h).all())
+    True
+    """
 
     def value_and_grad(params, carry, batch):
         (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
@@ -119,18 +163,21 @@ def reset(
     h: Float[AnyArray, "L B H"] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Carry:
-    """Start some rows of a carry anew, as where an episode ends in a stream of episodes.
+    """Return a carry in which some rows restart, for example where an episode ends.
 
-    Those rows get the state and the memory that `algorithm.init` makes, so that a rule then
-    equals itself on the two parts apart. The other rows go on. It may be jitted.
+    These rows get the state and the memory that `algorithm.init` returns, so the gradient of the
+    next chunk is that of a new sequence. The other rows are unchanged. The function can be jitted.
 
     Args:
-        algorithm: the rule whose carry it is.
+        algorithm: the rule that returned the carry.
         params: the parameters.
-        carry: the carry after the last chunk of the old sequences.
-        rows: which rows to start anew, (B,), True or False.
-        h: the state to start from, (num_layers, B, H); zeros if not given.
-        key: for rules that draw random numbers, as in `algorithm.init`.
+        carry: the carry after the last chunk.
+        rows: the rows to restart, (B,) booleans.
+        h: the state from which these rows restart, (num_layers, B, H); zeros by default.
+        key: a random key, required by rules that draw random numbers.
+
+    Returns:
+        The carry for the next chunk.
 
     Raises:
         ValueError: if rows are not B booleans, or the rule needs a key.
@@ -147,11 +194,11 @@ def reset(
     batch_size = carry.h.shape[1]
     if rows.shape != (batch_size,) or rows.dtype != bool:
         raise ValueError(
-            f"rows must be booleans of shape ({batch_size},), one a row of the carry, got shape "
+            f"rows must be booleans of shape ({batch_size},), one per row of the carry, got shape "
             f"{rows.shape} and dtype {rows.dtype}"
         )
     start = jnp.zeros_like(carry.h) if h is None else as_state(params, h)
-    fresh = algorithm.init(params, start, key=key)
+    restarted = algorithm.init(params, start, key=key)
 
     def select(axis, new, old):
         if axis < 0:
@@ -159,23 +206,23 @@ def reset(
         others = [other for other in range(new.ndim) if other != axis]
         return jnp.where(jnp.expand_dims(rows, others), new, old)
 
-    return jax.tree.map(select, batch_axes(algorithm, params, carry.h), fresh, carry)
+    return jax.tree.map(select, batch_axes(algorithm, params, carry.h), restarted, carry)
 
 
 def batch_axes(algorithm: GradientAlgorithm, params: Params, h: Float[Array, "L B H"]) -> Carry:
-    """Return the axis of the batch in every leaf of a rule's carry; -1 for a leaf without one."""
+    """Return the batch axis of every leaf of a rule's carry, or -1 for a leaf without one."""
 
     def make(batch_size):
-        some = jnp.zeros((h.shape[0], batch_size, h.shape[2]), h.dtype)
-        return algorithm.init(params, some, key=jax.random.key(0))  # any, for the shapes
+        state = jnp.zeros((h.shape[0], batch_size, h.shape[2]), h.dtype)
+        return algorithm.init(params, state, key=jax.random.key(0))  # any key: only shapes are used
 
     return growing_axes(make, h.shape[1])
 
 
 def growing_axes(make: Callable[[int], Tree], batch_size: int) -> Tree:
-    """Return which axis of each leaf of `make(batch_size)` grows with the batch size; -1 for none.
+    """Return the axis of each leaf of `make(batch_size)` that grows with the batch size, or -1.
 
-    Only shapes are computed.
+    Only shapes are computed, by `jax.eval_shape`.
     """
 
     def axis(leaf, larger):

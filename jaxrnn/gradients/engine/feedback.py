@@ -1,4 +1,4 @@
-"""Random feedback: the error comes back through a fixed random matrix (Lillicrap et al. 2016)."""
+"""Random feedback: errors propagate by a fixed random matrix (Lillicrap et al. 2016)."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,17 @@ from jaxrnn.network.rnn import RNN, lecun_normal
 
 
 class Feedback(NamedTuple):
-    """The fixed matrix, in place of W_hyᵀ, and the memory of the rule that uses it."""
+    """The memory of a rule with random feedback: the matrix that replaces W_hyᵀ, and its own."""
 
     matrix: Float[Array, "O H"]
     memory: Memory
 
 
 def random_feedback(rnn: RNN, rule: StackRule) -> StackRule:
-    """Give a rule e_t = dL/dy_t B with a random B, as large as W_hyᵀ is at first, for e_t.
+    """Return a rule with errors e_t = dL/dy_t B, where B is a fixed random matrix.
 
-    The readout's own gradient stays exact.
+    `init` draws B (O, H) from the distribution of the initial W_hyᵀ. The gradient of the readout
+    stays exact.
     """
 
     def init(cells, h, key):

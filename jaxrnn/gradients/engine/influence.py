@@ -1,18 +1,20 @@
-"""What rules that work forward in time share: they carry an influence along, whole or in part.
+"""Rules that work forward in time: each carries the influence of the weights, or an estimate of it.
 
-With s_t = (x_t, h_{t-1}, 1), what the weights θ = [W_xh; W_hh; b_h] read, θ is (N, H) with
-N = I + H + 1, and the influence of θ_pj on unit i is
+The weights of a layer are θ = [W_xh; W_hh; b_h], (N, H) with N = I + H + 1. Their input at step t
+is s_t = (x_t, h_{t-1}, 1). The influence of θ_pj on unit i is
 
     M_t[p, j, i] = ∂h_t[i] / ∂θ_pj = (J_t M_{t-1}[p, j])[i] + s_t[p] g_t[j] 1[i = j]
     dL/dθ = Σ_t M_t e_t
 
-(Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule says what it keeps of M, how that
-advances, both for one sequence, and what gradient it makes of a batch's errors. Each row of a batch
-has its own influence and its own random numbers, so that the gradient is the sum of the rows'.
+(Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule consists of three functions: the
+initial influence of one sequence, its update by one step, and the gradient from the influence and
+the errors of a batch. Each row of a batch has its own influence and its own random numbers, and the
+gradient is the sum over the rows.
 
-The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks is the
-same wherever they are cut. In a stack each layer has its own influence, and hands down the error of
-the same step; what a lower layer's past did through an upper layer's state is left out.
+The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks does
+not depend on where they are cut. In a stack each layer has its own influence and passes the error
+of the same step to the layer below. The effect of a lower layer on later steps of an upper layer
+is left out.
 """
 
 from collections.abc import Callable
@@ -34,18 +36,18 @@ Noise = Callable[..., Array]  # (key, step, dtype) -> the random numbers of one 
 
 
 class Draws(NamedTuple):
-    """One key a row, and the steps that the row has taken: from both follows the key of a step."""
+    """The key of each row and the number of its steps so far; both determine the key of a step."""
 
     keys: Key[Array, " B"]
     steps: Int[Array, " B"]
 
 
 class Past(NamedTuple):
-    """The memory of a rule that works forward.
+    """The memory of a rule that works forward in time.
 
     Attributes:
-        influence: the rule's own, for each row of the batch.
-        draws: where its random numbers come from, or None.
+        influence: the influence, or the estimate of it, of each row of the batch.
+        draws: the keys of the rule's random numbers; None if it draws none.
     """
 
     influence: Influence
@@ -62,23 +64,29 @@ def influence_rule(
 ) -> GradientAlgorithm:
     """Build an algorithm that carries an influence, or an estimate of it, forward in time.
 
-    `init` and `advance` see one sequence; the engine maps them over the rows of a batch. In a
-    stack each layer has its own influence.
+        M_t = advance(cell, M_{t-1}, tape_t),        dL/dθ = Σ_t read(M_t, e_t)
+
+    `init` and `advance` are written for one sequence and are mapped over the rows of a batch. In a
+    stack each layer has its own influence. The algorithm is exact for one layer if M_t is the
+    influence of `jaxrnn.gradients.rtrl` (Williams & Zipser 1989).
 
     Args:
         rnn: the network.
         init: cell -> the influence before the first step, any pytree.
         advance: (cell, influence, tape) -> the influence one step later. The tape is that of the
-            step: `x` (I,) or an id, `h_prev` (H,) and `gain` (H,). With `noise` a fourth argument
-            is what the step drew.
-        read: (influence, e_t) -> the part of dL/dθ that the step adds, summed over the rows; the
-            leaves of the influence begin with B.
-        noise: (key, step, dtype) -> the random numbers of one row's step; None for a rule that
-            draws none. The key is the row's and the step counts from 0.
+            step: `x` (I,) or an id, `h_prev` (H,) and `gain` (H,). With `noise`, the random numbers
+            of the step are the fourth argument.
+        read: (influence, e_t) -> the contribution of the step to dL/dθ, (N, H), summed over the
+            rows. The leaves of the influence have a leading axis B, and e_t is (B, H).
+        noise: (key, step, dtype) -> the random numbers of one step of one row; None for a rule that
+            draws none. The key is that of the row, and steps count from 0.
+
+    Returns:
+        The algorithm, with a `Past` for each layer as its memory.
 
     Raises:
-        ValueError: by init, if the influence is larger than `jaxrnn.memory_limit`, or if a rule
-            that draws random numbers gets no key.
+        ValueError: by init, if the influence needs more memory than `jaxrnn.memory_limit`, or if a
+            rule that draws random numbers gets no key.
 
     >>> import jax.numpy as jnp, jaxrnn
     >>> from jaxrnn.gradients import influence_rule
@@ -99,7 +107,7 @@ def influence_layer(
     read: Callable[[Influence, Float[Array, "B H"]], Float[Array, "N H"]],
     noise: Noise | None = None,
 ) -> LayerRule:
-    """Make the rule for one layer out of the functions that `influence_rule` takes."""
+    """Build a rule for one layer from the functions that `influence_rule` takes."""
 
     def init_rows(cell, h, key):
         (batch_size, hidden_size), one_row = h.shape, jax.eval_shape(init, cell)
@@ -107,7 +115,7 @@ def influence_layer(
             f"the influence of a layer (B={batch_size}, I={len(cell.W_xh)}, H={hidden_size})",
             batch_size * sum(leaf.size for leaf in jax.tree.leaves(one_row)),
             cell.W_hh.dtype,
-            "use a smaller hidden_size or batch, or a rule that keeps less, such as bptt",
+            "use a smaller hidden_size or batch, or a rule that needs less memory, such as bptt",
         )
         influence = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)), init(cell)
@@ -121,17 +129,17 @@ def influence_layer(
         def advance_row(influence, tape_t, draws):
             if noise is None:
                 return Past(advance(cell, influence, tape_t), None)
-            drawn = noise(draws.keys, draws.steps, tape_t.gain.dtype)
-            advanced = advance(cell, influence, tape_t, drawn)
-            return Past(advanced, draws._replace(steps=draws.steps + 1))
+            noise_t = noise(draws.keys, draws.steps, tape_t.gain.dtype)
+            influence = advance(cell, influence, tape_t, noise_t)
+            return Past(influence, draws._replace(steps=draws.steps + 1))
 
         def one_step(carry, step):
             past, total = carry
             tape_t, error_t = step
-            now = jax.vmap(advance_row)(past.influence, tape_t._replace(valid=None), past.draws)
-            now = hold(past, now, tape_t.valid)
-            part = read(now.influence, error_t)
-            return (now, total + part.astype(total.dtype)), None
+            new = jax.vmap(advance_row)(past.influence, tape_t._replace(valid=None), past.draws)
+            new = hold(past, new, tape_t.valid)
+            contribution = read(new.influence, error_t)
+            return (new, total + contribution.astype(total.dtype)), None
 
         steps, dtype = (tape, error), cell.W_hh.dtype
         start = (past, no_trace(cell).astype(layer.wide(dtype)))
@@ -146,7 +154,7 @@ def influence_layer(
 
 
 def random_signs(number: int) -> Noise:
-    """Return the noise of a rule that draws ±1 with equal probability, `number` of them a step."""
+    """Return a noise function that draws `number` random signs ±1 per step."""
 
     def draw(key, step, dtype):
         return jax.random.rademacher(jax.random.fold_in(key, step), (number,), dtype)
@@ -154,27 +162,30 @@ def random_signs(number: int) -> Noise:
     return draw
 
 
-def hold(before: Memory, now: Memory, valid: Bool[Array, " B"] | None) -> Memory:
-    """Return a memory after a step: the new one of the rows that took it, the old one of others.
+def hold(old: Memory, new: Memory, valid: Bool[Array, " B"] | None) -> Memory:
+    """Return the new memory for valid rows and the old memory for the others.
 
-    Every leaf begins with the batch's axis.
+    Args:
+        old: the memory before the step; every leaf has a leading axis B.
+        new: the memory after the step.
+        valid: whether the step is within its row's length, (B,); None if it is for all rows.
     """
     if valid is None:
-        return now
+        return new
 
-    def select(before, now):
-        return jnp.where(jnp.expand_dims(valid, range(1, now.ndim)), now, before)
+    def select(old, new):
+        return jnp.where(jnp.expand_dims(valid, range(1, new.ndim)), new, old)
 
-    return jax.tree.map(select, before, now)
+    return jax.tree.map(select, old, new)
 
 
 def read_size(cell: Cell) -> int:
-    """Return N, how many numbers each unit of a layer reads: I + H, and 1 for a bias."""
+    """Return N, the number of inputs of each unit of a layer: I + H, plus 1 if there is a bias."""
     return sum(cell.W_xh.shape) + (cell.b_h is not None)
 
 
 def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
-    """Put what the weights read at one step, s_t = (x_t, h_{t-1}, 1), into one vector."""
+    """Return the input of the weights at one step, s_t = (x_t, h_{t-1}, 1), as one vector."""
     x, h_prev, gain, _ = tape
     if is_ids(x):
         x = jax.nn.one_hot(x, len(cell.W_xh), dtype=gain.dtype)
@@ -183,19 +194,19 @@ def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
 
 
 def no_trace(cell: Cell) -> Float[Array, "N H"]:
-    """Return a number for each weight before the first step: zeros."""
+    """Return the initial eligibility trace, one zero per weight."""
     return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
 
 
 def eligibility_trace(slope: Callable[[Cell, Array], Array | float]) -> tuple[Any, Any, Any]:
-    """Return `init`, `advance` and `read` of the influence of a weight on its own unit alone.
+    """Return `init`, `advance` and `read` for the influence of each weight on its own unit only.
 
     E_t = slope(cell, g_t) ⊙ E_{t-1} + s_tᵀ g_t,        dL/dθ = Σ_t E_t ⊙ e_t
     """
 
     def advance(cell, trace, tape):
-        kept = jnp.broadcast_to(slope(cell, tape.gain), trace.shape)
-        return kept * trace + jnp.outer(read_by(cell, tape), tape.gain)
+        decay = jnp.broadcast_to(slope(cell, tape.gain), trace.shape)
+        return decay * trace + jnp.outer(read_by(cell, tape), tape.gain)
 
     def read(trace, error):
         return jnp.einsum("bpj,bj->pj", trace, error)
@@ -204,17 +215,19 @@ def eligibility_trace(slope: Callable[[Cell, Array], Array | float]) -> tuple[An
 
 
 def no_influence(cell: Cell) -> Float[Array, "N H H"]:
-    """Return the whole influence before the first step: zeros."""
+    """Return the full influence before the first step, which is zero."""
     return jnp.zeros((read_size(cell), *cell.W_hh.shape), cell.W_hh.dtype)
 
 
 def advance_influence(
     cell: Cell, M: Float[Array, "N H H"], tape: Tape, leak: float
 ) -> Float[Array, "N H H"]:
-    """Take the whole influence one step on, exactly; O(N H³).
+    """Compute the exact full influence M_t from M_{t-1}; O(N H³).
 
-    The direct term goes where it is not zero: on the diagonal of the last two axes, and for an id
-    in that id's row alone.
+    M_t[p, j, i] = (J_t M_{t-1}[p, j])[i] + s_t[p] g_t[j] 1[i = j]
+
+    The direct term is added only where it is not zero: on the diagonal of the last two axes, and
+    for a token id only in the row of that id.
     """
     x, gain, s, units = tape.x, tape.gain, read_by(cell, tape), jnp.arange(len(cell.W_hh))
     M = layer.push_forward(cell, gain, M, leak)
@@ -225,6 +238,6 @@ def advance_influence(
 
 
 def balance(a: Array, b: Array) -> Float[Array, ""]:
-    """Return ρ = √(‖a‖ / ‖b‖), which makes a / ρ and ρ b equally large; 1 where both are 0."""
+    """Return ρ = √(‖a‖ / ‖b‖), so that a / ρ and ρ b have the same norm; 1 if both are 0."""
     tiny = jnp.finfo(a.dtype).tiny
     return jnp.sqrt((jnp.linalg.norm(a) + tiny) / (jnp.linalg.norm(b) + tiny))

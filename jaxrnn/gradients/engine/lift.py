@@ -1,8 +1,8 @@
-"""Lift a rule that is written for the recurrent layers to an algorithm for the whole network.
+"""Build an algorithm for a whole network from a rule for its recurrent layers.
 
-`backward_rule` builds an algorithm from one function, which turns the errors e_t of a layer into
-δ_t = dL/da_t. Below it are the two steps that every rule goes through: `lift` runs the forward pass
-and adds the gradient of the readout, and `layer_by_layer` walks down the stack.
+`backward_rule` builds an algorithm from one function that computes δ_t = dL/da_t from the errors
+e_t of a layer. It uses two functions that other rules share: `lift` adds the forward pass and the
+gradient of the readout, and `layer_by_layer` applies a rule for one layer to a stack.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class StackRule(NamedTuple):
 
     Attributes:
         init: (cells, h, key) -> memory.
-        grads: (cells, memory, forward pass) -> (gradient of each cell, memory). The pass has the
-            tape of every layer in `tapes`, and e_t (T, B, H) at the top layer in `error`.
+        grads: (cells, memory, forward pass) -> (gradient of each cell, memory). The forward pass
+            has the tape of every layer in `tapes`, and e_t (T, B, H) of the top layer in `error`.
     """
 
     init: Callable[[tuple[Cell, ...], Array, PRNGKeyArray | None], Memory]
@@ -45,7 +45,7 @@ class LayerRule(NamedTuple):
     Attributes:
         init: (cell, h, key) -> memory, with h (B, H).
         grads: (cell, memory, tape, error) -> (gradient of the cell, error of the layer below,
-            memory), where the errors are (T, B, H) and (T, B, I).
+            memory). The error is (T, B, H), and that of the layer below is (T, B, I).
     """
 
     init: Callable[[Cell, Array, PRNGKeyArray | None], Memory]
@@ -55,16 +55,21 @@ class LayerRule(NamedTuple):
 def backward_rule(
     rnn: RNN, deltas: Callable[[Cell, Tape, Float[Array, "T B H"]], Float[Array, "T B H"]]
 ) -> GradientAlgorithm:
-    """Build an algorithm from a function that turns the errors of a layer into deltas.
+    """Build an algorithm from a function that computes the deltas of a layer from its errors.
 
-    The algorithm contracts the deltas with what each weight read, passes δ_t W_xhᵀ to the layer
-    below, and carries nothing but the hidden state from chunk to chunk.
+        dW_xh = Σ_t x_tᵀ δ_t,        dW_hh = Σ_t h_{t-1}ᵀ δ_t,        db_h = Σ_t δ_t
+
+    The error of the layer below is δ_t W_xhᵀ. Only the hidden state passes from chunk to chunk. The
+    algorithm is exact if the deltas are those of `jaxrnn.gradients.bptt` (Werbos 1990).
 
     Args:
         rnn: the network.
-        deltas: (cell, tape, error) -> δ_t. All arrays are time-major: the tape's `x` (T, B, I) or
-            ids (T, B), `h_prev` and `gain` (T, B, H), and e_t (T, B, H), the part of dL/dh_t that
-            does not come through h_{t+1}.
+        deltas: (cell, tape, error) -> δ_t (T, B, H). All arrays are time-major: the tape has `x`
+            (T, B, I) or ids (T, B), and `h_prev` and `gain` (T, B, H). The error e_t (T, B, H) is
+            the part of dL/dh_t that does not come through h_{t+1}.
+
+    Returns:
+        The algorithm, without memory.
 
     >>> import jax, jaxrnn
     >>> from jaxrnn.gradients import backward_rule
@@ -85,7 +90,7 @@ def backward_rule(
 
 
 def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
-    """Build an algorithm from a rule for the cells: add the forward pass and the readout."""
+    """Build an algorithm from a rule for the cells; add the forward pass and the readout."""
 
     def init(params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None) -> Carry:
         h = as_state(params, h)
@@ -95,7 +100,7 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
         forward = forward_pass(rnn, params, carry.h, batch)
-        key = jax.random.key(0)  # any key, for the shapes
+        key = jax.random.key(0)  # any key: only shapes are used
         check_memory(carry, jax.eval_shape(rule.init, params.cells, forward.h_last, key))
         cells, memory = rule.grads(params.cells, carry.memory, forward)
         loss, carry = forward.losses.sum(), Carry(forward.h_last, memory)
@@ -105,7 +110,10 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
 
 
 def layer_by_layer(rule: LayerRule) -> StackRule:
-    """Apply a rule for one layer to a stack, from the top: each layer passes its error down."""
+    """Build a rule for a stack from a rule for one layer.
+
+    Layers are visited from the top; each passes the error of its input to the layer below.
+    """
 
     def init(cells, h, key):
         keys = [None] * len(cells) if key is None else jax.random.split(key, len(cells))

@@ -1,11 +1,11 @@
-"""What the exact rules share that backpropagate a chunk in segments, from the last to the first.
+"""Backpropagation of a chunk in segments of steps, from the last to the first; exact.
 
     λ_t = e_t + J_{t+1}ᵀ λ_{t+1},        δ_t = g_t ⊙ λ_t
 
-by back-substitution within a segment, where what λ sends back beyond its first step passes to the
-segment before. Of all that a backward pass works with, errors, gains, deltas and outputs, there is
-one segment's at a time. What there is of the whole chunk are the states, or only those before each
-segment, from which it runs forward once more.
+Each segment is solved by back-substitution, and the credit at its start passes to the segment
+before it. Errors, gains, deltas and outputs exist for one segment at a time. The states are stored
+for the whole chunk, or only before each segment; in the second case the segment is run
+forward again.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,15 @@ from jaxrnn.network.stack import Params, back_substitute, forward
 def by_segments(
     rnn: RNN, length: Callable[[int, int, int], int], *, recompute: bool
 ) -> GradientAlgorithm:
-    """Make an algorithm that backpropagates in segments; the last may be shorter.
+    """Build an algorithm that backpropagates in segments.
 
-    With a loss of somebody's own, which may join positions, there is one segment.
+    The last segment may be shorter. A custom loss function may combine positions, so with one there
+    is a single segment.
 
     Args:
         rnn: the network.
-        length: (steps T, batch size B, bytes of a number) -> steps of a segment, 1 … T.
-        recompute: whether to keep only the state before each segment.
+        length: (steps T, batch size B, bytes per number) -> steps per segment, 1 … T.
+        recompute: whether to store only the state before each segment and recompute the others.
     """
 
     def value_and_grad(params, carry, batch):
@@ -42,46 +43,50 @@ def by_segments(
         weighted = weigh(batch, rnn.reduction, h_0.dtype)
         h_0 = varying_like(h_0, weighted, params)
         batch_size, steps = batch.inputs.shape[:2]
-        whole = callable(rnn.loss_function)
-        size = steps if whole else length(steps, batch_size, h_0.dtype.itemsize)
+        single = callable(rnn.loss_function)
+        size = steps if single else length(steps, batch_size, h_0.dtype.itemsize)
         starts = jnp.arange(0, steps - size, size)  # of all segments but the last
         start_of_last = len(starts) * size
 
-        def segment(start, size):
-            """Cut where needed: all segments together would be a copy of the batch."""
-            piece = jax.tree.map(
+        def slice_segment(start, size):
+            """Slice the batch on demand; slicing all segments at once would copy it."""
+            segment = jax.tree.map(
                 lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), weighted
             )
-            return time_major(piece)
+            return time_major(segment)
 
-        def run(h, start):
-            piece = segment(start, size)
-            trajectories, h_last = forward(rnn.dynamics, params.cells, piece.inputs, h, piece.valid)
+        def forward_step(h, start):
+            segment = slice_segment(start, size)
+            trajectories, h_last = forward(
+                rnn.dynamics, params.cells, segment.inputs, h, segment.valid
+            )
             return h_last, (h, None if recompute else trajectories)
 
-        def back(beyond, h, piece, trajectories):
-            """Return the segment's loss and gradient, and dL/dh before it."""
-            found = errors_of(rnn, params, h, piece, trajectories)
-            deltas, before = back_substitute(
-                rnn.dynamics, params.cells, trajectories, found.error, beyond
+        def backward(beyond, h, segment, trajectories):
+            """Return the loss and gradient of a segment, and dL/dh at its start."""
+            errors = errors_of(rnn, params, h, segment, trajectories)
+            deltas, d_h = back_substitute(
+                rnn.dynamics, params.cells, trajectories, errors.error, beyond
             )
-            cells = tuple(map(layer.contract, params.cells, found.tapes, deltas))
-            return (found.losses.sum(), Params(cells, found.readout)), before
+            cells = tuple(map(layer.contract, params.cells, errors.tapes, deltas))
+            return (errors.losses.sum(), Params(cells, errors.readout)), d_h
 
-        def go_back(carry, passed):
-            so_far, beyond = carry
-            start, (h, trajectories) = passed
-            piece = segment(start, size)
+        def backward_step(carry, segment_inputs):
+            total, beyond = carry
+            start, (h, trajectories) = segment_inputs
+            segment = slice_segment(start, size)
             if trajectories is None:
-                trajectories, _ = forward(rnn.dynamics, params.cells, piece.inputs, h, piece.valid)
-            part, beyond = back(beyond, h, piece, trajectories)
-            return (jax.tree.map(jnp.add, so_far, part), beyond), None
+                trajectories, _ = forward(
+                    rnn.dynamics, params.cells, segment.inputs, h, segment.valid
+                )
+            part, beyond = backward(beyond, h, segment, trajectories)
+            return (jax.tree.map(jnp.add, total, part), beyond), None
 
-        h, kept = lax.scan(run, h_0, starts)
-        piece = segment(start_of_last, steps - start_of_last)
-        trajectories, h_last = forward(rnn.dynamics, params.cells, piece.inputs, h, piece.valid)
-        end = back(jnp.zeros_like(h), h, piece, trajectories)
-        ((loss, grads), _), _ = lax.scan(go_back, end, (starts, kept), reverse=True)
+        h, saved = lax.scan(forward_step, h_0, starts)
+        segment = slice_segment(start_of_last, steps - start_of_last)
+        trajectories, h_last = forward(rnn.dynamics, params.cells, segment.inputs, h, segment.valid)
+        end = backward(jnp.zeros_like(h), h, segment, trajectories)
+        ((loss, grads), _), _ = lax.scan(backward_step, end, (starts, saved), reverse=True)
         return (loss, Carry(h_last, ())), summed_like(grads, params)
 
     return GradientAlgorithm(without_memory, value_and_grad)
