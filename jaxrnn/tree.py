@@ -1,4 +1,4 @@
-"""Names, norms and plain values of pytrees."""
+"""Names, norms and JSON values of pytrees."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ import numpy as np
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """Return a pytree's leaves by their names, such as "cells[0].W_xh" for those of Params.
+    """Return a dict of the leaves of a pytree by name, such as "cells[0].W_xh" in Params.
 
-    A dict's leaves are named like attributes: "W_f", or "encoder.W_f" in a dict of dicts.
+    Keys of a dict appear like attributes: "W_f", or "encoder.W_f" in a nested dict. A pytree that
+    is a single leaf has the name "array".
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = ("".join(map(_entry, path)).lstrip(".") or "array" for path, _ in leaves)
@@ -17,23 +18,23 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 
 def _entry(entry: Any) -> str:
-    """Write one step of the way to a leaf."""
+    """Return one entry of the path to a leaf as text."""
     key = getattr(entry, "key", None)
     return f".{key}" if isinstance(key, str) and key.isidentifier() else str(entry)
 
 
 def length(a: np.ndarray) -> float:
-    """Compute ‖a‖ without overflow of a square."""
-    unit = float(np.abs(a).max(initial=0.0))
-    return unit * float(np.linalg.norm(a / unit)) if unit > 0 and np.isfinite(unit) else unit
+    """Compute the norm ‖a‖ without overflow of the squares."""
+    scale = float(np.abs(a).max(initial=0.0))
+    return scale * float(np.linalg.norm(a / scale)) if scale > 0 and np.isfinite(scale) else scale
 
 
 def plain(value: Any) -> Any:
-    """Turn NamedTuples, dicts, tuples and numbers into what JSON can hold."""
+    """Convert NamedTuples, dicts, tuples and numbers to JSON values; non-finite floats to None."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, tuple):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

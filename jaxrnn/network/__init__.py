@@ -1,1 +1,1 @@
-"""What the network is and computes."""
+"""The network: its description, parameters, forward pass, loss and input checks."""

@@ -1,4 +1,4 @@
-"""A batch of sequences, and how much each of its positions weighs in the loss."""
+"""A batch of sequences, and the weight of each position in the loss."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -11,20 +11,25 @@ from jaxrnn.network.layer import Tree
 
 
 class Batch(NamedTuple):
-    """Sequences, and what the network should answer.
-
-    Attributes:
-        inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
-        targets: ids (B, T) for `softmax_cross_entropy`, (B, T, O) for `squared_error`.
-        mask: the weight of each position in the loss, (B, T), at least 0; None gives each one the
-            weight 1. The target at a position of weight 0 has no influence, whatever it is. The
-            input there still drives the state.
-        lengths: how many steps each row has, (B,), from 0 to T; None gives each row T steps. What
-            stands after a row's length has no influence, and the row's state stays as it was after
-            its last step, so that the next chunk of the row continues from there.
+    """Input sequences and their targets.
 
     The leaves are JAX or NumPy arrays. N batches, for N steps of training, are one `Batch` whose
     leaves have a leading axis N.
+
+    Attributes:
+        inputs: token ids (B, T) as integers, or features (B, T, I) as floats.
+        targets: ids (B, T) for `softmax_cross_entropy`, values (B, T, O) for `squared_error`.
+        mask: the weight of each position in the loss, (B, T), at least 0; None is a weight of 1
+            everywhere. At a position of weight 0 the target is ignored, whatever its value. The
+            input at this position still changes the state.
+        lengths: the number of steps of each row, (B,), from 0 to T; None is T for every row. Inputs
+            and targets after the length of a row are ignored. The state of the row does not change
+            after its last step, so the next chunk of the row continues from that state.
+
+    >>> import numpy as np, jaxrnn
+    >>> batch = jaxrnn.Batch(np.ones((3, 6, 5)), np.ones((3, 6), int), lengths=np.array([6, 4, 0]))
+    >>> batch.inputs.shape
+    (3, 6, 5)
     """
 
     inputs: Integer[Any, "*N B T"] | Float[Any, "*N B T I"]
@@ -34,14 +39,14 @@ class Batch(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """A checked batch with the weight of each position in the loss; `weigh` makes it.
+    """A checked batch with the weight of each position in the loss, as returned by `weigh`.
 
     Attributes:
         inputs: as in `Batch`.
         targets: as in `Batch`.
-        weights: of each position, in float32 at least, divided by their sum for a mean.
-        counted: whether a position's weight is not 0; None if every position counts.
-        valid: whether a position is within its row's length; None if every position is.
+        weights: the weight of each position, of at least 32 bits; for a mean they sum to 1.
+        counted: whether the weight of a position is not 0; None if no weight is 0.
+        valid: whether a position is within the length of its row; None if all are.
     """
 
     inputs: Inexact[Array, "*positions I"] | Int[Array, "*positions"]
@@ -61,30 +66,30 @@ def check_is_batch(batch: Any) -> None:
 
 
 def time_major(tree: Tree) -> Tree:
-    """Turn the leading axes of every leaf from (B, T) to (T, B), or back."""
+    """Swap the first two axes of every leaf: (B, T, ·) to (T, B, ·), or back."""
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tree)
 
 
 def weigh(batch: Batch, reduction: Literal["mean", "sum"], dtype: jax.typing.DTypeLike) -> Weighted:
-    """Weigh each position of a checked batch by the mask, divided by its sum for a mean.
+    """Compute the weight of each position of a checked batch from its mask and lengths.
 
-    Weights are counted and divided in float32 at least.
+    For a mean, the weights are divided by their sum, in float32 at least.
     """
     valid = within_lengths(batch.lengths, batch.inputs.shape[1])
     counted, weights = where_counted(batch.mask, valid), _weights(batch, layer.wide(dtype))
     if reduction == "mean":
         total = weights.sum()
-        weights = weights / jnp.where(total == 0, 1, total)  # 0 if nothing counts
+        weights = weights / jnp.where(total == 0, 1, total)  # all weights are 0: the loss is 0
     return Weighted(batch.inputs, batch.targets, weights, counted, valid)
 
 
 def total_weight(batch: Batch) -> Array:
-    """Return the sum of the weights of a batch's positions: what a mean divides by."""
+    """Return the sum of the weights of all positions, the divisor of a mean."""
     return _weights(batch, jnp.result_type(float)).sum()
 
 
 def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
-    """Return the mask as numbers, with 0 after each row's length."""
+    """Return the mask as numbers, with 0 after the length of each row."""
     positions = batch.inputs.shape[:2]
     weights = jnp.ones(positions, dtype) if batch.mask is None else batch.mask.astype(dtype)
     valid = within_lengths(batch.lengths, positions[1])
@@ -92,12 +97,12 @@ def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
 
 
 def within_lengths(lengths: Int[Array, " B"] | None, steps: int) -> Bool[Array, "B T"] | None:
-    """Return which positions are within their row's length; None if all are."""
+    """Return whether each position is within the length of its row; None if all are."""
     return None if lengths is None else checks.within(lengths, steps)
 
 
 def where_counted(mask: Array | None, valid: Array | None) -> Bool[Array, "B T"] | None:
-    """Return which positions count in the loss; None if all do."""
+    """Return whether each position has a weight other than 0; None if all have."""
     if mask is None:
         return valid
     return mask != 0 if valid is None else (mask != 0) & valid
@@ -106,16 +111,18 @@ def where_counted(mask: Array | None, valid: Array | None) -> Bool[Array, "B T"]
 def share_of_loss(
     losses: Inexact[Array, "*positions"], batch: Weighted
 ) -> Inexact[Array, "*positions"]:
-    """Return each position's share of the loss; it is 0 where the position does not count."""
-    shares = batch.weights * losses.astype(batch.weights.dtype)
-    return shares if batch.counted is None else jnp.where(batch.counted, shares, 0)
+    """Return the contribution of each position to the loss, 0 where it does not count."""
+    contributions = batch.weights * losses.astype(batch.weights.dtype)
+    return contributions if batch.counted is None else jnp.where(batch.counted, contributions, 0)
 
 
 def where_errors(counted: Bool[Array, "*positions"], *, joined: bool) -> Bool[Array, "*any 1"]:
     """Return where dL/dy_t may differ from 0.
 
-    That is at the positions that count. Where a loss may have joined positions it is everywhere,
-    unless no position counts.
+    Args:
+        counted: whether each position counts in the loss.
+        joined: whether the loss function may combine positions. If it may, dL/dy_t may differ from
+            0 everywhere, unless no position counts. Otherwise it is 0 where `counted` is False.
     """
     passes = counted.any(keepdims=True) if joined else counted
     return passes[..., None]

@@ -1,4 +1,4 @@
-"""Checks of what a caller passes in: a mistake is a ValueError with its value and the remedy."""
+"""Checks of arguments: each error is a `ValueError` with the wrong value and a remedy."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,19 +13,20 @@ from jaxtyping import Array
 
 from jaxrnn.network.layer import Cell, is_ids, wide
 
-AnyArray = Array | np.ndarray  # what a caller may hand over
+AnyArray = Array | np.ndarray  # arrays that callers may pass
 
 _LIMIT: ContextVar[float] = ContextVar("memory limit", default=8.0)
 
 
 @contextmanager
 def memory_limit(gib: float) -> Iterator[None]:
-    """Set how many GiB the influence, or the step Jacobians, of one layer may take.
+    """Set the limit on the memory for the influence, or the step Jacobians, of one layer.
 
-    The limit is 8 GiB elsewhere. It is checked before anything is allocated.
+    Use it as a context manager. Outside of it the limit is 8 GiB. It is checked before the memory
+    is allocated.
 
     Args:
-        gib: the limit, above 0; `float("inf")` is none.
+        gib: the limit in GiB, above 0; `float("inf")` removes the limit.
 
     Raises:
         ValueError: if gib is not above 0.
@@ -49,7 +50,7 @@ def memory_limit(gib: float) -> Iterator[None]:
 
 
 def fits(what: str, numbers: int, dtype: jax.typing.DTypeLike, remedy: str) -> None:
-    """Raise `ValueError` before anything is allocated that takes more than `memory_limit`."""
+    """Raise `ValueError` if `numbers` values of `dtype` need more memory than `memory_limit`."""
     gib, limit = numbers * np.dtype(dtype).itemsize / 2**30, _LIMIT.get()
     if gib > limit:
         raise ValueError(
@@ -59,15 +60,15 @@ def fits(what: str, numbers: int, dtype: jax.typing.DTypeLike, remedy: str) -> N
 
 
 def is_known(array: Any) -> bool:
-    """Return whether an array's values can be looked at; under jit they cannot."""
+    """Return whether the values of an array are known; while jit traces a function they are not."""
     return not isinstance(array, jax.core.Tracer)
 
 
 def as_numbers(name: str, value: Any) -> AnyArray:
-    """Return an array of real numbers or booleans, as it is or in NumPy.
+    """Return an array of real numbers or booleans; convert anything but a JAX array to NumPy.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if the value is not such an array.
     """
     remedy = "pass a JAX or NumPy array of real numbers"
     if isinstance(value, dict | str | bytes):
@@ -76,9 +77,11 @@ def as_numbers(name: str, value: Any) -> AnyArray:
         try:
             value = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            said = (str(error).splitlines() or [""])[0]
+            reason = (str(error).splitlines() or [""])[0]
             kind = type(value).__name__
-            raise ValueError(f"{name} must be an array, got a {kind} ({said}): {remedy}") from error
+            raise ValueError(
+                f"{name} must be an array, got a {kind} ({reason}): {remedy}"
+            ) from error
     real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     if not (real or value.dtype == bool):
         raise ValueError(f"{name} have dtype {value.dtype}: {remedy}")
@@ -89,7 +92,8 @@ def as_array(name: str, value: AnyArray) -> Array:
     """Return numbers as a JAX array.
 
     Raises:
-        ValueError: if JAX, which is limited to 32 bits by default, would change an integer.
+        ValueError: if an integer does not fit into the dtype of JAX, which is limited to 32 bits by
+            default.
     """
     if isinstance(value, jax.Array):
         return value
@@ -102,22 +106,26 @@ def as_array(name: str, value: AnyArray) -> Array:
 
 
 def as_floats(name: str, value: Any, dtype: jax.typing.DTypeLike) -> Array:
-    """Return an array in a dtype of floats; complex only where that dtype is."""
+    """Return an array converted to a floating or complex dtype.
+
+    Raises:
+        ValueError: if the array is complex and the dtype is not.
+    """
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return jnp.asarray(value, dtype)
     return as_array(name, as_numbers(name, value)).astype(dtype)
 
 
 def as_lengths(lengths: Any, inputs: Any) -> Array | None:
-    """Return how many steps each row has, (B,), as int32.
+    """Return the number of steps of each row, (B,), as int32; None stays None.
 
     Raises:
-        ValueError: unless they are B whole numbers in 0 … T.
+        ValueError: if the lengths are not B integers in 0 … T.
     """
     if lengths is None:
         return None
     lengths, (batch_size, steps) = as_numbers("lengths", lengths), np.shape(inputs)[:2]
-    shape("lengths", lengths, (batch_size,), "one a row, (B,)")
+    shape("lengths", lengths, (batch_size,), "one per row, (B,)")
     if not is_ids(lengths):
         raise ValueError(f"lengths must be integers, but have dtype {lengths.dtype}")
     if is_known(lengths):
@@ -128,7 +136,7 @@ def as_lengths(lengths: Any, inputs: Any) -> Array | None:
 
 
 def within(lengths: Array, steps: int) -> Array:
-    """Return which of T positions are within each row's length, (B, T)."""
+    """Return whether each of T positions is within the length of its row, (B, T)."""
     return jnp.arange(steps, dtype=lengths.dtype)[None] < lengths[:, None]
 
 
@@ -136,27 +144,34 @@ def as_mask(mask: Any, positions: tuple[int, ...], dtype: jax.typing.DTypeLike) 
     """Return the weight of each position, in float32 at least.
 
     Raises:
-        ValueError: if one is negative or not finite.
+        ValueError: if the shape is wrong, or a weight is negative or not finite.
     """
     mask = as_numbers("mask", mask)
-    shape("mask", mask, positions, "one weight a position")
+    shape("mask", mask, positions, "one weight per position")
     if is_known(mask):
         values = np.asarray(mask)
         wrong = np.argwhere(~((values >= 0) & (values < np.inf)))
         if len(wrong):
-            place = tuple(wrong[0].tolist())
+            index = tuple(wrong[0].tolist())
             raise ValueError(
-                f"mask holds {values[place]} at {list(place)}, but a weight must be at least 0 and "
+                f"mask holds {values[index]} at {list(index)}, but a weight must be at least 0 and "
                 f"finite"
             )
     return as_array("mask", mask).astype(wide(dtype))
 
 
 def as_inputs(cell: Cell, inputs: Any, leading: int, lengths: Array | None = None) -> Array:
-    """Return ids as they are and features in the cell's dtype; with 0 after a row's length.
+    """Return ids as int32 or features in the cell's dtype, with 0 after the length of each row.
+
+    Args:
+        cell: the parameters of the lowest layer.
+        inputs: ids with the leading axes, or features with the leading axes and I.
+        leading: the number of leading axes: 1 for (B,), 2 for (B, T).
+        lengths: the number of steps of each row, (B,), or None.
 
     Raises:
-        ValueError: if they do not fit the cell, an id is out of range or a feature not finite.
+        ValueError: if the inputs do not fit the cell, an id is out of range, or a feature is not
+            finite.
     """
     size, dtype = cell.W_xh.shape[0], cell.W_xh.dtype
     axes = ("B", "T")[:leading]
@@ -166,7 +181,7 @@ def as_inputs(cell: Cell, inputs: Any, leading: int, lengths: Array | None = Non
     if lengths is not None:
         valid = within(lengths, inputs.shape[1])
         valid = jnp.expand_dims(valid, range(2, inputs.ndim))
-        if is_known(inputs) and is_known(valid):  # NumPy keeps what 32 bits could not hold
+        if is_known(inputs) and is_known(valid):  # NumPy keeps 64-bit ids
             inputs = np.where(valid, inputs, np.zeros((), inputs.dtype))
         else:
             inputs = jnp.where(valid, inputs, 0)
@@ -178,41 +193,49 @@ def as_inputs(cell: Cell, inputs: Any, leading: int, lengths: Array | None = Non
             f"inputs have shape {inputs.shape} and dtype {inputs.dtype}, but must be ids "
             f"({', '.join(axes)}) as integers or features ({', '.join(axes)}, I={size}) as floats"
         )
-    finite("inputs", inputs, "set it to 0, or say with Batch(lengths=…) that it is padding")
+    finite("inputs", inputs, "set it to 0, or mark it as padding with Batch(lengths=…)")
     return jnp.asarray(inputs).astype(dtype)
 
 
 def as_state(cell: Cell, h: Any, inputs: Array) -> Array:
-    """Return a layer's state in the cell's dtype."""
+    """Return the state of one layer in the cell's dtype; raise `ValueError` for a wrong shape."""
     h = as_floats("h", h, cell.W_hh.dtype)
     shape("h", h, (inputs.shape[0], cell.W_hh.shape[0]), "(B, H)")
     return h
 
 
 def finite(name: str, array: AnyArray, remedy: str) -> None:
-    """Raise `ValueError` with the position of the first value that is not finite; not under jit."""
+    """Raise `ValueError` with the index of the first non-finite value; do nothing under jit."""
     if not is_known(array):
         return
     wrong = np.argwhere(~np.isfinite(array))
     if len(wrong):
-        place = tuple(wrong[0].tolist())
-        raise ValueError(f"{name} hold {np.asarray(array)[place]} at {list(place)}: {remedy}")
+        index = tuple(wrong[0].tolist())
+        raise ValueError(f"{name} hold {np.asarray(array)[index]} at {list(index)}: {remedy}")
 
 
 def shape(name: str, array: AnyArray, expected: tuple[int, ...], meaning: str) -> None:
-    """Raise `ValueError` for an array of another shape; `meaning` says what the axes are."""
+    """Raise `ValueError` if the shape is not `expected`; `meaning` describes the axes."""
     if array.shape != expected:
         raise ValueError(f"{name} has shape {array.shape}, but needs {expected}: {meaning}")
 
 
 def ids(name: str, array: AnyArray, size: int, size_name: str, otherwise: str = "") -> None:
-    """Raise `ValueError` unless an array holds whole numbers in 0 … size - 1."""
+    """Raise `ValueError` unless an array holds ids, integers in 0 … size - 1.
+
+    Args:
+        name: the name of the argument in messages.
+        array: the ids.
+        size: the number of ids.
+        size_name: the name of the size in messages, such as "output_size".
+        otherwise: the alternative to ids, added to the message about the dtype.
+    """
     if not is_ids(array):
         raise ValueError(
             f"{name} of shape {array.shape} must be ids, whole numbers of an integer dtype, but "
             f"have dtype {array.dtype}: convert with .astype(int){otherwise}"
         )
-    if not is_known(array):  # an id outside then gives NaN
+    if not is_known(array):  # under jit an id out of range gives NaN
         return
     values = np.asarray(array)
     smallest, largest = int(values.min()), int(values.max())
@@ -224,13 +247,13 @@ def ids(name: str, array: AnyArray, size: int, size_name: str, otherwise: str = 
 
 
 def one_of(name: str, value: str, options: Collection[str], otherwise: str = "") -> None:
-    """Raise `ValueError` for a value that is none of the options; `otherwise` names another."""
+    """Raise `ValueError` unless a value is one of the options; `otherwise` is an alternative."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
 
 
 def whole(name: str, value: object, least: int, why: str = "") -> None:
-    """Raise `ValueError` unless a value is a whole number of at least `least`; `why` says why."""
+    """Raise `ValueError` unless a value is a whole number >= `least`; `why` gives the reason."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
 

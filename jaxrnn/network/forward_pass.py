@@ -1,4 +1,4 @@
-"""The forward pass of a network, and its loss back to the errors of the top layer.
+"""The forward pass of a network, the loss, and the errors at the top layer.
 
 Every backward pass starts from a `ForwardPass`. Arrays are time-major, (T, B, ·).
 """
@@ -19,16 +19,16 @@ from jaxrnn.network.stack import Params, Readout, forward, read_out
 
 
 class ForwardPass(NamedTuple):
-    """All that a backward pass starts from: one forward pass up to the errors; time-major.
+    """The results of one forward pass that a backward pass needs; time-major.
 
     Attributes:
-        trajectories: every layer's, from the lowest.
-        tapes: what each layer's backward pass reads.
+        trajectories: the trajectory of each layer, lowest layer first.
+        tapes: the tape of each layer, lowest layer first.
         outputs: y_t.
-        losses: each position's share of the loss.
+        losses: the contribution of each position to the loss.
         d_outputs: dL/dy_t.
-        readout: the readout's gradient.
-        error: e_t = dL/dy_t W_hyᵀ, what step t's own loss says about h_t at the top layer.
+        readout: the gradient of the readout.
+        error: e_t = dL/dy_t W_hyᵀ, the part of dL/dh_t at the top layer from the outputs y_t.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -46,7 +46,7 @@ class ForwardPass(NamedTuple):
 
 
 def forward_pass(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> ForwardPass:
-    """Run the network forward and the loss back to the top layer; raise as `check_batch` does."""
+    """Compute the forward pass, the loss and its errors; raise as `check_batch` does."""
     batch, h = check_batch(rnn, params, batch, h)
     weighted = time_major(weigh(batch, rnn.reduction, h.dtype))
     trajectories, _ = forward(rnn.dynamics, params.cells, weighted.inputs, h, weighted.valid)
@@ -60,7 +60,7 @@ def errors_of(
     batch: Weighted,
     trajectories: tuple[Trajectory, ...],
 ) -> ForwardPass:
-    """Take the loss back to the top layer, where the network ran forward from h already."""
+    """Compute the loss and its errors from trajectories that started at h."""
     states = trajectories[-1].states
     inputs = (batch.inputs, *(trajectory.states for trajectory in trajectories[:-1]))
     tapes = tuple(
@@ -75,9 +75,9 @@ def errors_of(
 def outputs_and_grad(
     rnn: RNN, readout: Readout, states: Float[Array, "T B H"], batch: Weighted
 ) -> tuple[Float[Array, "T B O"], Float[Array, "T B"], Float[Array, "T B O"]]:
-    """Compute y_t, each position's share of the loss, and dL/dy_t; time-major."""
+    """Compute y_t, the contribution of each position to the loss, and dL/dy_t; time-major."""
     positions, arrays = states.shape[:2], (states, batch.targets, batch.weights, batch.counted)
-    if not callable(rnn.loss_function):  # each position by itself: rows, as the matmuls take them
+    if not callable(rnn.loss_function):  # positions are independent: merge T and B into rows
         arrays = jax.tree.map(layer.rows_of, arrays)
     states, targets, weights, counted = arrays
     outputs = read_out(readout, states)
@@ -94,7 +94,7 @@ def outputs_and_grad(
 def _pull_back(
     readout: Readout, states: Float[Array, "T B H"], d_outputs: Float[Array, "T B O"]
 ) -> tuple[Readout, Float[Array, "T B H"]]:
-    """Carry dL/dy_t back through the readout: its gradient, and the error."""
+    """Compute the gradient of the readout and the error e_t = dL/dy_t W_hyᵀ."""
     rows, d_rows = layer.rows_of(states), layer.rows_of(d_outputs)
     grads = Readout(rows.T @ d_rows, None if readout.b_y is None else d_rows.sum(0))
     return grads, (d_rows @ readout.W_hy.T).reshape(states.shape)

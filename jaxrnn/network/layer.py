@@ -1,4 +1,4 @@
-"""One recurrent layer: its forward pass and its exact adjoint, side by side.
+"""One recurrent layer: its forward pass and the exact adjoint of it.
 
     a_t = x_t W_xh + h_{t-1} W_hh + b_h
     h_t = (1 - leak) h_{t-1} + leak φ(a_t)
@@ -6,9 +6,9 @@
     credit λ_t = dL/dh_t = e_t + J_{t+1}ᵀ λ_{t+1}        J_t = ∂h_t/∂h_{t-1}
     delta  δ_t = dL/da_t = g_t ⊙ λ_t                     g_t = leak φ'(a_t)
 
-Everything here is time-major, (T, B, ·). What does not depend on the step before is done for all
-T at once, outside the scans: x_t W_xh ahead of the forward one, and the gradient of each weight
-after the backward one.
+All arrays are time-major, (T, B, ·). Everything that does not depend on the previous step is
+computed for all T at once, outside the scans: x_t W_xh before the forward scan, and the gradient of
+each weight after the backward scan.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """φ and its slope φ'(a), written as a function of z = φ(a) so that a need not be kept."""
+    """φ and its slope φ'(a); the slope is a function of z = φ(a), so that a is not stored."""
 
     function: Callable[[Array], Array]
     slope: Callable[[Array], Array]
@@ -49,11 +49,11 @@ ACTIVATIONS = {
 
 
 class Dynamics(NamedTuple):
-    """How the state of a layer moves: h_t = (1 - leak) h_{t-1} + leak φ(a_t).
+    """The state update of a layer: h_t = (1 - leak) h_{t-1} + leak φ(a_t).
 
     Attributes:
         activation: φ and its slope.
-        leak: in (0, 1]; 1 is the vanilla network.
+        leak: in (0, 1]; 1 gives the vanilla network.
     """
 
     activation: Activation
@@ -65,12 +65,12 @@ class Dynamics(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """All that is kept of a layer's forward pass; `tape` computes the rest from it and the inputs.
+    """The stored part of a layer's forward pass; `tape` computes the rest from it and the inputs.
 
     Attributes:
-        states: h_t. At a step that is not valid the state stays as it was.
-        z: φ(a_t); None without a leak, where it is h_t.
-        valid: whether step t is within its sequence; None if every step is.
+        states: h_t. At an invalid step it is h_{t-1}.
+        z: φ(a_t); None if leak is 1, where it equals h_t.
+        valid: whether step t is within its sequence; None if all steps are.
     """
 
     states: Inexact[Array, "*T B H"]
@@ -78,16 +78,21 @@ class Trajectory(NamedTuple):
     valid: Bool[Array, "*T B"] | None = None
 
     def gain(self, dynamics: Dynamics) -> Inexact[Array, "*T B H"]:
-        """Compute g_t = leak φ'(a_t); it is 0 at a step that is not valid."""
+        """Compute g_t = leak φ'(a_t); it is 0 at an invalid step."""
         gain = dynamics.gain(self.states if self.z is None else self.z)
         return gain if self.valid is None else jnp.where(self.valid[..., None], gain, 0)
 
 
 class Tape(NamedTuple):
-    """What a layer's backward pass reads, step by step.
+    """The input of a layer's backward pass, for each step.
 
-    `x_t` and `h_{t-1}` are what each weight saw; the gain is g_t = leak φ'(a_t). At a step that is
-    not valid the gain is 0, and a rule's memory of the row stays as it was.
+    At an invalid step the gain is 0, and the memory of a rule does not change for that row.
+
+    Attributes:
+        x: x_t, the input of W_xh; features, or token ids.
+        h_prev: h_{t-1}, the input of W_hh.
+        gain: g_t = leak φ'(a_t).
+        valid: whether step t is within its sequence; None if all steps are.
     """
 
     x: Float[Array, "T B I"] | Int[Array, "T B"]
@@ -97,22 +102,22 @@ class Tape(NamedTuple):
 
 
 def is_ids(x: Array | np.ndarray) -> bool:
-    """Say whether inputs are token ids (integers) rather than features (floats)."""
+    """Return whether inputs are token ids (integers) and not features (floats)."""
     return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def wide(dtype: jax.typing.DTypeLike) -> np.dtype:
-    """Return a dtype of at least 32 bits to count and add up in: float32 in place of float16.
+    """Return a dtype of at least 32 bits for counts and sums: float32 in place of float16.
 
-    float16 ends at 65,504, and bfloat16 counts no further than 256.
+    The largest float16 is 65,504, and bfloat16 represents consecutive integers only up to 256.
     """
     return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
 
 
 def project(cell: Cell, x: Array) -> Inexact[Array, "*batch H"]:
-    """Compute x W_xh + b_h, for features (..., I), or as rows of W_xh for ids (...).
+    """Compute x W_xh + b_h for features (..., I); for ids (...) select rows of W_xh.
 
-    An id outside the table gives NaN rather than some other token's row.
+    An id out of range gives NaN and not the row of another token.
     """
     if is_ids(x):
         table = jnp.asarray(cell.W_xh).at
@@ -125,19 +130,19 @@ def project(cell: Cell, x: Array) -> Inexact[Array, "*batch H"]:
 def add_bias(
     rows: Inexact[Array, "*batch N"], bias: Inexact[Array | np.ndarray, " N"] | None
 ) -> Inexact[Array, "*batch N"]:
-    """Add a bias to rows, if there is one."""
+    """Add a bias to rows; None adds nothing."""
     return rows if bias is None else rows + across(bias, rows)
 
 
 def across(
     vector: Shaped[Array | np.ndarray, " N"], rows: Shaped[Array, "*batch N"]
 ) -> Shaped[Array, "... N"]:
-    """Give a vector the rank of the rows that it is combined with, for `numpy_rank_promotion`."""
+    """Add leading axes to a vector to match the rank of `rows`, for `numpy_rank_promotion`."""
     return jnp.expand_dims(vector, range(rows.ndim - 1))
 
 
 def _advance(cell: Cell, drive: Array, h: Array, dynamics: Dynamics):
-    """Take one step from h_{t-1} and x_t W_xh + b_h to h_t and z_t = φ(a_t)."""
+    """Compute h_t and z_t = φ(a_t) from h_{t-1} and drive = x_t W_xh + b_h."""
     z, leak = dynamics.activation.function(drive + h @ cell.W_hh), dynamics.leak
     return (z if leak == 1 else (1 - leak) * h + leak * z), z
 
@@ -148,7 +153,7 @@ def step(
     h: Float[Array, "B H"],
     dynamics: Dynamics,
 ) -> Float[Array, "B H"]:
-    """Take one step: h_{t-1} and x_t to h_t."""
+    """Compute h_t from x_t and h_{t-1}."""
     return _advance(cell, project(cell, x), h, dynamics)[0]
 
 
@@ -159,10 +164,9 @@ def forward(
     dynamics: Dynamics,
     valid: Bool[Array, "T B"] | None = None,
 ) -> tuple[Trajectory, Inexact[Array, "B H"]]:
-    """Run the layer over T steps; return its trajectory, and h_T.
+    """Run the layer over T steps; return its trajectory and h_T.
 
-    Where a step is not valid the state of its row stays: h_t = h_{t-1}. Complex numbers are
-    accepted too, for derivatives by a complex step.
+    At an invalid step h_t = h_{t-1}. Complex numbers are accepted, for complex-step derivatives.
     """
 
     def forward_step(h, step):
@@ -182,9 +186,9 @@ def tape(
     trajectory: Trajectory,
     dynamics: Dynamics,
 ) -> Tape:
-    """Return the tape of a trajectory that began at h with inputs x."""
-    before = varying_like(h[None], trajectory)
-    h_prev = jnp.concatenate([before, trajectory.states[:-1]])
+    """Return the tape of a trajectory with initial state h and inputs x."""
+    h_0 = varying_like(h[None], trajectory)
+    h_prev = jnp.concatenate([h_0, trajectory.states[:-1]])
     return Tape(x, h_prev, trajectory.gain(dynamics), trajectory.valid)
 
 
@@ -194,9 +198,9 @@ def pull_back(
     credit: Float[Array, "*any H"],
     leak: float,
 ) -> Float[Array, "*any H"]:
-    """Carry credit one step back in time: J_tᵀ λ_t = (1 - leak) λ_t + (g_t ⊙ λ_t) W_hhᵀ.
+    """Compute J_tᵀ λ_t = (1 - leak) λ_t + (g_t ⊙ λ_t) W_hhᵀ, the credit one step back in time.
 
-    It takes W_hhᵀ, which a loop over the steps should transpose once, before it begins.
+    The argument is W_hhᵀ, so that a loop over steps transposes W_hh only once.
     """
     pulled = (gain * credit) @ W_hh_T
     return pulled if leak == 1 else (1 - leak) * credit + pulled
@@ -205,7 +209,7 @@ def pull_back(
 def push_forward(
     cell: Cell, gain: Float[Array, " H"], change: Float[Array, "*any H"], leak: float
 ) -> Float[Array, "*any H"]:
-    """Carry a change of one h_{t-1} to h_t: J_t ∂h = (1 - leak) ∂h + g_t ⊙ (∂h W_hh)."""
+    """Compute J_t ∂h = (1 - leak) ∂h + g_t ⊙ (∂h W_hh) for a change ∂h of h_{t-1}."""
     pushed = across(gain, change) * (change @ cell.W_hh)
     return pushed if leak == 1 else (1 - leak) * change + pushed
 
@@ -221,11 +225,11 @@ def back_substitute(
 
     Args:
         cell: the layer's parameters.
-        trajectory: of its forward pass. The gain of a step is computed on the way: one array less
-            to write and to read.
+        trajectory: that of the forward pass. The gain is computed from it step by step, so that no
+            array of gains is written to memory.
         error: e_t, the part of dL/dh_t that does not come through h_{t+1}.
-        beyond: the part of dL/dh_T that comes from beyond the last step.
-        dynamics: of the layer.
+        beyond: the part of dL/dh_T that comes from steps after T.
+        dynamics: those of the layer.
 
     Returns:
         δ_1 … δ_T, and dL/dh_0.
@@ -233,8 +237,8 @@ def back_substitute(
     W_hh_T = cell.W_hh.T
 
     def backward_step(pulled, step):
-        now, error_t = step
-        gain = now.gain(dynamics)
+        trajectory_t, error_t = step
+        gain = trajectory_t.gain(dynamics)
         credit = error_t + pulled  # dL/dh_t
         return pull_back(W_hh_T, gain, credit, dynamics.leak), gain * credit
 
@@ -244,13 +248,13 @@ def back_substitute(
 
 
 def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
-    """Contract δ with what each weight saw: the gradient of the cell.
+    """Compute the gradient of the cell from δ_t and the inputs of each weight.
 
-    dW_xh = Σ x_tᵀ δ_t, dW_hh = Σ h_{t-1}ᵀ δ_t, db_h = Σ δ_t.
+    dW_xh = Σ_t x_tᵀ δ_t,        dW_hh = Σ_t h_{t-1}ᵀ δ_t,        db_h = Σ_t δ_t
     """
     d_rows = rows_of(delta)
     if is_ids(tape.x):
-        dtype = wide(d_rows.dtype)  # rows are added one by one, which bfloat16 soon no longer feels
+        dtype = wide(d_rows.dtype)  # rows are added one at a time: a bfloat16 sum stops growing
         rows = jnp.zeros(cell.W_xh.shape, dtype).at[rows_of(tape.x)].add(d_rows.astype(dtype))
         dW_xh = rows.astype(d_rows.dtype)
     else:
@@ -260,16 +264,16 @@ def contract(cell: Cell, tape: Tape, delta: Float[Array, "T B H"]) -> Cell:
 
 
 def rows_of(steps: Shaped[Array, "T B *any"]) -> Shaped[Array, "T*B *any"]:
-    """Lay the steps of all sequences out as rows: a sum over T and B is then one of a matmul.
+    """Merge the axes T and B into rows, so that a sum over both is part of one matmul.
 
-    Contracting T and B as two axes instead has XLA move both arrays first, or leaves it a loop of
-    its own that adds row by row: slower, and in float32 less accurate.
+    If T and B are contracted as two axes, XLA transposes both arrays first or adds row by row in a
+    loop, which is slower and, in float32, less accurate.
     """
     return steps.reshape(-1, *steps.shape[2:])
 
 
 def input_error(cell: Cell, delta: Float[Array, "T B H"]) -> Float[Array, "T B I"]:
-    """Carry δ to the layer's input: dL/dx_t = δ_t W_xhᵀ."""
+    """Compute dL/dx_t = δ_t W_xhᵀ, the error at the input of the layer."""
     return delta @ cell.W_xh.T
 
 
@@ -281,16 +285,16 @@ def unroll(
     valid: Bool[Array, "T B"] | None,
     dynamics: Dynamics,
 ) -> tuple[Inexact[Array, "T B H"], Inexact[Array, "B H"]]:
-    """Return the states and the last one, as from `forward`, with a derivative written by hand.
+    """Return the states and the last state, as `forward` does, with a hand-written derivative.
 
-    The tangents of the states, for those of the cell, the inputs and h_0, are
+    The tangents of the states follow from those of the cell, the inputs and h_0:
 
         u_t = ẋ_t W_xh + x_t Ẇ_xh + h_{t-1} Ẇ_hh + ḃ_h        for all t at once
         ḣ_t = (1 - leak) ḣ_{t-1} + g_t ⊙ (u_t + ḣ_{t-1} W_hh)
 
-    JAX transposes these two lines for reverse mode: the second becomes back-substitution and the
-    first one matmul for each weight, which is `jaxrnn.gradients.bptt` to the last bit. Forward
-    mode and higher derivatives follow from the same lines.
+    JAX transposes these two lines for reverse mode. The second becomes back-substitution and the
+    first becomes one matmul for each weight. The result equals that of `jaxrnn.gradients.bptt` to
+    the last bit. Forward mode and higher derivatives use the same two lines.
     """
     trajectory, h_last = forward(cell, x, h, dynamics, valid)
     return trajectory.states, h_last
@@ -331,12 +335,12 @@ def _is_zero(tangent: Any) -> bool:
 unroll.defjvp(_unroll_jvp, symbolic_zeros=True)
 
 
-# Inside a caller's `shard_map` JAX tracks over which axes of the mesh a value varies. The two
-# functions below do nothing elsewhere.
+# Inside a caller's `shard_map`, JAX tracks the mesh axes over which a value varies. Outside of it
+# the two functions below do nothing.
 
 
 def varying_like(tree: Tree, *like: Any) -> Tree:
-    """Mark a pytree as varying over the mesh axes over which `like` varies, to start a scan."""
+    """Mark a pytree as varying over the mesh axes of `like`, for the initial carry of a scan."""
     axes = _varying(like)
 
     def mark(leaf):
@@ -347,9 +351,9 @@ def varying_like(tree: Tree, *like: Any) -> Tree:
 
 
 def summed_like(tree: Tree, like: Tree) -> Tree:
-    """Sum each leaf over the mesh axes over which it varies and its counterpart does not.
+    """Sum each leaf over the mesh axes over which it varies and its counterpart in `like` does not.
 
-    `jax.grad` does the same to the gradient of a replicated parameter.
+    `jax.grad` does the same for the gradient of a replicated parameter.
     """
 
     def total(leaf, counterpart):

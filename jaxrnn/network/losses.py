@@ -1,7 +1,7 @@
 """Losses per position, each with its gradient with respect to the outputs.
 
-A loss maps outputs (..., O) and targets to one number a position, (...). What a loss says about
-time, masks and means is the network's business, not its own.
+A loss maps outputs (..., O) and targets to one number per position, (...). Masks, sums and means
+over positions are handled by the network.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,12 @@ LossFunction = Callable[[Array, Array], Array]
 
 
 class Loss(NamedTuple):
-    """A per-position loss ℓ(y, target), and (y, target, weight w) -> w ℓ with ∂(Σ w ℓ)/∂y."""
+    """A loss per position and its gradient.
+
+    Attributes:
+        value: (y, target) -> ℓ.
+        value_and_grad: (y, target, weight w) -> (w ℓ, ∂(Σ w ℓ)/∂y).
+    """
 
     value: LossFunction
     value_and_grad: Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -48,10 +53,10 @@ def _softmax_cross_entropy_and_grad(
 def _pick(
     outputs: Inexact[Array, "*batch O"], targets: Int[Array, "*batch"]
 ) -> Inexact[Array, "*batch 1"]:
-    """Take each position's output for its target; NaN for a target outside 0 … O - 1."""
+    """Return the output of each position at its target; NaN for a target outside 0 … O - 1."""
     outside = outputs.shape[-1]
-    places = jnp.where(targets < 0, outside, targets)[..., None]  # a negative one would wrap around
-    return jnp.take_along_axis(outputs, places, axis=-1, mode="fill")
+    indices = jnp.where(targets < 0, outside, targets)[..., None]  # negative ids would wrap around
+    return jnp.take_along_axis(outputs, indices, axis=-1, mode="fill")
 
 
 def _squared_error(
@@ -72,7 +77,10 @@ def _squared_error_and_grad(
 
 
 def _weighted(weights, value, slope):
-    """Weigh a loss, in the weights' precision, and its slope, in the outputs'."""
+    """Multiply a loss and its slope by the weights.
+
+    The loss has the dtype of the weights, and the slope has the dtype of the outputs.
+    """
     wide, dtype = weights.dtype, slope.dtype
     d_outputs = (weights[..., None] * slope.astype(wide)).astype(dtype)
     return weights * value.astype(wide), d_outputs
@@ -85,7 +93,7 @@ LOSSES = {
 
 
 def through_autodiff(loss: LossFunction) -> Loss:
-    """Give any loss its gradient by reverse-mode autodiff, also one that joins positions."""
+    """Return a loss with its gradient by reverse-mode autodiff; it may combine positions."""
 
     def value_and_grad(outputs, targets, weights):
         value, pull_back = jax.vjp(lambda y: loss(y, targets), outputs)
@@ -96,17 +104,17 @@ def through_autodiff(loss: LossFunction) -> Loss:
 
 
 def as_loss(loss_function: str | LossFunction) -> Loss:
-    """Return a loss as functions of time-major arrays.
+    """Return the `Loss` of a name or a custom function, for time-major arrays.
 
-    A function of the caller's own takes batch-major arrays, and may join positions.
+    A custom function gets batch-major arrays and may combine positions.
     """
     if not callable(loss_function):
         return LOSSES[loss_function]
 
-    def batch_first(outputs, targets):
+    def time_major_loss(outputs, targets):
         outputs, targets = outputs.swapaxes(0, 1), targets.swapaxes(0, 1)
         losses = jnp.asarray(loss_function(outputs, targets), outputs.dtype)
-        checks.shape("the loss", losses, outputs.shape[:2], "one number a position, (B, T)")
+        checks.shape("the loss", losses, outputs.shape[:2], "one number per position, (B, T)")
         return losses.swapaxes(0, 1)
 
-    return through_autodiff(batch_first)
+    return through_autodiff(time_major_loss)

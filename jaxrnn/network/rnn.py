@@ -1,8 +1,8 @@
 """The network: a description without arrays, its parameters as a pytree, and its loss.
 
-    y_t = h_t W_hy + b_y            L = Σ_t ℓ(y_t, target_t), divided by the count for a mean
+    y_t = h_t W_hy + b_y            L = Σ_t ℓ(y_t, target_t), divided by the total weight for a mean
 
-Arrays are batch-major, (B, T, ·), for whoever calls, and time-major, (T, B, ·), inside.
+Arrays are batch-major, (B, T, ·), at the public interface and time-major, (T, B, ·), inside.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ Initializer = Callable[..., Array]
 ZEROS = jax.nn.initializers.zeros
 
 
-# Functions of a module, and not the closures that JAX makes, so that a network can be pickled.
+# JAX's initializers are closures, which cannot be pickled. These module-level functions can be.
 
 
 def lecun_normal(
@@ -54,32 +54,33 @@ def orthogonal(
 
 @dataclass(frozen=True)
 class RNN:
-    """A vanilla (Elman) RNN: what it is, without an array in it; frozen and hashable.
+    """The description of a vanilla (Elman) RNN: frozen, hashable and without arrays.
 
         a_t = x_t W_xh + h_{t-1} W_hh + b_h
         h_t = (1 - leak) h_{t-1} + leak φ(a_t)
         y_t = h_t W_hy + b_y
 
-    Layer l+1 takes layer l's h as its input (Elman 1990; the leak: Jaeger et al. 2007).
+    The input of layer l+1 is the state h of layer l (Elman 1990; the leak: Jaeger et al. 2007).
+
+    Two descriptions are equal if their arguments are equal. A function that is defined twice is two
+    different functions, so define an initialiser or a loss once and reuse it; otherwise functions
+    that are jitted with the network compile again.
 
     Args:
-        input_size: I, the number of features, or of different ids.
-        hidden_size: H, units in each layer.
-        output_size: O.
-        num_layers: layers in the stack.
+        input_size: I, the number of features or the number of token ids.
+        hidden_size: H, the number of units in each layer.
+        output_size: O, the number of outputs.
+        num_layers: L, the number of layers.
         activation: φ, one of "tanh", "relu", "sigmoid", "identity".
-        leak: in (0, 1]; 1 is the vanilla network.
-        use_bias: whether there are b_h and b_y.
+        leak: in (0, 1]; 1 gives the vanilla network.
+        use_bias: whether there are biases b_h and b_y.
         loss_function: "softmax_cross_entropy" (nats), "squared_error" (Σ_o (y - target)²), or a
-            function (outputs (B, T, O), targets) -> one loss a position (B, T).
-        reduction: "mean" over the positions, each weighted by the mask, or their "sum".
+            function (outputs (B, T, O), targets) -> loss of each position (B, T).
+        reduction: "mean" over the positions, weighted by the mask, or their "sum".
         input_init: initialiser of W_xh, as in `jax.nn.initializers`.
         recurrent_init: initialiser of W_hh.
         readout_init: initialiser of W_hy.
         bias_init: initialiser of b_h and b_y.
-
-    Two descriptions are equal if their arguments are; an initialiser or a loss that is made anew is
-    another function, so keep it in a name, or what is jitted with it compiles again.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -109,7 +110,7 @@ class RNN:
         for name in ("input_size", "hidden_size", "output_size", "num_layers"):
             size = getattr(self, name)
             checks.whole(name, size, 1)
-            object.__setattr__(self, name, int(size))  # a NumPy integer would overflow later
+            object.__setattr__(self, name, int(size))  # NumPy integers can overflow
         if not 0 < self.leak <= 1:
             raise ValueError(f"leak must be above 0 and at most 1 (1 is no leak), got {self.leak}")
         object.__setattr__(self, "leak", float(self.leak))
@@ -125,13 +126,23 @@ class RNN:
 
     @property
     def dynamics(self) -> Dynamics:
-        """φ and the leak of every layer, as `jaxrnn.network.layer` takes them."""
+        """φ and the leak of every layer, for the functions of `jaxrnn.network.layer`."""
         return Dynamics(ACTIVATIONS[self.activation], self.leak)
 
     def init(self, key: PRNGKeyArray, dtype: jax.typing.DTypeLike | None = None) -> Params:
-        """Draw parameters; `dtype` is JAX's default float if not given.
+        """Draw random parameters.
 
-        Those of less than 32 bits are drawn in float32 and rounded.
+        Parameters of less than 32 bits are drawn in float32 and rounded.
+
+        Args:
+            key: a random key.
+            dtype: the floating dtype of the parameters; JAX's default float if not given.
+
+        Returns:
+            The parameters, one `Cell` per layer and the `Readout`.
+
+        Raises:
+            ValueError: if dtype is not a floating dtype.
         """
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -160,7 +171,7 @@ class RNN:
     def initial_state(
         self, batch_size: int, dtype: jax.typing.DTypeLike | None = None
     ) -> Float[Array, "L B H"]:
-        """Return the state before any input: zeros (num_layers, B, H)."""
+        """Return the initial state, zeros (num_layers, B, H)."""
         return jnp.zeros((self.num_layers, batch_size, self.hidden_size), dtype)
 
     def step(
@@ -169,7 +180,19 @@ class RNN:
         x: Float[AnyArray, "B I"] | Integer[AnyArray, " B"],
         h: Float[AnyArray, "B H"],
     ) -> Float[Array, "B H"]:
-        """Take one step of one layer: x_t (B, I) or ids (B,), and h_{t-1} (B, H), to h_t."""
+        """Compute h_t of one layer from x_t and h_{t-1}.
+
+        Args:
+            cell: the parameters of the layer.
+            x: x_t, features (B, I) or token ids (B,).
+            h: h_{t-1}, (B, H).
+
+        Returns:
+            h_t, (B, H).
+
+        Raises:
+            ValueError: if x or h does not fit the cell.
+        """
         x = checks.as_inputs(cell, x, 1)
         return layer.step(cell, x, checks.as_state(cell, h, x), self.dynamics)
 
@@ -180,20 +203,23 @@ class RNN:
         h: Float[AnyArray, "B H"],
         lengths: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
-        """Run one layer over a sequence, differentiated by hand-written BPTT.
+        """Run one layer over a sequence, with hand-written BPTT as its derivative.
 
-        `jax.grad` through this gives the gradients of the cell, the inputs and h by the equations
-        of `jaxrnn.gradients.bptt`, whatever loss stands on top. Forward-mode and higher derivatives
-        work too, and so does `jax.shard_map`.
+        `jax.grad` through this function computes the gradients of the cell, the inputs and h by the
+        equations of `jaxrnn.gradients.bptt`, for any loss of the states. Forward-mode and higher
+        derivatives and `jax.shard_map` work too.
 
         Args:
-            cell: the layer's parameters.
-            inputs: (B, T, I), or ids (B, T).
+            cell: the parameters of the layer.
+            inputs: features (B, T, I), or token ids (B, T).
             h: the state before the first step, (B, H).
-            lengths: how many steps each row has, (B,), as in `Batch`.
+            lengths: the number of steps of each row, (B,), as in `Batch`.
 
         Returns:
-            The states h_1 … h_T as (B, T, H), and h_T (B, H), to pass on to the next chunk.
+            The states h_1 … h_T as (B, T, H), and h_T (B, H), the initial state of the next chunk.
+
+        Raises:
+            ValueError: if the inputs, h or the lengths do not fit the cell.
 
         >>> import jax, jaxrnn
         >>> rnn = jaxrnn.RNN(5, 4, 2)
@@ -216,9 +242,27 @@ class RNN:
         h: Float[AnyArray, "L B H"],
         lengths: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
-        """Run the whole network: inputs (B, T[, I]) and h to outputs (B, T, O) and the last h.
+        """Compute the outputs of the network and its last state.
 
-        With `lengths` (B,) the state of a row stays as it is after the row's last step.
+        Args:
+            params: the parameters.
+            inputs: features (B, T, I), or token ids (B, T).
+            h: the state before the first step, (num_layers, B, H).
+            lengths: the number of steps of each row, (B,). The state of a row does not change after
+                its last step.
+
+        Returns:
+            The outputs (B, T, O) and the last state (num_layers, B, H).
+
+        Raises:
+            ValueError: if an argument does not fit the network.
+
+        >>> import jax, jaxrnn
+        >>> rnn = jaxrnn.RNN(5, 4, 2)
+        >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+        >>> outputs, h_last = rnn.apply(params, jax.numpy.ones((3, 6, 5)), h)
+        >>> outputs.shape, h_last.shape
+        ((3, 6, 2), (1, 3, 4))
         """
         inputs, h, lengths = check_inputs(self, params, inputs, h, lengths)
         x, valid = time_major((inputs, within_lengths(lengths, inputs.shape[1])))
@@ -228,9 +272,28 @@ class RNN:
     def loss(
         self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch
     ) -> tuple[Inexact[Array, ""], Inexact[Array, "L B H"]]:
-        """Compute the loss of a batch from the state h, and the last state; plain JAX.
+        """Compute the loss of a batch and the last state, in plain JAX.
 
-        The loss is in float32 at least.
+            L = Σ_t w_t ℓ(y_t, target_t), with weights w_t of sum 1 for reduction="mean"
+
+        Args:
+            params: the parameters.
+            h: the state before the first step, (num_layers, B, H).
+            batch: the inputs and targets.
+
+        Returns:
+            The loss, a scalar of at least 32 bits, and the last state (num_layers, B, H).
+
+        Raises:
+            ValueError: if an argument does not fit the network.
+
+        >>> import jax, jaxrnn
+        >>> rnn = jaxrnn.RNN(5, 4, 2)
+        >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
+        >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+        >>> loss, h_last = rnn.loss(params, h, batch)
+        >>> loss.shape, h_last.shape
+        ((), (1, 3, 4))
         """
         batch, h = check_batch(self, params, batch, h)
         weighted = time_major(weigh(batch, self.reduction, h.dtype))
@@ -247,7 +310,7 @@ class RNN:
 
 @cache
 def param_shapes(rnn: RNN) -> Params:
-    """Return the shapes of a network's parameters, in their structure."""
+    """Return the shapes of a network's parameters as `Params`."""
     return jax.eval_shape(rnn.init, jax.random.key(0))
 
 
@@ -263,7 +326,7 @@ def check_inputs(
     h: AnyArray,
     lengths: AnyArray | None = None,
 ) -> tuple[Array, Inexact[Array, "L B H"], Int[Array, " B"] | None]:
-    """Return inputs and h in the parameters' dtype, and the lengths.
+    """Check and convert the inputs, h and lengths: inputs and h to the parameters' dtype.
 
     Raises:
         ValueError: if shapes or dtypes do not fit the network, an id is out of range, or a feature
@@ -276,10 +339,10 @@ def check_inputs(
 def check_batch(
     rnn: RNN, params: Params, batch: Batch, h: AnyArray
 ) -> tuple[Batch, Inexact[Array, "L B H"]]:
-    """Return the batch and h in the parameters' dtype; raise as `check_inputs` does.
+    """Check and convert a batch and h; raise as `check_inputs` does.
 
-    A target that does not count is replaced by one that does: the loss may be able to take no
-    other value.
+    A target that does not count is replaced by one that does, because the loss function may not be
+    defined for its value.
     """
     check_is_batch(batch)
     check_params(rnn, params)

@@ -1,6 +1,6 @@
 """A stack of layers and its readout: the parameters, the forward pass and its exact adjoint.
 
-Layer l + 1 reads the states of layer l. Everything here is time-major, (T, B, ·).
+The input of layer l + 1 is the states of layer l. All arrays are time-major, (T, B, ·).
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ class Readout(NamedTuple):
 
 
 class Params(NamedTuple):
-    """All parameters of a network: one cell a layer, from the input up, and the readout."""
+    """All parameters of a network: one cell per layer, lowest layer first, and the readout."""
 
     cells: tuple[Cell, ...]
     readout: Readout
@@ -34,7 +34,7 @@ def forward(
     h: Inexact[Array, "L B H"],
     valid: Bool[Array, "T B"] | None = None,
 ) -> tuple[tuple[Trajectory, ...], Inexact[Array, "L B H"]]:
-    """Run the stack, time-major: every layer's trajectory, from the lowest, and last state."""
+    """Run the stack; return the trajectory and the last state of each layer, lowest first."""
     trajectories, h_last = [], []
     for cell, h_0 in zip(cells, h, strict=True):
         trajectory, last = layer.forward(cell, x, h_0, dynamics, valid)
@@ -51,9 +51,9 @@ def back_substitute(
     error: Float[Array, "T B H"],
     beyond: Float[Array, "L B H"],
 ) -> tuple[tuple[Float[Array, "T B H"], ...], Float[Array, "L B H"]]:
-    """Run the stack backward, from errors at the top layer: every layer's δ_t, and dL/dh_0.
+    """Run the stack backward from the errors at the top; return δ_t and dL/dh_0 of each layer.
 
-    `beyond` is the part of dL/dh_T that comes from beyond the last step.
+    `beyond` is the part of dL/dh_T that comes from steps after T.
     """
 
     def visit(error, cell, trajectory, beyond):
@@ -67,15 +67,15 @@ def back_substitute(
 def walk_down(
     visit: Callable[..., tuple[Any, Any]], error: Any, *layers: Iterable[Any]
 ) -> tuple[Any, ...]:
-    """Visit the layers from the top to the lowest, each with the error that the one above passed.
+    """Visit the layers from the top down, and pass the error of each layer to the one below.
 
     Args:
-        visit: (error, *the layer's entries) -> (error of the layer below, the layer's result).
-        error: of the top layer.
-        *layers: sequences with one entry for each layer, from the lowest.
+        visit: (error, *entries of the layer) -> (error of the layer below, result of the layer).
+        error: the error of the top layer.
+        *layers: sequences with one entry per layer, lowest layer first.
 
     Returns:
-        The results, from the lowest layer.
+        The results, lowest layer first.
     """
     results = []
     for entries in reversed(list(zip(*layers, strict=True))):

@@ -1,6 +1,7 @@
-"""Checks of what a caller passes to a network: parameters, inputs, states and batches.
+"""Checks of the arguments of a network: parameters, inputs, states and batches.
 
-Each check happens once, at the boundary; errors name the argument and both shapes.
+Each argument is checked once, at the public interface. Error messages name the argument and both
+shapes.
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ def as_inputs(
     h: AnyArray,
     lengths: AnyArray | None = None,
 ) -> tuple[Array, Inexact[Array, "L B H"], Int[Array, " B"] | None]:
-    """Return inputs and h in the parameters' dtype, and the lengths.
+    """Check and convert the inputs, h and lengths: inputs and h to the parameters' dtype.
 
     Raises:
         ValueError: if shapes or dtypes do not fit the network, an id is out of range, or a feature
@@ -49,10 +50,10 @@ def as_inputs(
 def as_batch(
     params: Params, batch: Batch, h: AnyArray, loss_function: str | LossFunction
 ) -> tuple[Batch, Inexact[Array, "L B H"]]:
-    """Return the batch and h in the parameters' dtype; raise as `as_inputs` does.
+    """Check and convert a batch and h; raise as `as_inputs` does.
 
-    A target that does not count is replaced by one that does: the loss may be able to take no
-    other value.
+    A target that does not count is replaced by one that does, because the loss function may not be
+    defined for its value.
     """
     inputs, h, lengths = as_inputs(params, batch.inputs, h, batch.lengths)
     positions, dtype, output_size = inputs.shape[:2], h.dtype, params.readout.W_hy.shape[1]
@@ -62,7 +63,7 @@ def as_batch(
     if targets.shape[:2] == positions and counted is not None:
         targets = _with_counted_targets(targets, counted)
     if loss_function == "softmax_cross_entropy":
-        checks.shape("targets", targets, positions, "one id a position, as in inputs")
+        checks.shape("targets", targets, positions, "one id per position, as in inputs")
         checks.ids("targets", targets, output_size, "output_size")
         targets = jnp.asarray(targets).astype(jnp.int32)
     elif loss_function == "squared_error":
@@ -80,17 +81,17 @@ def as_batch(
 
 
 def _with_counted_targets(targets: AnyArray, counted: Bool[Array, "B T"]) -> AnyArray:
-    """Replace each target that does not count by one that does, of its own row if there is one.
+    """Replace each target that does not count by one that does, from the same row if possible.
 
-    Where none counts at all the targets become 0.
+    If no target counts, all targets become 0.
     """
     xp: Any = np if checks.is_known(targets) and checks.is_known(counted) else jnp
     counted = xp.asarray(counted)
-    first, rows = counted.argmax(1), counted.any(1)
-    donor = xp.where(rows, xp.arange(len(rows)), rows.argmax())
-    instead = xp.asarray(targets)[donor, first[donor]]
-    instead = xp.where(rows.any(), instead, xp.zeros_like(instead))[:, None]
-    return xp.where(xp.expand_dims(counted, tuple(range(2, targets.ndim))), targets, instead)
+    first, has_target = counted.argmax(1), counted.any(1)
+    donor = xp.where(has_target, xp.arange(len(has_target)), has_target.argmax())
+    replacement = xp.asarray(targets)[donor, first[donor]]
+    replacement = xp.where(has_target.any(), replacement, xp.zeros_like(replacement))[:, None]
+    return xp.where(xp.expand_dims(counted, tuple(range(2, targets.ndim))), targets, replacement)
 
 
 def check_params(params: Params, expected: Params) -> None:
@@ -110,10 +111,10 @@ def check_params(params: Params, expected: Params) -> None:
                 f"{name} has shape {jnp.shape(leaf)}, but this RNN "
                 f"needs {shape.shape}: make them with rnn.init(key)"
             )
-        found = jnp.result_type(leaf)
-        if not jnp.issubdtype(found, jnp.inexact):
-            raise ValueError(f"{name} has dtype {found}, but parameters are floats: convert it")
-        if found != dtype:
-            raise ValueError(f"{name} has dtype {found}, but {first} has {dtype}: convert one")
+        actual = jnp.result_type(leaf)
+        if not jnp.issubdtype(actual, jnp.inexact):
+            raise ValueError(f"{name} has dtype {actual}, but parameters are floats: convert it")
+        if actual != dtype:
+            raise ValueError(f"{name} has dtype {actual}, but {first} has {dtype}: convert one")
 
     jax.tree_util.tree_map_with_path(check, params, expected)
