@@ -253,7 +253,7 @@ def one_of(name: str, value: str, options: Collection[str], otherwise: str = "")
 
 
 def whole(name: str, value: object, least: int, why: str = "") -> None:
-    """Raise `ValueError` unless a value is a whole number >= `least`; `why` gives the reason."""
+    """Raise `ValueError` unless a value is a whole number, at least `least`; `why` is a reason."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}{why}, got {value!r}")
 
