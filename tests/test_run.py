@@ -143,7 +143,10 @@ def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 5}, "hidden_size cannot change when a run goes on, only steps, learning_"),
+        (
+            {"hidden_size": 5},
+            "hidden_size cannot be changed when a run is resumed, only steps, lea",
+        ),
         ({"learning_rate": -1.0}, "learning_rate must be above 0 and finite, got -1.0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"keep": 0}, "keep must be at least 1, got 0"),
@@ -685,7 +688,7 @@ def changed(place, **about):
 
 REFUSED = {
     "an option of another version": ({"options": {"sorcery": 1}}, "does not know: 'sorcery'"),
-    "an option that cannot be": ({"options": {"steps": "many"}}, "its option steps has a value"),
+    "an option that cannot be": ({"options": {"steps": "many"}}, "option steps has the invalid"),
     "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
     "a gigantic network": ({"options": {"hidden_size": 10**9}}, "is needed: it is of another"),
     "another vocabulary": (
@@ -711,7 +714,7 @@ REFUSED = {
     "a step without end": ({"step": 10**18}, "a step is no whole number, or is negative or above"),
     "a step below 0": ({"step": -1}, "a step is no whole number, or is negative or above"),
     "a loss without end": ({"history": [[1, 10**400]]}, "is no checkpoint of a run"),
-    "a length that is no whole number": ({"options": {"length": 8.5}}, "its option length has a v"),
+    "a length that is no whole number": ({"options": {"length": 8.5}}, "option length has the inv"),
 }
 
 
@@ -800,8 +803,11 @@ def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
         ({"lines": True}, "training on lines needs at least 2 that are not empty, got 1"),
         ({"algorithm": "bptt(window=3)"}, "bptt has no option window: it takes none"),
         ({"algorithm": "ok(rank=0)"}, "rank must be a whole number of at least 1, got 0"),
-        ({"vocabulary_size": 9}, "vocabulary_size=9 is for level word alone"),
-        ({"weight_decay": 0.1, "optimizer": "sgd"}, "weight_decay=0.1 is for optimizer adam alone"),
+        ({"vocabulary_size": 9}, "vocabulary_size=9 applies only to level word"),
+        (
+            {"weight_decay": 0.1, "optimizer": "sgd"},
+            "weight_decay=0.1 applies only to optimizer ad",
+        ),
         ({"learning_rate": 0.1, "learning_rates": (0.1,)}, "contradict each other"),
         ({"learning_rates": (0.1, 0.0)}, r"learning_rates\[1\] must be above 0 and finite, got 0"),
         ({"warmup": 4000}, "warmup must be less than steps=4000, got 4000"),

@@ -1,4 +1,4 @@
-"""What can be chosen for a run, and the parts that are made of it."""
+"""The options of a run: their defaults, their validation, and conversion to and from JSON."""
 
 import dataclasses
 import math
@@ -15,80 +15,83 @@ from jaxrnn.network import checks
 
 Init = Literal["default", "uniform", "small-normal", "normal"]
 _MOST_MEMBERS, _MOST_LAYERS = 10_000, 1000
-_MOST = 2**31 - 1  # of a whole number: what 32 bits count
-_MOST_LINE = 10_000  # symbols of a line that are read without having been asked for
+_MOST = 2**31 - 1  # the largest value of an integer option (int32)
+_MOST_LINE = 10_000  # the longest line, in symbols, that is read whole without --length
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to train. What is None has a default that depends on the others."""
+    """The options of a new run. A None is replaced by a default that depends on other options."""
 
     level: Level = "char"
-    """What the model reads and writes: characters, bytes, or words with sentence ends."""
+    """What one symbol is: a character, a byte, or a word (with marks for the ends of sentences)."""
     vocabulary_size: int | None = None
-    """Words to know at most, the most frequent; default 8000. For --level word."""
+    """The number of words in the vocabulary, the most frequent ones; default 8000. Only for
+    --level word."""
     hidden_size: int = 256
-    """Units in each layer (H)."""
+    """The number of units in each layer (H)."""
     num_layers: int = 1
-    """Layers in the stack."""
+    """The number of layers."""
     activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The nonlinearity."""
+    """The nonlinearity φ."""
     leak: float = 1.0
-    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
+    """The leak rate in h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
     use_bias: bool = True
-    """Whether there are b_h and b_y."""
+    """Whether the network has the biases b_h and b_y."""
     init: Init = "default"
-    """Initial weights: LeCun normal with an orthogonal W_hh; uniform within 1/√fan-in; 0.01 times
-    standard normal; or standard normal."""
+    """The distribution of the initial weights. default: LeCun normal, with an orthogonal W_hh;
+    uniform: within ±1/√fan-in; small-normal: 0.01 times standard normal; normal: standard
+    normal."""
     batch_size: int = 32
-    """Rows of the text, or lines, read at once (B)."""
+    """The number of rows in a batch (B): parts of the text, or lines with --lines."""
     length: int | None = None
-    """Symbols that a row advances in a step: as far as gradients reach back (T); default 64. With
-    --lines: as far as a line is read; default to its end."""
+    """The number of time steps in a batch (T), over which bptt propagates gradients; default 64.
+    With --lines: the largest number of symbols read of a line; default the whole line."""
     lines: bool = False
-    """Train on each line (of words: sentence) by itself, from h = 0 to its end, instead of on one
-    long text."""
+    """Train on each line (with --level word: each sentence) separately, starting from h = 0,
+    instead of on one continuous text."""
     steps: int = 4000
-    """Updates to make."""
+    """The number of updates."""
     algorithm: str = "bptt"
     """The gradient rule, with its options in parentheses: "truncated_bptt(window=8)". One of
     autodiff, bptt, checkpointed_bptt, dni, kernl, kf_rtrl, ok, parallel_bptt, rflo, rtrl, snap,
     truncated_bptt, uoro."""
     optimizer: Literal["adam", "rmsprop", "adagrad", "sgd"] = "adam"
-    """Adam, RMSProp; or Adagrad or gradient descent with the settings of min-char-rnn."""
+    """The optimiser. adagrad and sgd (gradient descent) have the settings of min-char-rnn."""
     learning_rate: float | None = None
-    """The largest; default 0.003 for adam, 0.002 for rmsprop, 0.1 for the others."""
+    """The peak learning rate; default 0.003 for adam, 0.002 for rmsprop, 0.1 for the others."""
     learning_rates: tuple[float, ...] | None = None
-    """Train a model with each of these, all at once in one program."""
+    """Train one model for each of these learning rates, all at once in one program."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
-    """How the learning rate falls over the steps: not; to 0 along a cosine or a line; or by equal
-    factors to a hundredth."""
+    """How the learning rate decays over the steps. cosine and linear: to 0; exponential: to a
+    hundredth of its peak; constant: not at all."""
     warmup: int = 0
-    """Steps in which the learning rate first rises from 0."""
+    """The number of steps over which the learning rate rises linearly from 0 to its peak."""
     weight_decay: float = 0.0
-    """Of adam: the share of each weight, times the learning rate, that a step takes away."""
+    """The weight decay of adam: each step subtracts learning rate x weight decay x weight."""
     clip: float | None = None
-    """Largest gradient: for adam and rmsprop its norm, default 1; for adagrad and sgd each element,
-    default 5 and 1."""
+    """The limit for gradient clipping. adam and rmsprop clip the norm, by default at 1; adagrad and
+    sgd clip each element, by default at 5 and at 1."""
     held_out: float = 0.1
-    """The share of the text kept for evaluation, of long texts at most a million symbols: its end,
-    or lines chosen at random."""
+    """The share of the text that is held out for evaluation, at most a million symbols: the end of
+    the text, or lines drawn at random with --lines."""
     evaluate_every: int | None = None
-    """Steps between evaluations; default a twentieth of all."""
+    """The number of steps between evaluations; default a twentieth of all steps."""
     patience: int | None = None
-    """Stop after so many evaluations without a better one; default never."""
+    """Stop after this many evaluations without an improvement; default never."""
     save_every: float = 60.0
-    """Seconds between checkpoints, beside the one at each evaluation; 0: as often as can be."""
+    """Seconds between checkpoints, in addition to the one at each evaluation; 0 saves as often as
+    possible."""
     keep: int = 2
-    """How many of the newest evaluations' checkpoints to keep, beside the best. Those in between
-    stay until the next evaluation."""
+    """The number of checkpoints to keep, of the newest evaluations; the best one is kept too.
+    Checkpoints between two evaluations are removed after the next evaluation."""
     seed: int = 0
-    """For the weights, the order of lines and the samples."""
+    """The random seed for the weights, the order of lines and the samples."""
     seeds: int = 1
-    """Train so many models at once in one program, with the seeds from --seed up."""
+    """Train this many models at once in one program, with consecutive seeds from --seed."""
 
 
-NETWORK = (  # what a model's weights fit, or made them
+NETWORK = (  # the options that a new run takes from the model that it starts from
     "level", "vocabulary_size", "hidden_size", "num_layers", "activation", "leak", "use_bias",
     "init",
 )  # fmt: skip
@@ -96,41 +99,45 @@ NETWORK = (  # what a model's weights fit, or made them
 
 @dataclass(frozen=True)
 class Changes:
-    """What may be otherwise when a run goes on. What is None stays as it is."""
+    """The options that can be changed when a run is resumed. A None leaves an option unchanged."""
 
     steps: int | None = None
-    """Updates to make in all. The schedule of the learning rate follows them."""
+    """The total number of updates, including those already made. The schedule of the learning rate
+    is adapted to it."""
     learning_rate: float | None = None
-    """The largest learning rate, of all steps to come."""
+    """The peak learning rate for the remaining steps."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] | None = None
-    """How the learning rate falls over all the steps."""
+    """How the learning rate decays over all the steps."""
     clip: float | None = None
-    """Largest gradient, as in jaxrnn train."""
+    """The limit for gradient clipping, as in jaxrnn train."""
     weight_decay: float | None = None
-    """Of adam: the share of each weight, times the learning rate, that a step takes away."""
+    """The weight decay of adam: each step subtracts learning rate x weight decay x weight."""
     evaluate_every: int | None = None
-    """Steps between evaluations."""
+    """The number of steps between evaluations."""
     patience: int | None = None
-    """Stop after so many evaluations without a better one."""
+    """Stop after this many evaluations without an improvement."""
     save_every: float | None = None
-    """Seconds between checkpoints, beside the one at each evaluation."""
+    """Seconds between checkpoints, in addition to the one at each evaluation."""
     keep: int | None = None
-    """How many of the newest evaluations' checkpoints to keep, beside the best. Those in between
-    stay until the next evaluation."""
+    """The number of checkpoints to keep, of the newest evaluations; the best one is kept too.
+    Checkpoints between two evaluations are removed after the next evaluation."""
 
 
 class Member(NamedTuple):
-    """One model of a population."""
+    """The seed and the learning rate of one model of a population."""
 
     seed: int
     learning_rate: float
 
 
 def check(options: Options) -> None:
-    """Refuse options that cannot be, or contradict each other.
+    """Check that each option is in its range and that the options do not contradict each other.
+
+    Args:
+        options: the options to check.
 
     Raises:
-        ValueError: with the option, its value and what to do.
+        ValueError: if an option is invalid; the message names it, its value and the remedy.
     """
     for name, kind in get_type_hints(Options).items():
         if get_origin(kind) is Literal:
@@ -168,14 +175,15 @@ def check(options: Options) -> None:
     if not 0 < options.held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {options.held_out}")
 
-    def only_for(name: str, given: bool, where: str, here: bool) -> None:
-        if given and not here:
+    def only_for(name: str, is_set: bool, setting: str, applies: bool) -> None:
+        if is_set and not applies:
             raise ValueError(
-                f"{name}={getattr(options, name)!r} is for {where} alone: leave it out, or use that"
+                f"{name}={getattr(options, name)!r} applies only to {setting}: leave it out, or "
+                f"use {setting}"
             )
 
-    sized = options.vocabulary_size is not None
-    only_for("vocabulary_size", sized, "level word", options.level == "word")
+    has_size = options.vocabulary_size is not None
+    only_for("vocabulary_size", has_size, "level word", options.level == "word")
     only_for(
         "weight_decay", options.weight_decay > 0, "optimizer adam", options.optimizer == "adam"
     )
@@ -186,132 +194,148 @@ def check(options: Options) -> None:
 
 
 def changed(options: Options, **changes: Any) -> Options:
-    """Return the options of a run that goes on with changes, which are fields of `Changes`.
+    """Return the options of a resumed run with some of them changed.
+
+    Args:
+        options: the options of the run so far.
+        **changes: new values of fields of `Changes`; None leaves an option unchanged.
 
     Raises:
-        ValueError: if one may not change, or the options cannot be then.
+        ValueError: if an option cannot be changed, or the changed options are invalid.
     """
-    may = [field.name for field in dataclasses.fields(Changes)]
+    changeable = [field.name for field in dataclasses.fields(Changes)]
     for name in changes:
-        if name not in may:
+        if name not in changeable:
             raise ValueError(
-                f"{name} cannot change when a run goes on, only {', '.join(may)}: start a new run"
+                f"{name} cannot be changed when a run is resumed, only {', '.join(changeable)}: "
+                f"start a new run"
             )
-    new = {name: value for name, value in changes.items() if value is not None}
-    if "learning_rate" in new and options.learning_rates:
+    new_values = {name: value for name, value in changes.items() if value is not None}
+    if "learning_rate" in new_values and options.learning_rates:
         raise ValueError(
-            f"learning_rate={new['learning_rate']} cannot replace the run's "
+            f"learning_rate={new_values['learning_rate']} cannot replace the run's "
             f"{len(options.learning_rates)} learning_rates: leave it out, or start a new run"
         )
-    options = dataclasses.replace(options, **new)
+    options = dataclasses.replace(options, **new_values)
     check(options)
     return options
 
 
 def of_model(options: Options, model: Options, given: Collection[str] | None = None) -> Options:
-    """Return the options of a new run that starts from a model, with the model's network.
+    """Return the options of a new run that starts from the weights of a model.
+
+    The options in `NETWORK` are those of the model.
 
     Args:
-        options: of the new run.
-        model: of the model.
-        given: the names of the options that somebody has chosen; default those that are not at
+        options: the options of the new run.
+        model: the options of the model.
+        given: the names of the options that the user has set; default all options that differ from
             their defaults.
 
     Raises:
-        ValueError: if one of them contradicts the model.
+        ValueError: if one of the given options contradicts the model.
     """
     if given is None:
         given = [name for name in NETWORK if getattr(options, name) != getattr(Options, name)]
     for name in NETWORK:
-        value, of_its_own = getattr(options, name), getattr(model, name)
-        if name in given and value != of_its_own:
+        value, model_value = getattr(options, name), getattr(model, name)
+        if name in given and value != model_value:
             raise ValueError(
                 f"{name}={value!r} contradicts the model to start from, which has "
-                f"{name}={of_its_own!r}: leave it out"
+                f"{name}={model_value!r}: leave it out"
             )
     return dataclasses.replace(options, **{name: getattr(model, name) for name in NETWORK})
 
 
 def seed_key(seed: int) -> PRNGKeyArray:
-    """Make a key of a seed; ValueError if it is negative or above 2⁶³ - 1."""
+    """Return the random key of a seed; raise `ValueError` if it is negative or above 2⁶³ - 1."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie in 0 … 2⁶³ - 1, got {seed}")
     return jax.random.key(seed)
 
 
 def number_of_members(options: Options) -> int:
-    """Count the models that are trained at once."""
+    """Return the number of models that are trained at once."""
     return options.seeds * (len(options.learning_rates or ()) or 1)
 
 
 def members(options: Options) -> tuple[Member, ...]:
-    """List the models that are trained at once, learning rate by learning rate."""
+    """Return the models that are trained at once: all seeds for each learning rate in turn."""
     default = {"adam": 0.003, "rmsprop": 0.002}.get(options.optimizer, 0.1)
-    one = default if options.learning_rate is None else options.learning_rate
+    single = default if options.learning_rate is None else options.learning_rate
+    rates = options.learning_rates or (single,)
     seeds = range(options.seed, options.seed + options.seeds)
-    return tuple(Member(seed, rate) for rate in options.learning_rates or (one,) for seed in seeds)
+    return tuple(Member(seed, rate) for rate in rates for seed in seeds)
 
 
 def length_of(options: Options, longest_line: int | None = None) -> int:
-    """Tell how many steps a batch has: T, or of lines the longest's unless they are cut.
+    """Return the number of time steps in a batch (T).
+
+    Args:
+        options: the options of the run.
+        longest_line: the number of time steps of the longest line; None for one continuous text.
 
     Raises:
-        ValueError: if the longest line is so long that it can hardly be meant.
+        ValueError: if `length` is not set and the longest line has more than 10,000 symbols.
     """
     if longest_line is None:
         return 64 if options.length is None else options.length
     if options.length is None and longest_line > _MOST_LINE:
         raise ValueError(
-            f"the longest line has {longest_line:,} symbols, and all are padded to it: say how far "
-            f"to read, such as --length 200, or train without --lines"
+            f"the longest line has {longest_line:,} symbols, and all lines are padded to its "
+            f"length: read less of each line, as with --length 200, or train without --lines"
         )
     return longest_line if options.length is None else min(options.length, longest_line)
 
 
 def to_json(options: Options) -> dict[str, Any]:
-    """Write the options down."""
+    """Return the options as a dictionary for JSON."""
     return dataclasses.asdict(options)
 
 
 def from_json(described: Any) -> Options:
-    """Read options that were written down; those that are not there have their defaults.
+    """Return the options that `to_json` wrote; missing options have their defaults.
+
+    Args:
+        described: the JSON value.
 
     Raises:
-        ValueError: if one is not known, or its value cannot be.
+        ValueError: if it is not an object, an option is unknown, or the value of one is invalid.
     """
     if not isinstance(described, dict):
         raise ValueError(f"options must be an object, got {described!r:.100}")
-    kinds, described = get_type_hints(Options), _with_rule_options(described)
-    for name, value in described.items():
-        if name not in kinds:
-            raise ValueError(f"it has an option that this version does not know: {name!r:.100}")
-        if not _fits(value, kinds[name]):
-            raise ValueError(f"its option {name} has a value that cannot be: {value!r:.100}")
-    rates = described.get("learning_rates")
-    chosen: dict[str, Any] = described | {"learning_rates": None if rates is None else tuple(rates)}
-    options = Options(**chosen)
+    types, values = get_type_hints(Options), _with_rule_options(described)
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(f"this version does not know the option {name!r:.100}")
+        if not _has_type(value, types[name]):
+            raise ValueError(f"the option {name} has the invalid value {value!r:.100}")
+    rates = values.get("learning_rates")
+    values = values | {"learning_rates": None if rates is None else tuple(rates)}
+    options = Options(**values)
     check(options)
     return options
 
 
-def _with_rule_options(described: dict[str, Any]) -> dict[str, Any]:
-    """Move the options of a rule, which had names of their own in earlier versions, to the rule."""
-    earlier = ("window", "n", "rank")
-    values = {name: described[name] for name in earlier if described.get(name) is not None}
-    described = {name: value for name, value in described.items() if name not in earlier}
-    if values:
-        written = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        described["algorithm"] = f"{described.get('algorithm')}({written})"
-    return described
+def _with_rule_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Move the options of a rule into `algorithm`; earlier versions stored them separately."""
+    rule_options = ("window", "n", "rank")
+    arguments = {name: values[name] for name in rule_options if values.get(name) is not None}
+    values = {name: value for name, value in values.items() if name not in rule_options}
+    if arguments:
+        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        values["algorithm"] = f"{values.get('algorithm')}({listed})"
+    return values
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Say whether a value from JSON is of a kind."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
-    if get_args(kind):  # a union
-        return any(_fits(value, one) for one in get_args(kind))
-    kinds = (int, float) if kind is float else (kind,)
-    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+def _has_type(value: Any, type_: Any) -> bool:
+    """Return whether a JSON value has a type; an int is accepted as a float, a bool not as an int."""
+    if get_origin(type_) is Literal:
+        return value in get_args(type_)
+    if get_origin(type_) is tuple:
+        element = get_args(type_)[0]
+        return isinstance(value, list | tuple) and all(_has_type(v, element) for v in value)
+    if get_args(type_):  # a union
+        return any(_has_type(value, member) for member in get_args(type_))
+    types = (int, float) if type_ is float else (type_,)
+    return isinstance(value, types) and (type_ is bool or not isinstance(value, bool))
