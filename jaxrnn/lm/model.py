@@ -1,4 +1,4 @@
-"""A trained model, and what it is for: writing, going on most likely, and scoring a text."""
+"""A trained model: sampling texts, the most likely continuation, and scoring a text."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,20 +19,20 @@ from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
 
 _MOST_BEAMS = 10_000
-_LONG = 512  # steps of a text that are scored at once, in one row
+_LONG = 512  # time steps in each chunk of a text that is scored
 
 
 class Model(NamedTuple):
-    """A model as a checkpoint holds it.
+    """A model loaded from a checkpoint.
 
     Attributes:
         rnn: the network.
-        vocabulary: its symbols.
-        params: its parameters.
-        options: how it was trained.
-        step: after how many updates.
-        held_out: its held-out loss in nats a symbol, None if it was not evaluated there.
-        remarks: about damaged checkpoints that were passed over.
+        vocabulary: the vocabulary.
+        params: the parameters.
+        options: the options of the run that trained the model.
+        step: the number of updates made.
+        held_out: the held-out loss in nats per symbol; None if there was no evaluation at `step`.
+        remarks: messages about damaged checkpoints that were skipped.
     """
 
     rnn: RNN
@@ -45,13 +45,13 @@ class Model(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well a model foretells a text.
+    """The loss of a model on a text.
 
     Attributes:
-        nats: the mean loss a symbol.
-        symbols: how many were foretold, ends of lines and sentences among them.
-        characters: how many the text has (bytes, for a model of bytes).
-        unknown: how many of its words are none that the model knows.
+        nats: the mean cross-entropy in nats per symbol.
+        symbols: the number of symbols predicted, including the ends of lines and sentences.
+        characters: the number of characters in the text (bytes, for a model of bytes).
+        unknown: the number of words in the text that are not in the vocabulary.
     """
 
     nats: float
@@ -61,7 +61,7 @@ class Score(NamedTuple):
 
 
 def units(nats: float, vocabulary: Vocabulary) -> str:
-    """Say a loss in the field's terms: bits of a character or byte, perplexity of a word."""
+    """Return a loss as text: bits per character or byte, or the perplexity for words."""
     if vocabulary.level == "word":
         return f"perplexity {np.exp(nats):.4g}"
     return f"{nats / np.log(2):.4f} bits per {vocabulary.unit}"
@@ -79,21 +79,27 @@ def stream(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[list[str]]:
-    """Write texts, and give what is new in each of them as it is made.
+    """Sample texts from a model, piece by piece.
 
     Args:
         model: the model.
-        prime: what each text begins with; the start of a line or sentence if not given.
-        length: symbols to write; a model of lines stops at its line's end before that.
-        count: how many texts.
+        prime: the beginning of each text; default the start of a line or sentence.
+        length: the largest number of symbols to sample; a model of lines stops earlier, at the end
+            of its line.
+        count: the number of texts.
         temperature: as in `jaxrnn.lm.sample`.
-        top_k: as there.
-        top_p: as there.
-        stop: a text at which each ends, which is not shown.
-        seed: of the draws.
+        top_k: as in `jaxrnn.lm.sample`.
+        top_p: as in `jaxrnn.lm.sample`.
+        stop: a string at which each text ends; it is not part of the text.
+        seed: the random seed.
+
+    Returns:
+        An iterator over pieces: for each of the `count` texts, the characters that are new. The
+        first piece begins with the prime.
 
     Raises:
-        ValueError: for a character that the model does not know, or an argument out of its range.
+        ValueError: if `prime` has a character that is not in the vocabulary, or an argument is
+            outside its range.
     """
     for name, value in {"count": count, "length": length}.items():
         if value < 1:
@@ -110,59 +116,86 @@ def stream(
         top_k=top_k,
         top_p=top_p,
         end=end,
-        piece=max(16, length // 50),  # each is decoded with all before it
+        piece=max(16, length // 50),  # the whole text is decoded again after each piece
     )
 
     def texts():
         rows = [start.tolist() for _ in range(count)]
-        before = len(_shown(model, prime, rows[0])[0])  # where to look for the stop
-        shown, over, room = [""] * count, [False] * count, len(start) + length
-        while not all(over):
+        prime_end = len(_decode(model, prime, rows[0])[0])  # `stop` is searched for from here on
+        shown, finished, total = [""] * count, [False] * count, len(start) + length
+        while not all(finished):
             piece = next(drawn, None)
             new = []
             for b in range(count):
-                rows[b] = (rows[b] + ([] if piece is None else piece[b].tolist()))[:room]
-                last = piece is None or len(rows[b]) == room
-                text, ended = _shown(model, prime, rows[b], stop, before, last=last)
-                new.append("" if over[b] else text[len(shown[b]) :])
-                shown[b] = shown[b] if over[b] else text
-                over[b] = over[b] or ended or last
+                rows[b] = (rows[b] + ([] if piece is None else piece[b].tolist()))[:total]
+                last = piece is None or len(rows[b]) == total
+                text, ended = _decode(model, prime, rows[b], stop, prime_end, last=last)
+                new.append("" if finished[b] else text[len(shown[b]) :])
+                shown[b] = shown[b] if finished[b] else text
+                finished[b] = finished[b] or ended or last
             yield new
 
     return texts()
 
 
 def write(model: Model, **how: Any) -> list[str]:
-    """Write texts, as `stream` does, and return them whole."""
+    """Sample texts from a model.
+
+    Args:
+        model: the model.
+        **how: the keyword arguments of `stream`: prime, length, count, temperature and so on.
+
+    Returns:
+        The `count` texts, each beginning with the prime.
+
+    Raises:
+        ValueError: as `stream` does.
+    """
     return ["".join(parts) for parts in zip(*stream(model, **how), strict=True)]
 
 
 def continuation(
     model: Model, prime: str | None = None, length: int = 50, beams: int = 8
 ) -> tuple[str, float]:
-    """Find the likeliest continuation by beam search: the whole text, and its log-probability."""
+    """Return the most likely continuation of a text, found by beam search (Lowerre 1976).
+
+    Args:
+        model: the model.
+        prime: the beginning of the text; default the start of a line or sentence.
+        length: the largest number of symbols to add.
+        beams: the number of sequences kept at each step, in 1 … 10,000.
+
+    Returns:
+        The text, beginning with the prime, and the log-probability of the continuation in nats.
+
+    Raises:
+        ValueError: if `prime` has a character that is not in the vocabulary, or an argument is
+            outside its range.
+    """
     if not 1 <= beams <= _MOST_BEAMS:
         raise ValueError(f"beams must lie in 1 … {_MOST_BEAMS:,}, got {beams}")
     start = _start(model, prime)
     ids, nats = beam_search(model.rnn, model.params, start, length, beams=beams, end=_end(model))
-    return _shown(model, prime, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
+    return _decode(model, prime, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
 def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
-    """Score a whole text, its state carried from its first symbol to its last.
+    """Evaluate a model on a text, part by part.
 
-    Of a model of lines each line is read from h = 0.
+    The hidden state is carried through the whole text. A model of lines starts each line from
+    h = 0.
 
     Args:
         model: the model.
         text: the path of a file in UTF-8, or a `Text`.
 
     Returns:
-        The share that is done, and the score so far; at last of the whole.
+        An iterator over (the share of the text that was read, the `Score` of that share). The last
+        item has the share 1 and the score of the whole text.
 
     Raises:
-        ValueError: if the text cannot be read or is too short, or has a symbol that the model does
-            not know.
+        ValueError: if the text cannot be read, is too short, or has a character that is not in the
+            vocabulary.
     """
     text = corpus.as_text(text)
     lines = model.options.lines
@@ -175,7 +208,7 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
         passage = data.rows_passage(rows, model.options.batch_size, length)
     else:
         passage = data.passage(read.ids, 1, _LONG)
-    strange = unknown_words(read)
+    unknown = unknown_words(read)
 
     def scores():
         parts = []
@@ -183,13 +216,13 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
             parts.append(part)
             symbols = int(sum(part.positions for part in parts))
             nats = float(mean_loss(parts))
-            yield part.done, Score(nats, symbols, read.characters, strange)
+            yield part.done, Score(nats, symbols, read.characters, unknown)
 
     return scores()
 
 
 def unknown_words(read: Corpus) -> int:
-    """Count the words of a text that its vocabulary does not have; 0 where symbols are no words."""
+    """Return the number of words that are not in the vocabulary; 0 if symbols are not words."""
     if read.vocabulary.level != "word":
         return 0
     unknown = SPECIAL.index(UNKNOWN)
@@ -197,6 +230,7 @@ def unknown_words(read: Corpus) -> int:
 
 
 def _ends(vocabulary: Vocabulary) -> tuple[int, int]:
+    """Return the ids that start and end a line or sentence."""
     ends = vocabulary.ends
     if ends is None:
         raise ValueError("the vocabulary has no line end, so there are no lines")
@@ -204,47 +238,49 @@ def _ends(vocabulary: Vocabulary) -> tuple[int, int]:
 
 
 def _end(model: Model) -> int | None:
+    """Return the id that ends a line; None for a model of continuous text."""
     return _ends(model.vocabulary)[1] if model.options.lines else None
 
 
 def _start(model: Model, prime: str | None) -> np.ndarray:
-    """Encode what a text begins with."""
-    vocabulary, of_lines = model.vocabulary, model.options.lines
-    of_words = vocabulary.level == "word"
+    """Return the ids that the model reads before it samples, (P,)."""
+    vocabulary, has_lines = model.vocabulary, model.options.lines
+    has_words = vocabulary.level == "word"
     start = np.array([vocabulary.ends[0] if vocabulary.ends else 0])
     if prime is None:
         return start
     ids = vocabulary.encode(prime)
-    ids = ids[:-1] if of_words else ids  # its last sentence goes on
-    if not len(ids) or (of_lines and LINE in vocabulary.decode(ids)):
+    ids = ids[:-1] if has_words else ids  # drop </s>: the model continues the last sentence
+    if not len(ids) or (has_lines and LINE in vocabulary.decode(ids)):
         raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
-    return np.append(start, ids) if of_lines and not of_words else ids
+    return np.append(start, ids) if has_lines and not has_words else ids
 
 
-def _shown(
+def _decode(
     model: Model,
     prime: str | None,
     ids: list[int],
     stop: str | None = None,
-    before: int = 0,
+    prime_end: int = 0,
     *,
     last: bool = True,
 ) -> tuple[str, bool]:
-    """Decode a text as far as it can be shown, and say whether it has come to its end.
+    """Decode a text as far as it is certain, and return whether the text has ended.
 
-    If more is to come, what may yet turn out to be a part of the stop or of a character is held
-    back.
+    Unless these are the `last` ids, the end of the text is withheld if it may become a part of
+    `stop` or is an incomplete character.
     """
-    text, over, of_lines = model.vocabulary.decode(ids), False, model.options.lines
-    if prime is None or of_lines:
+    text, ended, has_lines = model.vocabulary.decode(ids), False, model.options.lines
+    if prime is None or has_lines:
         text = text.removeprefix(LINE)  # the start of the line
     if not last and model.vocabulary.level == "byte":
         text = text.rstrip("\ufffd")
-    if of_lines and LINE in text:
-        text, over = text[: text.index(LINE)], True
-    if stop is not None and stop in text[before:]:
-        return text[: text.index(stop, before)], True
-    if last or over:
-        return text, over
-    begun = [n for n in range(1, len(stop or "")) if text[before:].endswith((stop or "")[:n])]
-    return text[: len(text) - max(begun, default=0)], False
+    if has_lines and LINE in text:
+        text, ended = text[: text.index(LINE)], True
+    if stop is not None and stop in text[prime_end:]:
+        return text[: text.index(stop, prime_end)], True
+    if last or ended:
+        return text, ended
+    # The lengths of the beginnings of `stop` with which the text ends.
+    partial = [n for n in range(1, len(stop or "")) if text[prime_end:].endswith((stop or "")[:n])]
+    return text[: len(text) - max(partial, default=0)], False

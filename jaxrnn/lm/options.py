@@ -329,7 +329,7 @@ def _with_rule_options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_type(value: Any, type_: Any) -> bool:
-    """Return whether a JSON value has a type; an int is accepted as a float, a bool not as an int."""
+    """Return whether a JSON value has a type; an int may be a float, but a bool is not an int."""
     if get_origin(type_) is Literal:
         return value in get_args(type_)
     if get_origin(type_) is tuple:

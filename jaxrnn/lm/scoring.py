@@ -1,4 +1,4 @@
-"""Losses of a model, or of a population of models, over evaluation sets of any size."""
+"""The loss of a model, or of a population of models, on an evaluation set of any size."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ from jaxrnn.training.evaluation import _losses
 
 
 class Scored(NamedTuple):
-    """What a part of a passage adds.
+    """The loss on one part of an evaluation set.
 
     Attributes:
-        total: its summed loss.
-        positions: how many that is the sum of.
-        done: the share of the passage that has been read after it.
+        total: the loss summed over the part, in nats.
+        positions: the number of positions in that sum.
+        done: the share of the evaluation set that was read, this part included.
     """
 
     total: Float[np.ndarray, "*members"]
@@ -34,13 +34,13 @@ class Scored(NamedTuple):
 def score(
     rnn: RNN, params: Params, passage: EvalSet, *, population: bool = False
 ) -> Iterator[Scored]:
-    """Evaluate on a passage of any size, part by part, the state carried from one to the next.
+    """Evaluate a model part by part; the hidden state is carried from one part to the next.
 
     Args:
         rnn: the network.
-        params: its parameters; of a population each leaf begins with the members.
-        passage: what to evaluate on.
-        population: whether there are many.
+        params: the parameters; for a population each leaf has the members as its first axis.
+        passage: the evaluation set.
+        population: whether `params` are those of a population.
     """
     shape = passage.batches(np.zeros(1, int)).inputs.shape[1:]
     part = max(1, min(passage.number, _POSITIONS // math.prod(shape)))
@@ -58,15 +58,16 @@ def score(
 
 
 def mean_loss(scored: Iterable[Scored]) -> Float[np.ndarray, "*members"]:
-    """Compute the mean loss a position, of everything that was scored."""
+    """Compute the mean loss per position over all the parts."""
     totals, positions, _ = zip(*scored, strict=True)
     return np.asarray(np.sum(totals, 0) / sum(positions))
 
 
-_POSITIONS = 2**20  # of a passage that are evaluated in one jitted call
+_POSITIONS = 2**20  # the largest number of positions in one jitted call
 
 
 @partial(jax.jit, static_argnames=("rnn", "stateful"))
 def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
-    one = partial(_losses, rnn, batches=batches, stateful=stateful)
-    return jax.vmap(lambda params, h: one(params, h))(params, h)
+    """Compute the losses of every member of a population on the same batches."""
+    losses = partial(_losses, rnn, batches=batches, stateful=stateful)
+    return jax.vmap(lambda params, h: losses(params, h))(params, h)
