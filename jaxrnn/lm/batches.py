@@ -1,8 +1,8 @@
-"""Ids to batches. A source of batches is a function of the step's number, and of nothing else.
+"""Batches for training and evaluation, made from ids.
 
-So whoever knows the step knows the data, and a run that goes on needs no other bookmark. Given an
-array of steps (N,), a source answers with one `Batch` whose leaves begin with N, ready for
-many steps in one jit.
+A source of batches is a function of the step number alone, so a resumed run needs to know only its
+step to read the same data. For an array of steps (N,) a source returns one `Batch` whose leaves
+have N as their first axis, which serves N steps in one jitted call.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,18 @@ from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.batch import Batch
 
 ALL = slice(None)
-# (steps, rows=ALL) -> the batches of these steps; with a slice, of these rows of them alone.
+# (steps, rows=ALL) -> the batches of these steps, (N, B, T); a slice selects some of the B rows.
 Source = Callable[..., Batch]
 
 
 class EvalSet(NamedTuple):
-    """What is evaluated on: `number` batches, and what lies beyond them is masked.
+    """An evaluation set: `number` batches; positions after its end are masked.
 
     Attributes:
-        batches: numbers of batches to batches.
-        number: how many there are.
-        stateful: whether a batch goes on where the one before it stopped; if not, rows stand alone.
+        batches: a function from indices of batches, (N,), to these batches, (N, B, T).
+        number: the number of batches.
+        stateful: whether each batch continues the rows of the batch before it; if not, each row is
+            independent and starts from h = 0.
     """
 
     batches: Callable[[Int[np.ndarray, " N"]], Batch]
@@ -37,7 +38,7 @@ class EvalSet(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Rows that stand alone, in a text's ids: each from its start to its end, both included."""
+    """Independent rows in the ids of a text: row r is ids[starts[r] : ends[r] + 1]."""
 
     ids: Ids
     starts: Int[np.ndarray, " R"]
@@ -45,19 +46,32 @@ class Lines(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The most steps that a row takes."""
+        """The number of time steps in the longest row."""
         return int((self.ends - self.starts).max())
 
 
 def stream(ids: Ids, batch_size: int, length: int) -> Source:
-    """Read one long text in `batch_size` rows at once, each going on where it stopped.
+    """Return a source of batches from one continuous text.
 
-    Row b starts at the b-th of B equal parts of the text and reads `length` ids a step, through
-    the parts of the rows after it and, at the end of the text, on from its start. `Carry` passes
-    from step to step. Inputs and targets are (N, B, T).
+    The text is divided into B equal parts. Row b starts at the b-th part and advances by T ids in
+    each step; it continues through the parts after it and, from the end of the text, at its start.
+    The hidden state is carried from step to step.
+
+    Args:
+        ids: the ids of the text, (N,).
+        batch_size: the number of rows (B).
+        length: the number of time steps in a batch (T).
+
+    Returns:
+        A source of batches; inputs and targets are (N, B, T) for N steps.
 
     Raises:
         ValueError: if the text is shorter than one batch.
+
+    >>> source = stream(np.arange(7), batch_size=2, length=3)
+    >>> source([0]).inputs
+    array([[[0, 1, 2],
+            [3, 4, 5]]], dtype=int32)
     """
     _check_sizes(batch_size, length)
     need = batch_size * length + 1
@@ -73,16 +87,27 @@ def stream(ids: Ids, batch_size: int, length: int) -> Source:
     def batches(steps, rows=ALL):
         ahead = np.asarray(steps, np.int64)[:, None, None] * length + np.arange(length)
         positions = (starts[rows, None] + ahead) % transitions
-        return _next_of(ids, positions)
+        return _transitions(ids, positions)
 
     return batches
 
 
 def passage(ids: Ids, batch_size: int, length: int) -> EvalSet:
-    """Lay a whole text out for evaluation: every transition once, the tail padded and masked.
+    """Return the evaluation set of a whole text: each transition once, with padding masked.
 
-    The text is cut into `batch_size` contiguous rows, each read from h = 0: with one row the state
-    is carried through the whole of it. Leaves are (N, B, T), chunk after chunk.
+    The text is cut into B contiguous rows, each read from h = 0. With one row the hidden state is
+    carried through the whole text.
+
+    Args:
+        ids: the ids of the text, (N,).
+        batch_size: the number of rows (B).
+        length: the number of time steps in a batch (T).
+
+    Returns:
+        The evaluation set, whose batches are consecutive chunks (B, T) of the rows.
+
+    Raises:
+        ValueError: if the text has fewer than 2 symbols.
     """
     _check_sizes(batch_size, length)
     if len(ids) < 2:
@@ -95,45 +120,63 @@ def passage(ids: Ids, batch_size: int, length: int) -> EvalSet:
         along = np.asarray(chunks, np.int64)[:, None, None] * length + np.arange(length)
         positions = np.arange(batch_size)[:, None] * row + along
         counted = (along < row) & (positions < transitions)
-        return _next_of(ids, np.where(counted, positions, 0), counted)
+        return _transitions(ids, np.where(counted, positions, 0), counted)
 
     return EvalSet(batches, -(-row // length), stateful=True)
 
 
 def whole_text(ids: Ids, batch_size: int, length: int) -> Batch:
-    """Return all of a `passage` at once."""
+    """Return all batches of `passage` at once, (N, B, T)."""
     whole = passage(ids, batch_size, length)
     return whole.batches(np.arange(whole.number))
 
 
 def find_lines(ids: Ids, ends: tuple[int, int]) -> Lines:
-    """Find the rows of a text: from each `ends[0]` to the next `ends[1]`, with something between.
+    """Return the lines of a text that are not empty.
 
-    The two may be the same id, which then ends one row and starts the next.
+    Args:
+        ids: the ids of the text, (N,).
+        ends: the ids that start and end a line. If they are the same id, it ends one line and
+            starts the next.
     """
-    places = ([], [])
-    before = 0
+    positions = ([], [])
+    offset = 0
     for part in parts(ids):
-        for found, end in zip(places, ends, strict=True):
-            found.append(before + np.flatnonzero(part == end))
-        before += len(part)
-    starts, stops = (np.concatenate([np.zeros(0, np.int64), *found]) for found in places)
+        for positions_of_end, end in zip(positions, ends, strict=True):
+            positions_of_end.append(offset + np.flatnonzero(part == end))
+        offset += len(part)
+    starts, stops = (np.concatenate([np.zeros(0, np.int64), *each]) for each in positions)
     if ends[0] == ends[1]:
         starts, stops = starts[:-1], stops[1:]
-    filled = stops - starts > 1
-    return Lines(ids, starts[filled], stops[filled])
+    not_empty = stops - starts > 1
+    return Lines(ids, starts[not_empty], stops[not_empty])
 
 
 def pad_lines(
     vocabulary: Vocabulary, lines: Sequence[str], *, end: str = "\n", start: str = ""
 ) -> Batch:
-    """Make one row of each line: padded to the longest, masked, to be read from h = 0.
+    """Return a batch with one row for each line, padded to the longest line and masked.
 
-    The inputs are `start + line` and the targets the same moved by one, with `end` after the last
-    character. Without a `start` a line's first character is given, not predicted.
+    The inputs of a row are `start + line`; its targets are the same shifted by one, with `end`
+    after the last character. Without a `start`, the first character of a line is not predicted.
+    Each row is meant to be read from h = 0.
+
+    Args:
+        vocabulary: the vocabulary.
+        lines: the lines (B).
+        end: the text after each line.
+        start: the text before each line.
+
+    Returns:
+        A batch with inputs, targets and mask (B, T).
 
     Raises:
-        ValueError: if there is no line, or one has nothing to read.
+        ValueError: if there are no lines, or a line is too short to have a transition.
+
+    >>> vocabulary = Vocabulary.from_text("or not" + chr(10))
+    >>> pad_lines(vocabulary, ["or", "not"]).mask
+    array([[1., 1., 0.],
+           [1., 1., 1.]], dtype=float32)
     """
     if not lines:
         raise ValueError("there is no line to train on")
@@ -151,29 +194,47 @@ def pad_lines(
 
 
 def rows_passage(rows: Batch | Lines, batch_size: int, length: int | None = None) -> EvalSet:
-    """Group rows for evaluation, every one once, the last batch filled up with masked rows."""
+    """Return the evaluation set of independent rows, each used once.
+
+    The last batch is filled with masked rows.
+
+    Args:
+        rows: the rows, as a batch (R, T) or as lines of a text.
+        batch_size: the number of rows in a batch (B).
+        length: the number of time steps (T) to which lines are padded or cut; default the longest.
+    """
     _check_sizes(batch_size)
     count, take = _rows(rows, length)
 
     def batches(groups):
-        places = np.asarray(groups, np.int64)[:, None] * batch_size + np.arange(batch_size)
-        batch, there = take(np.minimum(places, count - 1)), (places < count)[..., None]
+        indices = np.asarray(groups, np.int64)[:, None] * batch_size + np.arange(batch_size)
+        batch, exists = take(np.minimum(indices, count - 1)), (indices < count)[..., None]
         ones = np.ones(batch.targets.shape[:3], np.float32)
-        return batch._replace(mask=(ones if batch.mask is None else batch.mask) * there)
+        return batch._replace(mask=(ones if batch.mask is None else batch.mask) * exists)
 
     return EvalSet(batches, -(-count // batch_size), stateful=False)
 
 
 def grouped(rows: Batch, batch_size: int) -> Batch:
-    """Return all of a `rows_passage` at once: (N, B, T)."""
+    """Return all batches of `rows_passage` at once, (N, B, T)."""
     whole = rows_passage(rows, batch_size)
     return whole.batches(np.arange(whole.number))
 
 
 def shuffled(rows: Batch | Lines, batch_size: int, seed: int, length: int | None = None) -> Source:
-    """Draw batches of rows without replacement, in a new order for each pass over them.
+    """Return a source that draws rows without replacement, in a new order for each epoch.
 
-    Lines are padded to `length` and masked, and what is longer is read as far as that.
+    Args:
+        rows: the rows, as a batch (R, T) or as lines of a text.
+        batch_size: the number of rows in a batch (B).
+        seed: the random seed of the order.
+        length: the number of time steps (T) to which lines are padded or cut; default the longest.
+
+    Returns:
+        A source of batches, (N, B, T) for N steps.
+
+    Raises:
+        ValueError: if `batch_size` is below 1 or above the number of rows.
     """
     count, take = _rows(rows, length)
     if not 1 <= batch_size <= count:
@@ -184,18 +245,18 @@ def shuffled(rows: Batch | Lines, batch_size: int, seed: int, length: int | None
         return np.random.default_rng((seed, epoch)).permutation(count)
 
     def batches(steps, rows=ALL):
-        places = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)[rows]
-        epochs = places // count
-        picked = np.zeros_like(places)
+        draws = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)[rows]
+        epochs = draws // count
+        indices = np.zeros_like(draws)
         for epoch in np.unique(epochs).tolist():
-            picked = np.where(epochs == epoch, order(epoch)[places % count], picked)
-        return take(picked)
+            indices = np.where(epochs == epoch, order(epoch)[draws % count], indices)
+        return take(indices)
 
     return batches
 
 
 def parts(ids: Ids) -> Iterator[Integer[np.ndarray, " M"]]:
-    """Go through a text's ids, a part of them in memory at a time."""
+    """Return an iterator over consecutive parts of the ids, one part in memory at a time."""
     for first in range(0, len(ids), _PART):
         yield ids[first : first + _PART]
 
@@ -206,21 +267,21 @@ _PART = 2**22
 def _rows(
     rows: Batch | Lines, length: int | None
 ) -> tuple[int, Callable[[Int[np.ndarray, "*N"]], Batch]]:
-    """Return how many rows there are, and a function that takes some of them."""
+    """Return the number of rows, and a function from indices of rows to a batch of these rows."""
     if isinstance(rows, Batch):
-        return len(rows.inputs), lambda picked: jax.tree.map(lambda leaf: leaf[picked], rows)
+        return len(rows.inputs), lambda indices: jax.tree.map(lambda leaf: leaf[indices], rows)
     steps = np.arange(rows.longest if length is None else length)
 
-    def take(picked):
-        starts, ends = rows.starts[picked][..., None], rows.ends[picked][..., None]
+    def take(indices):
+        starts, ends = rows.starts[indices][..., None], rows.ends[indices][..., None]
         counted = starts + steps < ends
-        return _next_of(rows.ids, np.where(counted, starts + steps, starts), counted)
+        return _transitions(rows.ids, np.where(counted, starts + steps, starts), counted)
 
     return len(rows.starts), take
 
 
-def _next_of(ids: Ids, positions: np.ndarray, counted: np.ndarray | None = None) -> Batch:
-    """Make a batch of the ids at some places, and those that follow them."""
+def _transitions(ids: Ids, positions: np.ndarray, counted: np.ndarray | None = None) -> Batch:
+    """Return a batch with the ids at these positions as inputs and the next ids as targets."""
     mask = None if counted is None else counted.astype(np.float32)
     return Batch(ids[positions].astype(np.int32), ids[positions + 1].astype(np.int32), mask)
 
