@@ -186,7 +186,7 @@ def test_a_text_is_known_by_the_hash_of_its_bytes(tmp_path):
 REFUSED = {
     "a folder": (os.mkdir, "utf-8", "cannot read .*: Is a directory"),
     "nothing": (lambda file: None, "utf-8", "cannot read .*: No such file or directory"),
-    "a pipe": (os.mkfifo, "utf-8", "is no file that can be read again"),
+    "a pipe": (os.mkfifo, "utf-8", "is not a regular file"),
     "an empty file": (lambda file: file.write_bytes(b""), "utf-8", "is empty: give a file"),
     "a mark": (lambda file: file.write_bytes(codecs.BOM_UTF8), "utf-8", "is empty: give a file"),
     "another mark": (

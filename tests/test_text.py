@@ -204,11 +204,11 @@ def test_the_words_so_far_are_shown_as_the_beginning_of_all():
     ("symbols", "level", "message"),
     [
         (("", "a"), "char", "symbols must be strings that are not empty"),
-        (tuple(map(chr, range(255))), "byte", "has the 256 of them, in their order"),
-        (("a", "b"), "word", "begins with <unk>, <s>, </s>"),
+        (tuple(map(chr, range(255))), "byte", "must have all 256 bytes in order"),
+        (("a", "b"), "word", "must begin with <unk>, <s>, </s>"),
         (("<unk>", "<s>", "</s>"), "word", "needs at least one symbol, but the text is empty"),
-        (("<unk>", "<s>", "</s>", "<s>", "a"), "word", "must be sorted, each there once"),
-        (("<unk>", "<s>", "</s>", "b", "a"), "word", "must be sorted, each there once"),
+        (("<unk>", "<s>", "</s>", "<s>", "a"), "word", "must be sorted and unique"),
+        (("<unk>", "<s>", "</s>", "b", "a"), "word", "must be sorted and unique"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_is_refused(symbols, level, message):

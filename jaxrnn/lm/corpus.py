@@ -1,7 +1,8 @@
-"""Texts of any size to ids: a text larger than memory is read piece by piece, and encoded once.
+"""Reading texts of any size and encoding them as ids.
 
-What is encoded from a large text lies in a cache, an array named after the SHA-256 of the text and
-of the vocabulary, and is read by offset: a part of it is in memory only while a batch is made.
+A text larger than memory is read piece by piece and encoded once. Its ids are cached in an array on
+disk, whose name depends on the SHA-256 of the text and on the vocabulary. The array is read by
+offset, so that only the ids of the current batch are in memory.
 """
 
 import codecs
@@ -25,23 +26,24 @@ from jaxtyping import Integer
 from jaxrnn.lm.store import atomic as files
 from jaxrnn.lm.vocabulary import LINE, Level, Vocabulary, token_pattern
 
-PIECE = 2**22  # bytes read at once
+PIECE = 2**22  # the number of bytes read at once
 TOPICS = "the documentation topics of Python"
-IN_MEMORY = 2**26  # bytes of a text up to which its ids are kept in memory
+IN_MEMORY = 2**26  # the largest size in bytes of a text whose ids are kept in memory
 
 
 class Text(NamedTuple):
-    """A text that can be read again and again.
+    """A text that can be read repeatedly.
 
-    Where a text is asked for, a `str` or a `Path` is the path of its file, in UTF-8. This class is
-    for other texts: `Text.from_string` for one in memory, `Text.from_file` for another encoding.
+    Functions that take a text also take the path of a UTF-8 file, as a `str` or a `Path`. Use this
+    class for any other text: `Text.from_string` for a text in memory, `Text.from_file` for a file
+    in another encoding.
 
     Attributes:
-        name: what people call it.
-        blocks: gives its bytes, block by block.
-        size: in bytes.
-        encoding: of the bytes.
-        file: where it lies; None for one in memory.
+        name: the name that messages use for the text.
+        blocks: a function that returns an iterator over the bytes of the text, block by block.
+        size: the size in bytes.
+        encoding: the encoding of the bytes.
+        file: the path of the file; None for a text in memory.
     """
 
     name: str
@@ -52,7 +54,11 @@ class Text(NamedTuple):
 
     @classmethod
     def from_string(cls, text: str, name: str = "a text in memory") -> "Text":
-        """Return a text that is in memory.
+        """Return a text in memory.
+
+        Args:
+            text: the text itself.
+            name: the name that messages use for it.
 
         >>> Text.from_string("to be or not to be").size
         18
@@ -62,17 +68,21 @@ class Text(NamedTuple):
 
     @classmethod
     def from_file(cls, file: str | Path, encoding: str = "utf-8") -> "Text":
-        """Open a text file.
+        """Return the text of a file, which is read when the text is used.
+
+        Args:
+            file: the path of the file.
+            encoding: the encoding of the file, a name that Python knows.
 
         Raises:
-            ValueError: if there is no such file, it is empty, or the encoding is not known.
+            ValueError: if the file does not exist or is empty, or the encoding is unknown.
         """
         return open_text(file, encoding)
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Ids in a file of NumPy's, from `start` to `stop`: mapped into memory while they are read."""
+    """The ids from `start` to `stop` in a .npy file, which is memory-mapped for each access."""
 
     file: Path
     start: int = 0
@@ -81,8 +91,8 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self._mapped())
 
-    def __getitem__(self, places: Any) -> Integer[np.ndarray, "..."]:
-        return np.array(self._mapped()[places])
+    def __getitem__(self, index: Any) -> Integer[np.ndarray, "..."]:
+        return np.array(self._mapped()[index])
 
     def _mapped(self) -> np.ndarray:
         try:
@@ -90,7 +100,7 @@ class OnDisk:
         except OSError as error:
             raise ValueError(
                 f"the ids of the text cannot be read from {self.file}: {error.strerror}; "
-                f"jaxrnn resume makes them again"
+                f"jaxrnn resume encodes the text again"
             ) from error
 
 
@@ -98,13 +108,13 @@ Ids = Integer[np.ndarray, " _"] | OnDisk
 
 
 class Corpus(NamedTuple):
-    """A text as ids.
+    """A text encoded as ids.
 
     Attributes:
-        vocabulary: its symbols.
-        ids: one a symbol; of whole lines, with what starts and ends them.
-        characters: how many the text has; bytes, for a vocabulary of bytes.
-        sha256: of the text's bytes, in hexadecimal.
+        vocabulary: the vocabulary.
+        ids: the id of each symbol; for lines or sentences including their start and end symbols.
+        characters: the number of characters in the text; of bytes, for a vocabulary of bytes.
+        sha256: the SHA-256 of the bytes of the text, in hexadecimal.
     """
 
     vocabulary: Vocabulary
@@ -113,18 +123,18 @@ class Corpus(NamedTuple):
     sha256: str
 
 
-def cut(ids: Ids, place: int) -> tuple[Ids, Ids]:
-    """Cut ids in two, without reading them if they are on disk."""
+def cut(ids: Ids, position: int) -> tuple[Ids, Ids]:
+    """Return the ids before a position and those from it on; ids on disk are not read."""
     if isinstance(ids, OnDisk):
-        return replace(ids, stop=ids.start + place), replace(ids, start=ids.start + place)
-    return ids[:place], ids[place:]
+        return replace(ids, stop=ids.start + position), replace(ids, start=ids.start + position)
+    return ids[:position], ids[position:]
 
 
 def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
-    """Open a text file; without one, the documentation topics that ship with Python.
+    """Return the text of a file; for None, the documentation topics that ship with Python.
 
     Raises:
-        ValueError: if there is no such file, it is empty, or the encoding is not known.
+        ValueError: if the file does not exist or is empty, or the encoding is unknown.
     """
     if file is None:
         return documentation_topics()
@@ -139,21 +149,21 @@ def open_text(file: str | Path | None, encoding: str = "utf-8") -> Text:
             while block := stream.read(PIECE):
                 yield block
 
-    def at_once(name, flags):  # a pipe would keep us waiting for a writer
+    def without_blocking(name, flags):  # opening a pipe would wait for a writer
         return os.open(name, flags | os.O_NONBLOCK)
 
-    with _reading(file), open(file, "rb", opener=at_once) as stream:
+    with _reading(file), open(file, "rb", opener=without_blocking) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{file} is no file that can be read again: give a regular file")
-        begins = stream.read(4).decode(encoding, "replace").removeprefix("\ufeff")
-        if not status.st_size or (status.st_size <= 4 and not begins):
+            raise ValueError(f"{file} is not a regular file: give one that can be read repeatedly")
+        beginning = stream.read(4).decode(encoding, "replace").removeprefix("\ufeff")
+        if not status.st_size or (status.st_size <= 4 and not beginning):
             raise ValueError(f"{file} is empty: give a file with text in it")
     return Text(str(file), blocks, status.st_size, encoding, file)
 
 
 def as_text(text: Text | str | Path | None, encoding: str | None = None) -> Text:
-    """Return a text; a `str` or a `Path` is the path of its file, as in `open_text`.
+    """Convert the path of a file to a `Text`, as `open_text` does; return a `Text` unchanged.
 
     Raises:
         ValueError: as `open_text` does, or if an encoding is given for a `Text`, which has its own.
@@ -162,8 +172,8 @@ def as_text(text: Text | str | Path | None, encoding: str | None = None) -> Text
         return open_text(text, encoding or "utf-8")
     if encoding is not None:
         raise ValueError(
-            f"encoding={encoding!r} is for the path of a file, and {text.name} has its own: "
-            f"leave it out"
+            f"encoding={encoding!r} is for the path of a file, but {text.name} has an encoding "
+            f"already: leave it out"
         )
     return text
 
@@ -174,7 +184,7 @@ def documentation_topics() -> Text:
         from pydoc_data import topics
     except ImportError as error:
         raise ValueError(
-            "this Python comes without its documentation topics: give a FILE"
+            "this Python installation has no documentation topics: give a FILE"
         ) from error
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     return Text.from_string(text, f"{TOPICS} {platform.python_version()}")
@@ -190,21 +200,21 @@ def read(
     expected: str | None = None,
     cache: Path | None = None,
 ) -> Corpus:
-    r"""Encode a text.
+    r"""Encode a text as ids.
 
     Args:
         text: the text.
-        level: what a symbol is.
-        size: of a vocabulary of words.
-        lines: whether it is read line by line: then each line is between two "\n", whatever ended
-            it (\n, \r\n or \r).
-        vocabulary: that of a trained model, instead of the text's own.
-        expected: the SHA-256 that the text must have.
+        level: what one symbol is.
+        size: the size of the vocabulary, for level "word".
+        lines: whether the text is read line by line. Each line is then enclosed by "\n",
+            independently of the line ends in the text (\n, \r\n or \r).
+        vocabulary: the vocabulary of a trained model; default the vocabulary of the text.
+        expected: the SHA-256 that the text must have; None for any.
         cache: the folder for ids of large texts; default jaxrnn in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        ValueError: if the text is not the expected one, not in its encoding, or has a symbol that
-            is not in the vocabulary.
+        ValueError: if the SHA-256 is not the expected one, or the text is not in its encoding or
+            has a character that is not in the vocabulary.
     """
     level = vocabulary.level if vocabulary else level
     digest = hashlib.sha256()
@@ -213,19 +223,19 @@ def read(
     if expected not in (None, digest.hexdigest()):
         raise ValueError(
             f"{text.name} is not the text that the run began with: its SHA-256 is "
-            f"{digest.hexdigest()[:12]}…, and was {expected[:12]}…; restore it and name it with "
-            f"--text FILE, or train anew"
+            f"{digest.hexdigest()[:12]}…, and was {expected[:12]}…; restore the text and name it "
+            f"with --text FILE, or start a new run"
         )
     framed = lines and level != "word"
     if vocabulary is None:
         whole = chain(pieces(text, level, lines=lines), [LINE] * framed)
         vocabulary = Vocabulary.from_text(whole, level, size)
-    counted = 0
+    characters = 0
 
     def counting():
-        nonlocal counted
+        nonlocal characters
         for piece in pieces(text, level, lines=lines):
-            counted += len(piece)
+            characters += len(piece)
             yield piece
 
     frame = [vocabulary.encode(LINE)] if framed else []
@@ -233,33 +243,37 @@ def read(
     dtype = np.min_scalar_type(vocabulary.size - 1)
     if text.size <= IN_MEMORY:
         ids = np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
-        return Corpus(vocabulary, ids, counted, digest.hexdigest())
+        return Corpus(vocabulary, ids, characters, digest.hexdigest())
 
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxrnn")
     identity = [digest.hexdigest(), text.encoding, lines, level, vocabulary.symbols]
-    identity += [token_pattern().pattern] * (level == "word")  # how it is cut into words
+    identity += [token_pattern().pattern] * (level == "word")  # the ids depend on it
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    ids, facts = folder / f"{name}.npy", folder / f"{name}.json"
+    ids, description = folder / f"{name}.npy", folder / f"{name}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (ids.is_file() and facts.is_file()):  # the facts are written last
+        if not (ids.is_file() and description.is_file()):  # the description is written last
             _write(ids, parts, dtype)
-            files.write(facts, json.dumps({"text": text.name, "characters": counted}) + "\n")
-        counted = json.loads(facts.read_text())["characters"]
+            content = json.dumps({"text": text.name, "characters": characters}) + "\n"
+            files.write(description, content)
+        characters = json.loads(description.read_text())["characters"]
     except OSError as error:
         raise ValueError(
             f"cannot keep the ids of a large text in {folder}: {error.strerror}; "
             f"name another folder with XDG_CACHE_HOME"
         ) from error
-    return Corpus(vocabulary, OnDisk(ids), counted, digest.hexdigest())
+    return Corpus(vocabulary, OnDisk(ids), characters, digest.hexdigest())
 
 
 def check_known(text: Text, vocabulary: Vocabulary, *, lines: bool = False) -> None:
-    """Raise `ValueError` with all the characters of a text that are not in a vocabulary."""
-    if vocabulary.level != "char":  # bytes are all known, and other words are <unk>
+    """Raise `ValueError` unless all the characters of a text are in a vocabulary.
+
+    The message lists the missing characters.
+    """
+    if vocabulary.level != "char":  # every byte is in the vocabulary; unknown words are <unk>
         return
-    own = Vocabulary.from_text(chain(pieces(text, lines=lines), [LINE] * lines))
-    unknown = sorted(set(own.symbols) - set(vocabulary.symbols))
+    needed = Vocabulary.from_text(chain(pieces(text, lines=lines), [LINE] * lines))
+    unknown = sorted(set(needed.symbols) - set(vocabulary.symbols))
     if not unknown:
         return
     shown = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in unknown[:10])
@@ -272,13 +286,16 @@ def check_known(text: Text, vocabulary: Vocabulary, *, lines: bool = False) -> N
 
 
 def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterator[str]:
-    r"""Decode a text piece by piece, its line ends as they are; or as lines, which all end in "\n".
+    r"""Decode a text piece by piece, without a byte order mark.
 
-    Bytes come as the characters of `BYTES`. A byte order mark is no character.
+    Args:
+        text: the text.
+        level: what one symbol is. For "byte" each byte is returned as a character of `BYTES`.
+        lines: whether to convert all line ends to "\n"; otherwise they are not changed.
 
     Raises:
-        ValueError: if the text is not in its encoding, with the byte, its position and the encoding
-            that the text seems to have.
+        ValueError: if the text is not in its encoding. The message has the byte, its position and
+            the encoding that the text seems to have.
     """
     encoding = "latin-1" if level == "byte" else text.encoding
     decoder: Any = codecs.getincrementaldecoder(encoding)()
@@ -292,99 +309,104 @@ def pieces(text: Text, level: Level = "char", *, lines: bool = False) -> Iterato
             piece = decoder.decode(block or b"", final=block is None)
         except UnicodeDecodeError as error:
             position = before + len(block or b"") - len(error.object) + error.start
-            wrong = f"byte 0x{error.object[error.start]:02x} at position {position:,}"
+            problem = f"byte 0x{error.object[error.start]:02x} at position {position:,}"
             raise ValueError(
-                f"{text.name} is not {encoding}: {wrong}; {_remedy(text, encoding)}"
+                f"{text.name} is not {encoding}: {problem}; {_remedy(text, encoding)}"
             ) from error
         before += len(block or b"")
         yield piece.removeprefix("\ufeff") if first else piece
         first = first and not piece
 
 
-_MARKS = (  # what a text may begin with, and the encodings that read it rightly, the usual first
+_MARKS = (  # each byte order mark with the encodings that it fits, the most common one first
     (codecs.BOM_UTF32_LE, ("utf-32", "utf-32-le")),
     (codecs.BOM_UTF32_BE, ("utf-32", "utf-32-be")),
     (codecs.BOM_UTF16_LE, ("utf-16", "utf-16-le")),
     (codecs.BOM_UTF16_BE, ("utf-16", "utf-16-be")),
     (codecs.BOM_UTF8, ("utf-8", "utf-8-sig")),
 )
-_UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # which have bytes of zero
+_UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # encodings with zero bytes
 
 
 def _check_beginning(name: str, beginning: bytes, encoding: str) -> None:
     """Raise `ValueError` if the first bytes are those of another Unicode encoding.
 
-    Many encodings decode them without an error, to wrong characters.
+    The check is needed because many encodings decode such bytes to wrong characters without an
+    error.
     """
-    given = codecs.lookup(encoding).name
-    for mark, fitting in _MARKS:
+    codec = codecs.lookup(encoding).name
+    for mark, encodings in _MARKS:
         if beginning.startswith(mark):
-            if given in fitting:
+            if codec in encodings:
                 return
             raise ValueError(
                 f"{name} begins with the bytes {mark.hex(' ').upper()}, the byte order mark of "
-                f"{fitting[0]}, and is not {encoding}: name its encoding, --encoding {fitting[0]}"
+                f"{encodings[0]}, so it is not {encoding}: name its encoding, "
+                f"--encoding {encodings[0]}"
             )
     unmarked = _unmarked(beginning)
-    if unmarked and not (given == unmarked or f"{given}-le" == unmarked):
+    if unmarked and not (codec == unmarked or f"{codec}-le" == unmarked):
         raise ValueError(
-            f"every other byte of {name} is zero, as in {unmarked}, and it is not {encoding}: "
+            f"every other byte of {name} is zero, as in {unmarked}, so it is not {encoding}: "
             f"name its encoding, --encoding {unmarked}"
         )
 
 
 def _unmarked(beginning: bytes) -> str | None:
-    """Return the encoding whose pattern of zero bytes a text without a byte order mark has."""
+    """Return the encoding of a text without a byte order mark, recognised by its zero bytes."""
     zero = np.frombuffer(beginning[: min(4096, len(beginning) // 4 * 4)], np.uint8) == 0
     if len(zero) < 8:
         return None
-    shares = zero.reshape(-1, 4).mean(0)  # by the place in four bytes
+    shares = zero.reshape(-1, 4).mean(0)  # the share of zeros at each position of four bytes
     patterns = ((0, 1, 1, 1), (1, 1, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0))
     close = [bool(np.all(np.abs(shares - pattern) < 0.2)) for pattern in patterns]
     return _UNMARKED[close.index(True)] if any(close) else None
 
 
 def _remedy(text: Text, encoding: str) -> str:
-    """Say which encoding a text may have that is not in the one it was said to be in."""
+    """Return the advice for a text that is not in the given encoding."""
     block = next(text.blocks(), b"")
     if codecs.lookup(encoding).name != "utf-8":
         with suppress(UnicodeDecodeError):
-            codecs.getincrementaldecoder("utf-8")().decode(block)  # may be cut within a character
+            # An incremental decoder, since the block may end within a character.
+            codecs.getincrementaldecoder("utf-8")().decode(block)
             return "it seems to be in UTF-8: --encoding utf-8"
     if any(block.startswith(mark) for mark, _ in _MARKS):
-        return "its byte order mark is right, so the file is damaged or cut off"
+        return "its byte order mark is right, so the file is damaged or truncated"
     return (
         "name its encoding with --encoding; cp1252 (Western European) and latin-1 decode nearly "
-        "any bytes, to wrong characters if the text is in another one"
+        "any bytes, to wrong characters if the text is in another encoding"
     )
 
 
 def _write(file: Path, parts: Iterator[Integer[np.ndarray, " M"]], dtype: np.dtype) -> None:
-    """Write parts as one array of NumPy's, never all of it in memory."""
+    """Write the parts to a .npy file as one array, which is never in memory as a whole."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     with files.written(file) as out:
-        length, room = 0, out.write(bytes(128))  # a header's size, whatever the length
+        # The header is written last, when the length is known; its size does not depend on it.
+        length, reserved = 0, out.write(bytes(128))
         for part in parts:
             length += len(part)
             out.write(part.astype(dtype).tobytes())
         out.seek(0)
         np.lib.format.write_array_header_1_0(out, header | {"shape": (length,)})
-        if out.tell() != room:
-            raise ValueError(f"the header takes {out.tell()} bytes, and has room for {room}")
+        if out.tell() != reserved:
+            raise ValueError(f"the header takes {out.tell()} bytes, but {reserved} are reserved")
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
+    """Convert an `OSError` from reading a file to a `ValueError` with a remedy."""
     try:
         yield
     except OSError as error:
         path = str(file)
-        told = path if len(path) <= 200 and "\n" not in path else f"{path[:40]!r}…"
+        shown = path if len(path) <= 200 and "\n" not in path else f"{path[:40]!r}…"
         remedy = ""
         if isinstance(error, FileNotFoundError) or error.errno == errno.ENAMETOOLONG:
             remedy = (
                 ""
-                if told == path and " " not in path
+                if shown == path and " " not in path
                 else ("; if it is the text itself, give jaxrnn.lm.Text.from_string(text)")
             )
-        raise ValueError(f"cannot read {told}: {error.strerror}{remedy}") from error
+        raise ValueError(f"cannot read {shown}: {error.strerror}{remedy}") from error

@@ -1,7 +1,7 @@
-"""Text and token ids: characters, bytes or words to integers, and back.
+"""The vocabulary: conversion of text to ids of characters, bytes or words, and back.
 
-A text may come whole or in pieces: a file larger than memory is read piece by piece, and its words
-and sentences may go on from one to the next.
+A text may be given whole or in pieces, for a file larger than memory. Words and sentences may
+extend over several pieces.
 """
 
 import hashlib
@@ -22,13 +22,15 @@ from jaxtyping import Array, Float, Int, Integer
 Level = Literal["char", "byte", "word"]
 UNITS: dict[Level, str] = {"char": "character", "byte": "byte", "word": "word"}
 
-LINE = "\n"  # starts and ends a line
-BYTES = tuple(map(chr, range(256)))  # each stands for the byte of its code point
-UNKNOWN, START, END = SPECIAL = ("<unk>", "<s>", "</s>")  # no text has one of these as its word
+LINE = "\n"  # the symbol that starts and ends a line
+BYTES = tuple(map(chr, range(256)))  # a byte is represented by the character with its code point
+# The symbols for an unknown word and for the start and end of a sentence. The pattern below never
+# matches one of them as a word.
+UNKNOWN, START, END = SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def _ranges(codes: Iterable[int]) -> str:
-    """Return the part of a regular expression's character class that matches these code points."""
+    """Return the content of a regular expression's character class for these code points."""
     runs: list[list[int]] = []
     for code in codes:
         if runs and runs[-1][1] == code - 1:
@@ -38,23 +40,23 @@ def _ranges(codes: Iterable[int]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs)
 
 
-# Apostrophes, hyphens, the Hebrew maqaf and gershayim, the Catalan dot and the Tibetan tsheg:
-# between two letters they are a part of the word.
+# Between two letters these characters are part of the word: apostrophes, hyphens, the Hebrew maqaf
+# and gershayim, the Catalan dot and the Tibetan tsheg.
 _WITHIN = "['’\u2010\u2011\u05be\u05f4·\u0f0b-]"
-_ENDS = ".!?…।॥؟۔։።。！？｡"  # of a sentence, in the scripts that have such signs
+_ENDS = ".!?…।॥؟۔։።。！？｡"  # the signs that end a sentence, in many scripts
 _CLOSING = "\"'”’»)\\]」』）"
 
 
 @cache
 def token_pattern() -> re.Pattern[str]:
-    """Return the regular expression that cuts a text into words.
+    """Return the regular expression that splits a text into tokens.
 
-    It matches a number, a word, a flag or a sign, where emoji joined by U+200D are one sign;
-    nothing, where a sentence ends; and a line without anything on it. As in rule WB4 of Unicode
+    It matches a number, a word, a flag or a sign (emoji joined by U+200D are one sign). It also
+    matches the empty string where a sentence ends, and an empty line. As in rule WB4 of Unicode
     Standard Annex 29, combining marks, joiners, other format characters and the skin tones of emoji
     belong to the character before them. The zero-width space does not: it separates words.
     """
-    # The Hebrew geresh is written like an apostrophe after a letter, also at the end of a word.
+    # The Hebrew geresh (U+05F3) follows a letter like an apostrophe, also at the end of a word.
     attached = _ranges(
         code
         for code in range(0x80, sys.maxunicode + 1)
@@ -62,7 +64,7 @@ def token_pattern() -> re.Pattern[str]:
         or 0x1F3FB <= code <= 0x1F3FF
         or code == 0x05F3
     )
-    some = rf"(?![\0-\x7f])[{attached}]+"  # asks for the long class only where it can match
+    some = rf"(?![\0-\x7f])[{attached}]+"  # skips the long class at ASCII characters, for speed
     any_ = rf"(?:{some})?"
     word = rf"\w+(?:{some}\w*)*"
     return re.compile(
@@ -81,11 +83,19 @@ _NO_SPACE_AFTER = set("([{‘“«‹¿¡\u200b（「『【《〈")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    r"""The symbols of a text; a symbol's id is its place.
+    r"""The symbols of a text. The id of a symbol is its index in `symbols`.
 
-    At the level "char" symbols are a text's characters, sorted. At "byte" they are the 256 bytes of
-    its UTF-8. At "word" they are an unknown word, a sentence's start and its end, and then words,
-    numbers and signs, sorted; a combining mark or a joiner belongs to the character before it.
+    At the level "char" the symbols are the characters of the text, sorted. At "byte" they are the
+    256 bytes. At "word" the first three are <unk> for an unknown word and <s> and </s> for the
+    start and end of a sentence; words, numbers and signs follow, sorted. A combining mark or a
+    joiner belongs to the character before it.
+
+    Attributes:
+        symbols: the symbols, V in number.
+        level: what one symbol is.
+
+    Raises:
+        ValueError: if the symbols do not fit the level, or are not sorted and unique.
 
     >>> vocabulary = Vocabulary.from_text("vector")
     >>> vocabulary.symbols
@@ -110,29 +120,33 @@ class Vocabulary:
         if not all(isinstance(symbol, str) and symbol for symbol in self.symbols):
             raise ValueError("a vocabulary's symbols must be strings that are not empty")
         if self.level == "byte" and self.symbols != BYTES:
-            raise ValueError("a vocabulary of bytes has the 256 of them, in their order")
+            raise ValueError("a vocabulary of bytes must have all 256 bytes in order")
         special = SPECIAL if self.level == "word" else ()
         rest = self.symbols[len(special) :]
         if self.symbols[: len(special)] != special:
-            raise ValueError(f"a vocabulary of words begins with {', '.join(SPECIAL)}")
+            raise ValueError(f"a vocabulary of words must begin with {', '.join(SPECIAL)}")
         if not rest:
             raise ValueError("a vocabulary needs at least one symbol, but the text is empty")
         if self.level != "word" and max(map(len, rest)) > 1:
             raise ValueError("a vocabulary's symbols must be single characters")
         if list(rest) != sorted(set(rest) - set(special)):
-            raise ValueError("a vocabulary's symbols must be sorted, each there once")
+            raise ValueError("a vocabulary's symbols must be sorted and unique")
 
     @classmethod
     def from_text(
         cls, text: str | Iterable[str], level: Level = "char", size: int = 8000
     ) -> "Vocabulary":
-        """Collect a text's symbols.
+        """Return the vocabulary of a text.
 
         Args:
             text: a text, or its pieces in order.
-            level: what a symbol is.
-            size: of words, how many to know at most, the three special ones among them: the most
-                frequent, and of equally frequent ones those that come first in sorted order.
+            level: what one symbol is.
+            size: the largest number of symbols at the level "word", including the three special
+                ones. The most frequent words are kept; of equally frequent words, those that come
+                first in sorted order.
+
+        Raises:
+            ValueError: if the text is empty, or `size` leaves no room for a word.
         """
         pieces = [text] if isinstance(text, str) else text
         if level == "byte":
@@ -143,7 +157,7 @@ class Vocabulary:
                     f"a vocabulary of words needs a size of at least {len(SPECIAL) + 1}, for "
                     f"{', '.join(SPECIAL)} and a word, got {size}"
                 )
-            counts = Counter(word for found in _words(pieces) for word in found)
+            counts = Counter(word for words in _words(pieces) for word in words)
             ranked = sorted(counts.keys() - set(SPECIAL), key=lambda word: (-counts[word], word))
             return cls((*SPECIAL, *sorted(ranked[: size - len(SPECIAL)])), level)
         seen = np.zeros(0x110000, bool)
@@ -163,76 +177,87 @@ class Vocabulary:
 
     @property
     def unit(self) -> str:
-        """What one symbol is: a character, a byte or a word."""
+        """The name of one symbol: character, byte or word."""
         return UNITS[self.level]
 
     @property
     def ends(self) -> tuple[int, int] | None:
-        """The ids that start and end a line (the same one), or a sentence of words."""
+        """The ids that start and end a line (they are the same), or a sentence at "word".
+
+        None if the vocabulary has no line end.
+        """
         if self.level == "word":
             return SPECIAL.index(START), SPECIAL.index(END)
         return (self._ids[LINE], self._ids[LINE]) if LINE in self._ids else None
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {symbol: place for place, symbol in enumerate(self.symbols)}
+        """The id of each symbol."""
+        return {symbol: id_ for id_, symbol in enumerate(self.symbols)}
 
     @cached_property
-    def _places(self) -> np.ndarray:
-        """The id of each code point, and -1 for what is no symbol."""
-        places = np.full(0x110000, -1, np.int32)
-        places[[ord(symbol) for symbol in self.symbols]] = np.arange(self.size)
-        return places
+    def _id_of_code_point(self) -> np.ndarray:
+        """The id of each code point; -1 for code points that are not symbols."""
+        ids = np.full(0x110000, -1, np.int32)
+        ids[[ord(symbol) for symbol in self.symbols]] = np.arange(self.size)
+        return ids
 
     def encode(self, text: str) -> Int[np.ndarray, " N"]:
-        """Turn a text into ids: one a character, a byte of its UTF-8, or a word.
+        """Convert a text to ids: one for each character, byte of its UTF-8, or word.
 
-        Words come sentence by sentence, each between its start and its end. A sentence ends with
-        . ! ? or …, or at an empty line.
+        At the level "word" each sentence is enclosed by the ids of <s> and </s>. A sentence ends
+        with a sign such as . ! ? or …, or at an empty line.
 
         Raises:
-            ValueError: if a character is not in the vocabulary; says which and where.
+            ValueError: if a character is not in the vocabulary; the message has its position.
         """
         if self.level == "byte":
             text = text.encode("utf-8", "surrogatepass").decode("latin-1")
         return np.concatenate([np.zeros(0, np.int32), *self.encode_pieces([text])])
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Int[np.ndarray, " N"]]:
-        """Turn a text's pieces into ids, piece by piece; bytes come as the characters of `BYTES`.
+        """Convert the pieces of a text to ids, piece by piece.
+
+        Args:
+            pieces: the pieces in order; at the level "byte" each byte is a character of `BYTES`.
 
         Raises:
             ValueError: as `encode` does.
         """
         if self.level == "word":
             ids, unknown = self._ids, SPECIAL.index(UNKNOWN)
-            for found in _words(pieces):
-                yield np.array([ids.get(word, unknown) for word in found], np.int32)
+            for words in _words(pieces):
+                yield np.array([ids.get(word, unknown) for word in words], np.int32)
             return
-        before = 0
+        offset = 0
         for piece in pieces:
-            ids = self._places[_code_points(piece)]
+            ids = self._id_of_code_point[_code_points(piece)]
             if ids.size and ids.min() < 0:
                 position = int(ids.argmin())
-                unknown, known_ones = piece[position], "".join(self.symbols[:150])
+                unknown, known = piece[position], "".join(self.symbols[:150])
                 raise ValueError(
                     f"character {unknown!r} (U+{ord(unknown):04X}) at position "
-                    f"{before + position} is not in "
-                    f"the vocabulary; its {self.size} characters are {known_ones!r}"
+                    f"{offset + position} is not in "
+                    f"the vocabulary; its {self.size} characters are {known!r}"
                     + (" and more" if self.size > 150 else "")
                 )
-            before += len(piece)
+            offset += len(piece)
             yield ids
 
     def decode(self, ids: Iterable[int] | Integer[np.ndarray, " N"] | Integer[Array, " N"]) -> str:
-        """Turn ids into the text; of words, with usual spaces and a line for each sentence.
+        """Convert ids to text.
 
-        Bytes that are no UTF-8 are shown as U+FFFD.
+        Words are joined with the usual spaces, and each sentence is on its own line. Bytes that
+        are not valid UTF-8 are decoded as U+FFFD.
+
+        Raises:
+            ValueError: if an id is out of range.
         """
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.size:
             raise ValueError(
                 f"ids must lie in 0 … {self.size - 1}, got {min(ids)} … {max(ids)}: "
-                f"they are of another vocabulary"
+                f"they belong to another vocabulary"
             )
         symbols = [self.symbols[i] for i in ids]
         if self.level == "byte":
@@ -242,32 +267,36 @@ class Vocabulary:
     def one_hot(
         self, ids: Integer[np.ndarray, "*batch"] | Integer[Array, "*batch"]
     ) -> Float[Array, "*batch V"]:
-        """Turn ids into one-hot vectors: what the network is spared by reading rows of W_xh."""
+        """Convert ids to one-hot vectors; the network itself reads rows of W_xh by id instead."""
         return jax.nn.one_hot(ids, self.size)
 
 
 def _code_points(text: str) -> Integer[np.ndarray, " N"]:
+    """Return the code point of each character."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _words(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a text into words, with START and END around each sentence, piece by piece."""
-    inside = False
+    """Split a text into words, piece by piece, with START and END around each sentence."""
+    in_sentence = False
     for piece in _whole_words(pieces):
-        found = []
+        words = []
         for token in token_pattern().findall(piece):
             if not token or token.isspace():
-                found += [END] * inside
-                inside = False
+                words += [END] * in_sentence
+                in_sentence = False
                 continue
-            found += [token] if inside else [START, token]
-            inside = True
-        yield found
-    yield [END] * inside
+            words += [token] if in_sentence else [START, token]
+            in_sentence = True
+        yield words
+    yield [END] * in_sentence
 
 
 def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
-    """Move the pieces' ends to where a word begins: a word and the space after it stay together."""
+    """Split a text so that each piece ends where a word begins.
+
+    A word and the space after it are thus in the same piece.
+    """
     rest = ""
     for piece in pieces:
         rest += piece
@@ -279,13 +308,14 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _sentences(words: Iterable[str]) -> str:
-    """Join words by spaces, except before and after the signs that are written without one."""
-    text, close = "", True
+    """Join words with spaces, except before and after signs that are written without a space."""
+    text, no_space = "", True
     for word in words:
-        seen = next((c for c in word if unicodedata.category(c) != "Cf"), word[0])
+        # The first character that is not an invisible format character.
+        first = next((c for c in word if unicodedata.category(c) != "Cf"), word[0])
         if word == END:
             text += LINE
         elif word != START:
-            text += word if close or seen in _NO_SPACE_BEFORE else " " + word
-        close = word in (START, END) or seen in _NO_SPACE_AFTER
+            text += word if no_space or first in _NO_SPACE_BEFORE else " " + word
+        no_space = word in (START, END) or first in _NO_SPACE_AFTER
     return text
