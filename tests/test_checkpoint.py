@@ -81,10 +81,10 @@ def test_a_file_that_is_cut_off_or_changed_anywhere_is_never_loaded(tmp_path):
 
 
 FORGERIES = {
-    "no JSON": ("{", "does not say what it is about"),
-    "no object": ("[1]", "does not say what it is about"),
-    "no format": ({"step": 1}, "does not say what it is about"),
-    "nested too deeply": ("[" * 100_000, "does not say what it is about"),
+    "no JSON": ("{", "has no valid metadata"),
+    "no object": ("[1]", "has no valid metadata"),
+    "no format": ({"step": 1}, "has no valid metadata"),
+    "nested too deeply": ("[" * 100_000, "has no valid metadata"),
     "a newer format": ({"format": 2}, "made by a newer jaxrnn, in format 2, and this one reads"),
     "an odd format": ({"format": "x"}, "made by a newer jaxrnn, in format 'x'"),
 }

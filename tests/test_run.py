@@ -464,7 +464,7 @@ def test_a_run_that_is_being_trained_is_not_overwritten(text, tmp_path):
 def test_what_is_no_part_of_a_run_is_never_overwritten_or_removed(text, tmp_path):
     lm.start(tmp_path / "run", text, SMALL)
     (tmp_path / "run" / "notes.txt").write_text("irreplaceable")
-    with pytest.raises(ValueError, match=r"holds 'notes.txt', which is no part of a run"):
+    with pytest.raises(ValueError, match=r"holds 'notes.txt', which is not part of a run"):
         lm.start(tmp_path / "run", text, SMALL, overwrite=True)
     folder.remove(tmp_path / "run")
     assert (tmp_path / "run" / "notes.txt").read_text() == "irreplaceable"
@@ -700,10 +700,10 @@ REFUSED = {
         {"vocabulary": {"level": "char", "symbols": []}},
         "the text is e",
     ),
-    "a history that is none": ({"history": [1]}, "is no checkpoint of a run"),
-    "a loss that is none": ({"history": [[1, "low"]]}, "is no checkpoint of a run"),
-    "no step": ({"step": None}, "is no checkpoint of a run"),
-    "steps that are lists": ({"history": [[[1], 2.0]]}, "is no checkpoint of a run"),
+    "a history that is none": ({"history": [1]}, "is not a checkpoint of a run"),
+    "a loss that is none": ({"history": [[1, "low"]]}, "is not a checkpoint of a run"),
+    "no step": ({"step": None}, "is not a checkpoint of a run"),
+    "steps that are lists": ({"history": [[[1], 2.0]]}, "is not a checkpoint of a run"),
     "options that are none": ({"options": None}, "options must be an object, got None"),
     "versions that are none": ({"made with": [1]}, "does not say what text it is of, or what"),
     "steps without end": (
@@ -711,9 +711,9 @@ REFUSED = {
         "steps must be at most 2,147,483,647, got",
     ),
     "a batch without end": ({"options": {"batch_size": 2**31}}, "batch_size must be at most 2,147"),
-    "a step without end": ({"step": 10**18}, "a step is no whole number, or is negative or above"),
-    "a step below 0": ({"step": -1}, "a step is no whole number, or is negative or above"),
-    "a loss without end": ({"history": [[1, 10**400]]}, "is no checkpoint of a run"),
+    "a step without end": ({"step": 10**18}, "a step is not a whole number, or is negative or"),
+    "a step below 0": ({"step": -1}, "a step is not a whole number, or is negative or"),
+    "a loss without end": ({"history": [[1, 10**400]]}, "is not a checkpoint of a run"),
     "a length that is no whole number": ({"options": {"length": 8.5}}, "option length has the inv"),
 }
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also when the machine loses power."""
+"""Atomic writes: a file is written completely or not at all, even if the machine loses power."""
 
 import os
 import re
@@ -8,15 +8,16 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
-TEMPORARY = re.compile(r"\.jaxrnn-\w+\.part")  # how a file is called until it is whole
+TEMPORARY = re.compile(r"\.jaxrnn-\w+\.part")  # the name of a file until it is complete
 
 
 @contextmanager
 def written(file: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write in, which takes its name, in place of an older one, when all is on disk.
+    """Open a temporary file for writing, which replaces `file` when the context ends.
 
-    A temporary name in the same folder, fsync, rename, fsync of the folder. If the writing fails
-    the older file stands and nothing is left behind.
+    The temporary file is in the same folder. It is synchronised with the disk (fsync) and renamed,
+    and then the folder is synchronised. If writing fails, the temporary file is removed and an
+    older `file` is unchanged.
     """
     with NamedTemporaryFile(
         dir=file.parent, prefix=".jaxrnn-", suffix=".part", delete=False
@@ -34,13 +35,13 @@ def written(file: Path) -> Iterator[IO[bytes]]:
 
 
 def write(file: Path, content: bytes | str) -> None:
-    """Write a whole file."""
+    """Write a file atomically."""
     with written(file) as out:
         out.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
+    """Wait until the entries of a folder are on disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,13 +50,14 @@ def sync(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a process that was killed left half written."""
+    """Remove the temporary files that a killed process left in a folder."""
     for path in folder.iterdir():
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
+    """Return the file mode creation mask of the process, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,8 +1,9 @@
-"""A checkpoint: any pytree in one safetensors file, with a checksum over the whole of it.
+"""Checkpoints: any pytree in one safetensors file, with a checksum over the whole file.
 
-The file's metadata has one entry, "jaxrnn": the SHA-256 of the file, in hexadecimal and with zeros
-in its own place, a space, and what the file is about, as JSON. Leaves are stored by their names,
-such as "params.cells[0].W_xh". Nothing is ever unpickled, and no path in a file is followed.
+The metadata of the file has one entry, "jaxrnn": a checksum, a space, and a JSON object. The
+checksum is the SHA-256 in hexadecimal of the file with zeros in place of the checksum itself. Each
+leaf is stored under its name, such as "params.cells[0].W_xh". Nothing in a checkpoint is unpickled
+or used as a path.
 """
 
 import hashlib
@@ -22,24 +23,24 @@ from safetensors.numpy import save as serialize
 from jaxrnn.lm.store import atomic as files
 from jaxrnn.tree import by_name
 
-FORMAT = 1  # what this version writes; it reads all up to it
-MOST_ARRAYS = 50_000  # more than any rule keeps for 1,000 layers
-MOST_HEADER = 10**8  # bytes, as safetensors has it: names, shapes and what the file is about
+FORMAT = 1  # the format that this version writes; it also reads all earlier ones
+MOST_ARRAYS = 50_000  # more than any gradient rule needs for 1,000 layers
+MOST_HEADER = 10**8  # the limit of safetensors in bytes for names, shapes and metadata
 _MARK = re.compile(rb'"jaxrnn":"([0-9a-f]{64}) ')
 _ZEROS = b"0" * 64
 
 
 class DamagedError(ValueError):
-    """A file that is not, or no longer, a checkpoint."""
+    """A file that is not a checkpoint or is damaged."""
 
 
 class Checkpoint(NamedTuple):
-    """A file whose checksum is right; its arrays are read by `restore`.
+    """An opened checkpoint, whose checksum is right. Its arrays are read by `restore`.
 
     Attributes:
-        file: where it lies.
-        about: what `save` was told that it is about.
-        shapes: of its leaves, by their names.
+        file: the path of the file.
+        about: the metadata that `save` was given.
+        shapes: the shapes and dtypes of the leaves, by name.
     """
 
     file: Path
@@ -48,34 +49,39 @@ class Checkpoint(NamedTuple):
 
 
 def save(file: Path, tree: Any, about: dict[str, Any]) -> None:
-    """Write a pytree and what it is about (JSON) to a file: whole or not at all.
+    """Save a pytree and its metadata to a file, atomically.
+
+    Args:
+        file: the path of the file.
+        tree: the pytree, whose leaves are arrays or random keys.
+        about: the metadata, which must be convertible to JSON.
 
     Raises:
-        OSError: if it cannot be written; an older file of this name stands then.
-        ValueError: if what it is about is so much that it could not be read again.
+        OSError: if the file cannot be written; an older file is then unchanged.
+        ValueError: if the metadata is too large to be read again.
     """
     arrays = {name: np.asarray(_data(leaf), order="C") for name, leaf in by_name(tree).items()}
-    described = json.dumps({"format": FORMAT} | about)
-    content = memoryview(serialize(arrays, {"jaxrnn": f"{_ZEROS.decode()} {described}"}))
+    metadata = json.dumps({"format": FORMAT} | about)
+    content = memoryview(serialize(arrays, {"jaxrnn": f"{_ZEROS.decode()} {metadata}"}))
     if int.from_bytes(content[:8], "little") > MOST_HEADER:
         raise ValueError(
-            f"what the checkpoint is about takes {len(described):,} bytes, more than can be read "
+            f"the metadata of the checkpoint takes {len(metadata):,} bytes, more than can be read "
             f"again: use a smaller vocabulary, or fewer models or evaluations"
         )
-    found = _MARK.search(content)
-    assert found is not None
+    mark = _MARK.search(content)
+    assert mark is not None
     checksum = hashlib.sha256(content).hexdigest().encode()
     with files.written(file) as out:
-        for part in (content[: found.start(1)], checksum, content[found.end(1) :]):
+        for part in (content[: mark.start(1)], checksum, content[mark.end(1) :]):
             out.write(part)
 
 
 def load(file: Path) -> Checkpoint:
-    """Open a checkpoint, having compared its checksum; in memory that does not grow with it.
+    """Open a checkpoint and check its checksum, without reading the whole file into memory.
 
     Raises:
-        DamagedError: if it is not, or no longer, what `save` wrote.
-        ValueError: if a newer version wrote it.
+        DamagedError: if the file is not a checkpoint or is damaged.
+        ValueError: if a newer version wrote the file.
     """
     _check_sum(file)
     try:
@@ -83,48 +89,49 @@ def load(file: Path) -> Checkpoint:
             about = json.loads(arrays.metadata()["jaxrnn"][len(_ZEROS) + 1 :])
             slices = {name: arrays.get_slice(name) for name in arrays.keys()}  # noqa: SIM118
         shapes = {
-            name: jax.ShapeDtypeStruct(tuple(found.get_shape()), _DTYPES[found.get_dtype()])
-            for name, found in slices.items()
+            name: jax.ShapeDtypeStruct(tuple(stored.get_shape()), _DTYPES[stored.get_dtype()])
+            for name, stored in slices.items()
         }
-        made_as = about["format"]
+        version = about["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{file} does not say what it is about") from error
-    if not isinstance(made_as, int) or made_as > FORMAT:
+        raise DamagedError(f"{file} has no valid metadata") from error
+    if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
-            f"{file} was made by a newer jaxrnn, in format {made_as!r}, and this one reads formats "
+            f"{file} was made by a newer jaxrnn, in format {version!r}, and this one reads formats "
             f"up to {FORMAT}: pip install --upgrade jaxrnn"
         )
     return Checkpoint(file, about, shapes)
 
 
 def restore(checkpoint: Checkpoint, like: Any, part: str = "") -> Any:
-    """Read a checkpoint's pytree, or a part of it.
+    """Read the pytree of a checkpoint, or a part of it.
 
     Args:
-        checkpoint: an opened file.
-        like: arrays or shapes (`jax.eval_shape`) in the structure that is wanted; all names, shapes
-            and dtypes must be the file's.
-        part: the name of the part that is wanted alone, such as "params".
+        checkpoint: an opened checkpoint.
+        like: a pytree of arrays or shapes (`jax.eval_shape`) with the structure, shapes and dtypes
+            to read.
+        part: the name of the part to read, such as "params"; default the whole pytree.
 
     Raises:
-        ValueError: if they are not, and says which; nothing is allocated then.
+        ValueError: if a leaf is not in the checkpoint, or has another shape or dtype there; nothing
+            is allocated then.
     """
-    wanted = {f"{part}.{name}".lstrip("."): leaf for name, leaf in by_name(like).items()}
-    for name, leaf in wanted.items():
-        data, found = jax.eval_shape(_data, leaf), checkpoint.shapes.get(name)
-        if found is None:
+    expected = {f"{part}.{name}".lstrip("."): leaf for name, leaf in by_name(like).items()}
+    for name, leaf in expected.items():
+        data, stored = jax.eval_shape(_data, leaf), checkpoint.shapes.get(name)
+        if stored is None:
             raise ValueError(
                 f"{checkpoint.file} holds no {name}: it is of another rule, optimiser or network; "
-                f"continue it with what it was made with"
+                f"resume it with the same rule, optimiser and network"
             )
-        if (found.shape, found.dtype) != (data.shape, data.dtype):
+        if (stored.shape, stored.dtype) != (data.shape, data.dtype):
             raise ValueError(
-                f"{name} in {checkpoint.file} is {found.dtype} of shape {found.shape}, but "
+                f"{name} in {checkpoint.file} is {stored.dtype} of shape {stored.shape}, but "
                 f"{data.dtype} of shape {data.shape} is needed: it is of another rule, optimiser, "
                 f"network or precision"
             )
     with _opened(checkpoint.file) as arrays:
-        leaves = [_leaf(arrays.get_tensor(name), leaf) for name, leaf in wanted.items()]
+        leaves = [_leaf(arrays.get_tensor(name), leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -139,47 +146,54 @@ _DTYPES = {
 
 
 def _is_key(leaf: Any) -> bool:
+    """Return whether a leaf is an array of random keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _data(leaf: Any) -> Any:
-    """Take the numbers out of a PRNG key; anything else is numbers already."""
+    """Return the data of a random key; return any other leaf unchanged."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _leaf(data: np.ndarray, like: Any) -> jax.Array:
+    """Convert stored data to an array, or to a random key if `like` is one."""
     array = jnp.array(data)
     return jax.random.wrap_key_data(array) if _is_key(like) else array
 
 
 def _check_sum(file: Path) -> None:
-    """Compare the checksum, having refused sizes that cannot be before anything is allocated."""
+    """Raise `DamagedError` unless the sizes in the file are possible and its checksum is right.
+
+    The sizes are checked first, before anything is allocated.
+    """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep us waiting
+        # O_NONBLOCK: opening a pipe would wait for a writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise DamagedError(f"{file} cannot be read: {error.strerror}") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise DamagedError(f"{file} is damaged: it is no regular file")
+        raise DamagedError(f"{file} is damaged: it is not a regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        room, length = status.st_size - 8, int.from_bytes(stream.read(8), "little")
-        if not 0 < length <= min(room, MOST_HEADER):
-            raise DamagedError(f"{file} is damaged: it is no checkpoint, or cut off")
+        available, length = status.st_size - 8, int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(available, MOST_HEADER):
+            raise DamagedError(f"{file} is damaged: it is not a checkpoint, or it is truncated")
         header = length.to_bytes(8, "little") + stream.read(length)
         if header.count(b'"data_offsets"') > MOST_ARRAYS:
             raise DamagedError(f"{file} is damaged: it holds more than {MOST_ARRAYS:,} arrays")
-        found = _MARK.search(header)
-        if found is None:
+        mark = _MARK.search(header)
+        if mark is None:
             raise DamagedError(f"{file} is damaged: it has no checksum")
-        digest = hashlib.sha256(header[: found.start(1)] + _ZEROS + header[found.end(1) :])
+        digest = hashlib.sha256(header[: mark.start(1)] + _ZEROS + header[mark.end(1) :])
         while block := stream.read(2**16):
             digest.update(block)
-    if digest.hexdigest().encode() != found[1]:
-        raise DamagedError(f"{file} is damaged: its checksum is not that of its content")
+    if digest.hexdigest().encode() != mark[1]:
+        raise DamagedError(f"{file} is damaged: its checksum does not match its content")
 
 
 def _opened(file: Path) -> Any:
+    """Open a safetensors file; convert its errors to `DamagedError`."""
     try:
         return safe_open(file, framework="np")
     except SafetensorError as error:

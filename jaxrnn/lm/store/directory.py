@@ -1,17 +1,17 @@
-"""What a run has on disk: a folder of plain files, nothing in which is ever unpickled.
+"""The folder of a run on disk. It has plain files only, and nothing in it is unpickled.
 
-run.json             which text and vocabulary the run is of, and where the text lies now
-metrics.jsonl        {"step", "loss", "grad_norm"} and {"step", "held_out"}, one record a line
-checkpoints/         step-00000400.safetensors, …: each with the options and the vocabulary, which
-                     are kept nowhere else; which of them stay is said below
-samples/             step-00000400.txt, …: what the model wrote at each evaluation
-loss.png             the metrics as a picture
+run.json             the text and the vocabulary of the run, and the current path of the text
+metrics.jsonl        {"step", "loss", "grad_norm"} or {"step", "held_out"}, one record per line
+checkpoints/         step-00000400.safetensors, …: each has the options and the vocabulary, which
+                     are stored nowhere else
+samples/             step-00000400.txt, …: a text sampled from the model at each evaluation
+loss.png             a figure of the metrics
 
-Checkpoints are written before the first step, at each evaluation, when training ends, and by the
-clock in between. Of those before the first step and at evaluations the `keep` newest and the best
-stay. The others stay until the next evaluation, of these too the `keep` newest. A run that has made
-all its steps thus has the same checkpoints however often it was interrupted, and whatever the clock
-said.
+A checkpoint is written before the first step, at each evaluation, when training ends, and at
+intervals of time in between. Of the checkpoints before the first step and at evaluations, the best
+one and the `keep` newest are kept. The `keep` newest of the others are kept until the next
+evaluation. A run that has made all its steps therefore has the same checkpoints, independently of
+interruptions and of the time that the steps took.
 """
 
 import json
@@ -34,27 +34,28 @@ from jaxrnn.lm.vocabulary import Vocabulary
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system
+except ImportError:  # this system has no such locks
     fcntl = None
 
-_OLD_VOCABULARY = "vocabulary.json"  # of runs that were begun before run.json had its SHA-256
+_OLD_VOCABULARY = "vocabulary.json"  # earlier versions wrote it; now run.json has its SHA-256
 _PARTS = {"run.json", _OLD_VOCABULARY, "metrics.jsonl", "checkpoints", "samples", "loss.png"}
 _STEP = re.compile(r"step-(\d{8,})\.safetensors")
 _SAMPLE = re.compile(r"step-(\d{8,})\.txt")
 
 
-class Found(NamedTuple):
-    """A checkpoint of a run, and what is to be said about those that were passed over."""
+class RunCheckpoint(NamedTuple):
+    """A checkpoint of a run, with messages about damaged checkpoints that were skipped."""
 
     checkpoint: Checkpoint
     remarks: tuple[str, ...]
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse a folder that is not to be, or must not be, overwritten.
+    """Raise `ValueError` unless a new run can be written to a folder.
 
-    Raises:
-        ValueError: with the remedy.
+    Args:
+        folder: the folder, which must not exist or must be empty.
+        overwrite: whether the folder may also be that of a run, with no other files in it.
     """
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"a run needs a folder of its own, got --out {folder}: name a new one")
@@ -64,118 +65,123 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ValueError(
-            f"{folder} exists already: choose another --out, say --overwrite, or go on with it: "
+            f"{folder} exists already: choose another --out, add --overwrite, or resume the run: "
             f"jaxrnn resume {folder}"
         )
     if folder.is_symlink() or not folder.is_dir() or not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is no run, and only runs are overwritten: choose another --out")
+        raise ValueError(
+            f"{folder} is not a run, and only runs are overwritten: choose another --out"
+        )
     foreign = sorted({path.name for path in folder.iterdir()} - _PARTS)
     if foreign:
         raise ValueError(
-            f"{folder} holds {foreign[0]!r}, which is no part of a run and would be lost: move it, "
-            f"or choose another --out"
+            f"{folder} holds {foreign[0]!r}, which is not part of a run and would be lost: move "
+            f"it, or choose another --out"
         )
 
 
 def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Make the folder of a run: filled beside its place and then put there, whole or not at all.
+    """Make the folder of a run, completely or not at all.
+
+    A temporary folder is filled first and then renamed.
 
     Args:
-        folder: where.
-        fill: writes what belongs in the folder that it is given.
-        overwrite: whether a run that is there may be replaced.
+        folder: the path of the folder.
+        fill: a function that writes the files of the run to the folder that it is given.
+        overwrite: whether an existing run may be replaced.
 
     Raises:
-        ValueError: as `check_free` does, or if it cannot be written.
+        ValueError: as `check_free` does, or if the folder cannot be written.
     """
     check_free(folder, overwrite=overwrite)
-    place = folder.resolve()
+    target = folder.resolve()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=place.parent, prefix=".jaxrnn-") as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=".jaxrnn-") as temporary:
             new, old = Path(temporary, "new"), Path(temporary, "old")
             for part in (new, new / "checkpoints", new / "samples"):
                 part.mkdir()
             fill(new)
             files.sync(new)
-            if overwrite and place.exists():
-                with locked(place):
-                    place.rename(old)
+            if overwrite and target.exists():
+                with locked(target):
+                    target.rename(old)
             try:
-                new.rename(place)  # onto what is not there, or an empty folder
+                new.rename(target)  # the target does not exist or is an empty folder
             except BaseException:
                 if old.exists():
-                    old.rename(place)
+                    old.rename(target)
                 raise
-            files.sync(place.parent)
+            files.sync(target.parent)
     except OSError as error:
         check_free(folder)
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def write_description(folder: Path, text: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Write run.json unless it says the same already."""
-    described = {
+    """Write run.json unless it has the same content already."""
+    description = {
         "format": checkpoint.FORMAT,
         "text": text,
         "vocabulary": {"size": vocabulary.size, "sha256": vocabulary.sha256},
     }
-    file, content = folder / "run.json", json.dumps(described, indent=1) + "\n"
+    file, content = folder / "run.json", json.dumps(description, indent=1) + "\n"
     if not file.is_file() or file.read_text() != content:
         files.write(file, content)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Read run.json; "vocabulary" is None if it is not known.
+    """Read run.json; its "vocabulary" is None if it is unknown.
 
     Raises:
-        ValueError: if the folder is no run, or the file cannot be read.
+        ValueError: if the folder is not a run, or run.json is damaged.
     """
     file = folder / "run.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no run: it holds no run.json (jaxrnn train makes one)")
+        raise ValueError(f"{folder} is not a run: it has no run.json (jaxrnn train makes one)")
     for part in ("checkpoints", "samples"):
         if (folder / part).is_symlink():
             raise ValueError(f"{folder / part} is a link, and links in a run are not followed")
-    described = _read_json(file)
+    description = _read_json(file)
     try:
-        text = described["text"]
+        text = description["text"]
         optional = all(isinstance(text[name], str | NoneType) for name in ("file", "encoding"))
         if not (optional and all(isinstance(text[name], str) for name in ("name", "sha256"))):
-            raise ValueError("it does not say what text it is of")
-        if "vocabulary" not in described:
-            described["vocabulary"] = _old_vocabulary(folder / _OLD_VOCABULARY)
-        elif not isinstance(described["vocabulary"]["sha256"], str):
-            raise ValueError("it does not say what vocabulary it is of")
+            raise ValueError("it does not identify the text")
+        if "vocabulary" not in description:
+            description["vocabulary"] = _old_vocabulary(folder / _OLD_VOCABULARY)
+        elif not isinstance(description["vocabulary"]["sha256"], str):
+            raise ValueError("it does not identify the vocabulary")
     except (ValueError, KeyError, TypeError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{file} is damaged: {said}") from error
-    return described
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{file} is damaged: {problem}") from error
+    return description
 
 
 def _read_json(file: Path) -> Any:
+    """Read a JSON file, or raise `ValueError` if it is damaged or too large."""
     try:
         if file.stat().st_size > checkpoint.MOST_HEADER:
-            raise ValueError("it is too large to be one")
+            raise ValueError(f"it has more than {checkpoint.MOST_HEADER:,} bytes")
         return json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _old_vocabulary(file: Path) -> dict[str, Any] | None:
-    """Return what run.json says of a vocabulary today, from the file that older runs have."""
+    """Return the "vocabulary" entry of run.json, computed from the file of an earlier version."""
     if not file.is_file():
         return None
-    said = _read_json(file)
+    described = _read_json(file)
     try:
-        vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
+        vocabulary = Vocabulary(tuple(described["symbols"]), described["level"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     return {"size": vocabulary.size, "sha256": vocabulary.sha256}
 
 
 def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append to the metrics; on disk when this returns."""
+    """Append records to the metrics; they are on disk when the function returns."""
     lines = "".join(json.dumps(_finite(each)) + "\n" for each in records)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(lines)
@@ -184,8 +190,8 @@ def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the metrics; a last line that was cut off is left out."""
-    file, found = folder / "metrics.jsonl", []
+    """Read the metrics, up to the first line that is incomplete or damaged."""
+    file, records = folder / "metrics.jsonl", []
     with file.open(errors="replace") if file.is_file() else nullcontext([]) as lines:
         for line in lines:
             try:
@@ -195,25 +201,25 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
             if not (isinstance(each, dict) and _is_step(each.get("step"))):
                 break
             if all(map(_is_loss, each.values())):
-                found.append(each)
-    return found
+                records.append(each)
+    return records
 
 
 def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
-    """Remove what was recorded after a step, and what a killed process did not come to remove.
+    """Remove everything that a killed process wrote after a step or failed to remove.
 
     Args:
-        folder: of the run.
-        step: from which the run goes on.
-        history: [[step, held-out loss or losses], …] up to there.
-        keep: how many of the newest checkpoints to keep.
+        folder: the folder of the run.
+        step: the step from which the run is resumed.
+        history: [[step, held-out loss or losses], …] up to that step.
+        keep: the number of the newest checkpoints to keep.
     """
     recorded = metrics(folder)
-    kept = [each for each in recorded if each["step"] <= step]
-    files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in kept))
-    for place in (folder, folder / "checkpoints", folder / "samples"):
-        place.mkdir(exist_ok=True)
-        files.remove_temporary(place)
+    valid = [each for each in recorded if each["step"] <= step]
+    files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in valid))
+    for path in (folder, folder / "checkpoints", folder / "samples"):
+        path.mkdir(exist_ok=True)
+        files.remove_temporary(path)
     for path in (folder / "samples").iterdir():
         match = _SAMPLE.fullmatch(path.name)
         if match and int(match[1]) > step:
@@ -224,13 +230,16 @@ def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
 
 
 def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
-    """Save a checkpoint, and then remove those that are not to be kept, later ones too.
+    """Save a checkpoint, and then remove the checkpoints that are not kept and any later ones.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         tree: the train state.
-        about: with "step", and "history": [[step, held-out loss or losses], …].
-        keep: how many of the newest to keep.
+        about: the metadata, with "step" and "history": [[step, held-out loss or losses], …].
+        keep: the number of the newest checkpoints to keep.
+
+    Returns:
+        The path of the new checkpoint.
     """
     file = folder / "checkpoints" / f"step-{about['step']:08d}.safetensors"
     checkpoint.save(file, tree, about)
@@ -242,65 +251,69 @@ def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
 
 
 def _kept(steps: Iterable[int], history: Sequence[Any], keep: int) -> set[int]:
-    """Return the steps whose checkpoints are to be kept; the module's docstring says which."""
+    """Return the steps whose checkpoints are kept, by the rule in the docstring of the module."""
     ordered = sorted(steps, reverse=True)
-    evaluated = {0, *(step for step, _ in history)}
-    fixed = [step for step in ordered if step in evaluated]
-    since = [step for step in ordered if step > max(fixed, default=0)]
-    return {*fixed[:keep], *since[:keep], *ranked(history, fixed)[:1]}
+    evaluated_steps = {0, *(step for step, _ in history)}
+    evaluated = [step for step in ordered if step in evaluated_steps]
+    later = [step for step in ordered if step > max(evaluated, default=0)]
+    return {*evaluated[:keep], *later[:keep], *ranked(history, evaluated)[:1]}
 
 
-def newest(folder: Path) -> Found:
-    """Find the newest checkpoint that is whole, going back past damaged ones.
+def newest(folder: Path) -> RunCheckpoint:
+    """Open the newest checkpoint of a run that is not damaged.
 
     Raises:
-        ValueError: if there is none, or a newer version made it.
+        ValueError: if there is none, or a newer version wrote it.
     """
     steps = _steps(folder)
     return _first(folder, [steps[step] for step in sorted(steps, reverse=True)])
 
 
-def only(file: Path) -> Found:
-    """Open one checkpoint, wherever it lies.
+def only(file: Path) -> RunCheckpoint:
+    """Open one checkpoint, given by its path.
 
     Raises:
-        ValueError: if it is damaged, not of a run, or a newer version made it.
+        ValueError: if it is damaged, is not of a run, or a newer version wrote it.
     """
     return _checked(file, checkpoint.load(file))
 
 
-def best(folder: Path) -> Found:
-    """Find the checkpoint with the lowest held-out loss; the newest if none was evaluated.
+def best(folder: Path) -> RunCheckpoint:
+    """Open the checkpoint with the lowest held-out loss; the newest if none was evaluated.
 
     Raises:
         ValueError: as `newest` does.
     """
-    last, steps = newest(folder), _steps(folder)
-    order = ranked(last.checkpoint.about["history"], steps)
+    latest, steps = newest(folder), _steps(folder)
+    order = ranked(latest.checkpoint.about["history"], steps)
     if not order:
-        return last
-    return _first(folder, [*(steps[step] for step in order), last.checkpoint.file])
+        return latest
+    return _first(folder, [*(steps[step] for step in order), latest.checkpoint.file])
 
 
 def ranked(history: Iterable[Any], steps: Iterable[int]) -> list[int]:
-    """Sort those of the steps that were evaluated, the lowest held-out loss first.
+    """Return the steps with a finite held-out loss, the lowest loss first.
 
-    Of many members' losses the lowest counts.
+    The loss of a population is the lowest loss of its members.
     """
     losses = {step: lowest(held_out) for step, held_out in history}
-    there = [step for step in steps if losses.get(step, math.inf) < math.inf]
-    return sorted(there, key=lambda step: (losses[step], step))
+    evaluated = [step for step in steps if losses.get(step, math.inf) < math.inf]
+    return sorted(evaluated, key=lambda step: (losses[step], step))
 
 
 def lowest(losses: Any) -> float:
-    """Return the lowest of one loss or many; those that are None or nan do not count."""
-    every = losses if isinstance(losses, list | tuple) else [losses]
-    return min((loss for loss in every if loss is not None and loss == loss), default=math.inf)
+    """Return the lowest of one or many losses, ignoring None and nan; inf if there is none."""
+    values = losses if isinstance(losses, list | tuple) else [losses]
+    return min((loss for loss in values if loss is not None and loss == loss), default=math.inf)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training the same run; the lock ends with the process."""
+    """Lock a run, so that no other process trains it; the lock ends with the process.
+
+    Raises:
+        ValueError: if another process has locked the run.
+    """
     if fcntl is None:
         yield
         return
@@ -315,18 +328,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a run in which nothing was learnt, if there is nothing else in its folder."""
+    """Remove the folder of a run, unless it has files that are not part of a run."""
     if {path.name for path in folder.iterdir()} <= _PARTS:
         shutil.rmtree(folder)
 
 
 def _steps(folder: Path) -> dict[int, Path]:
-    place = folder / "checkpoints"
-    found = {path: _STEP.fullmatch(path.name) for path in place.iterdir()} if place.is_dir() else {}
-    return {int(match[1]): path for path, match in found.items() if match}
+    """Return the path of the checkpoint of each step."""
+    parent = folder / "checkpoints"
+    paths = parent.iterdir() if parent.is_dir() else ()
+    matches = {path: _STEP.fullmatch(path.name) for path in paths}
+    return {int(match[1]): path for path, match in matches.items() if match}
 
 
-def _first(folder: Path, paths: list[Path]) -> Found:
+def _first(folder: Path, paths: list[Path]) -> RunCheckpoint:
+    """Open the first of these checkpoints that is not damaged."""
     remarks = []
     for path in paths:
         try:
@@ -337,40 +353,42 @@ def _first(folder: Path, paths: list[Path]) -> Found:
         if remarks:
             remarks.append(f"going back to {path.name}")
         return _checked(path, opened)._replace(remarks=tuple(remarks))
-    what = f"; {remarks[0]}" if remarks else ""
-    raise ValueError(f"{folder} has no checkpoint that can be read{what}: train anew")
+    damage = f"; {remarks[0]}" if remarks else ""
+    raise ValueError(f"{folder} has no checkpoint that can be read{damage}: start a new run")
 
 
-def _checked(file: Path, opened: Checkpoint) -> Found:
-    """Refuse a checkpoint that is not of a run."""
+def _checked(file: Path, opened: Checkpoint) -> RunCheckpoint:
+    """Raise `ValueError` unless a checkpoint is that of a run."""
     try:
         steps = [step for step, held_out in opened.about["history"] if _is_loss(held_out)]
         if not all(map(_is_step, (*steps, opened.about["step"]))):
-            raise ValueError("a step is no whole number, or is negative or above 2³¹")
+            raise ValueError("a step is not a whole number, or is negative or at least 2³¹")
         if len(steps) != len(opened.about["history"]) or len(steps) > opened.about["step"]:
-            raise ValueError("its history and its step do not fit together")
+            raise ValueError("its history contradicts its step")
     except (ValueError, KeyError, TypeError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{file} is no checkpoint of a run: {said}") from error
-    return Found(opened, ())
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{file} is not a checkpoint of a run: {problem}") from error
+    return RunCheckpoint(opened, ())
 
 
 def _is_step(value: Any) -> bool:
+    """Return whether a JSON value is a valid step number."""
     return isinstance(value, int) and 0 <= value < 2**31
 
 
 def _is_loss(value: Any) -> bool:
-    """Return whether a record's value is a number, None for one that is not finite, or many."""
-    every = value if isinstance(value, list) else [value]
-    return all(each is None or _is_number(each) for each in every)
+    """Return whether a JSON value is a number, None (a non-finite number), or a list of both."""
+    values = value if isinstance(value, list) else [value]
+    return all(each is None or _is_number(each) for each in values)
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a JSON value is a number in the range of a float."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def _finite(value: Any) -> Any:
-    """Turn numbers that JSON does not know into None."""
+    """Replace non-finite numbers, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
