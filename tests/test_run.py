@@ -705,7 +705,7 @@ REFUSED = {
     "no step": ({"step": None}, "is not a checkpoint of a run"),
     "steps that are lists": ({"history": [[[1], 2.0]]}, "is not a checkpoint of a run"),
     "options that are none": ({"options": None}, "options must be an object, got None"),
-    "versions that are none": ({"made with": [1]}, "does not say what text it is of, or what"),
+    "versions that are none": ({"made with": [1]}, "does not identify its text, or the versi"),
     "steps without end": (
         {"options": {"steps": 10**18}},
         "steps must be at most 2,147,483,647, got",

@@ -1,4 +1,4 @@
-"""Language models of a text: vocabulary, runs that can be resumed, scoring and sampling."""
+"""Language models: vocabulary, training runs that can be resumed, evaluation and sampling."""
 
 from jaxrnn.lm import batches as batches
 from jaxrnn.lm.corpus import Text as Text

@@ -1,4 +1,4 @@
-"""The network, gradient algorithm and optimiser that `Options` describe."""
+"""Construction of the network, the gradient algorithm and the optimiser from `Options`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +30,7 @@ def _normal(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = None) -> jax.A
 
 
 def _weights(init: Initializer, recurrent_init: Initializer) -> dict[str, Any]:
+    """Return the initialisers of all weight matrices as arguments of `RNN`."""
     return {"input_init": init, "recurrent_init": recurrent_init, "readout_init": init}
 
 
@@ -40,7 +41,8 @@ INITIALIZERS: dict[Init, dict[str, Any]] = {
     "normal": _weights(_normal, _normal),
 }
 
-SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; a factor, 1 at first
+# From the number of steps to the schedule of a factor of the learning rate, which starts at 1.
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
     "constant": lambda steps: optax.constant_schedule(1.0),
     "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
     "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
@@ -49,7 +51,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {  # of how many steps; 
 
 
 def make_rnn(options: Options, vocabulary_size: int) -> RNN:
-    """Describe the network."""
+    """Return the network, whose inputs and outputs are the V symbols of the vocabulary."""
     return RNN(
         vocabulary_size,
         options.hidden_size,
@@ -63,7 +65,7 @@ def make_rnn(options: Options, vocabulary_size: int) -> RNN:
 
 
 def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
-    """Make the gradient algorithm; lines start from the same carry each time."""
+    """Return the gradient algorithm; with `lines` it is stateless: each batch starts from h = 0."""
     algorithm = gradients.build(options.algorithm, rnn)
     return gradients.stateless(algorithm) if options.lines else algorithm
 
@@ -71,21 +73,21 @@ def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
 def make_optimizer(
     options: Options, learning_rate: float | jax.Array
 ) -> optax.GradientTransformation:
-    """Make the optimiser, with its clip and the schedule of its learning rate."""
-    falls = SCHEDULES[options.schedule](options.steps - options.warmup)
+    """Return the optimiser, with gradient clipping and the schedule of the learning rate."""
+    factor = SCHEDULES[options.schedule](options.steps - options.warmup)
     if options.warmup:
-        rises = optax.linear_schedule(0.0, 1.0, options.warmup)
-        falls = optax.join_schedules([rises, falls], [options.warmup])
+        warmup = optax.linear_schedule(0.0, 1.0, options.warmup)
+        factor = optax.join_schedules([warmup, factor], [options.warmup])
 
     def rate(count):
-        return learning_rate * falls(count)
+        return learning_rate * factor(count)
 
     clip = {} if options.clip is None else {"clip": options.clip}
     if options.optimizer == "adagrad":
         return clipped_adagrad(rate, **clip)
     if options.optimizer == "sgd":
         return clipped_sgd(rate, **clip)
-    rule = optax.rmsprop(rate, decay=0.95)  # as char-rnn has it
+    rule = optax.rmsprop(rate, decay=0.95)  # the decay of char-rnn
     if options.optimizer == "adam":
         rule = optax.adamw(rate, weight_decay=options.weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip.get("clip", 1.0)), rule)

@@ -1,1 +1,1 @@
-"""Runs: prepared, trained, saved and resumed."""
+"""Training runs: preparing, training, saving and resuming them."""

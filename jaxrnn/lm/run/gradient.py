@@ -1,4 +1,4 @@
-"""The gradient that a run is trained by, compared with the exact one before the first step."""
+"""Check of a run's gradient against the exact gradient, before the first step."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,21 @@ from jaxrnn.network.stack import Params
 from jaxrnn.verification.report import Report
 from jaxrnn.verification.verify import verify
 
-_CARRIED = 2**24  # numbers that the rule may carry in the comparison, which is made in float64
+_CARRIED = 2**24  # the largest size of the rule's carry in the check, which uses float64
 
 
 class GradientCheck(NamedTuple):
-    """How a run's rule compares with `jax.grad` on its first batch.
+    """The result of comparing the gradient of a run with `jax.grad` on its first batch.
 
     Attributes:
-        rule: the rule's name.
-        claim: what it says of its gradient.
-        batch: the batch, or its first rows where the rule carries much for each of them.
-        report: of a rule that claims to be exact, in float64; None for the others.
-        cosine: of the whole gradient to the exact one, for the others; of one draw if the rule
-            draws random numbers, nan if one of the two is zero.
+        rule: the name of the gradient rule.
+        claim: the claim that the rule makes about its gradient, such as "exact".
+        batch: the batch; only its first rows if the rule's carry is large.
+        report: the report of `verify` in float64 for a rule that claims to be exact; None for
+            other rules.
+        cosine: the cosine between the gradient and the exact gradient for other rules; None for a
+            rule that claims to be exact. It is from a single draw if the rule draws random
+            numbers, and nan if one of the gradients is zero.
     """
 
     rule: str
@@ -37,30 +39,38 @@ class GradientCheck(NamedTuple):
 
 
 def check_gradient(run: Run) -> GradientCheck:
-    """Compare the rule that a run is trained by with `jax.grad`, on the run's first batch.
+    """Compare the gradient rule of a run with `jax.grad` on the first batch of the run.
 
-    Of a population the first member's parameters are taken. All processes must ask at once.
+    For a population the parameters of its first member are used. With several processes, all of
+    them must call the function.
+
+    Args:
+        run: the run, usually before its first step.
+
+    Returns:
+        The result of the comparison.
     """
-    chosen, rnn, params = run.options, run.rnn, run.on_one_device().state.params
+    rnn, params = run.rnn, run.on_one_device().state.params
     params = pick(params, 0) if run.population else params
-    algorithm, key = build.make_algorithm(chosen, rnn), options.seed_key(chosen.seed)
-    rule, _ = gradients.parse(chosen.algorithm)
+    algorithm, key = build.make_algorithm(run.options, rnn), options.seed_key(run.options.seed)
+    name = run.options.algorithm
+    rule, _ = gradients.parse(name)
     claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim
     carry = jax.eval_shape(lambda: algorithm.init(params, rnn.initial_state(1), key=key))
     rows = max(1, _CARRIED // sum(leaf.size for leaf in jax.tree.leaves(carry)))
     batch = jax.tree.map(lambda leaf: leaf[0, :rows], run.source(np.arange(1)))
     if claim == "exact":
         report = verify(algorithm, rnn, params, batch)
-        return GradientCheck(chosen.algorithm, claim, batch, report, None)
+        return GradientCheck(name, claim, batch, report, None)
 
     def gradient(algorithm: gradients.GradientAlgorithm) -> Params:
         carry = algorithm.init(params, rnn.initial_state(len(batch.inputs)), key=key)
         return jax.jit(algorithm.value_and_grad)(params, carry, batch)[1]
 
-    found, exact = (
+    candidate, reference = (
         np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(grads)])
         for grads in (gradient(algorithm), gradient(gradients.autodiff(rnn)))
     )
-    norms = float(np.linalg.norm(found) * np.linalg.norm(exact))
-    cosine = float(found @ exact) / norms if norms else float("nan")
-    return GradientCheck(chosen.algorithm, claim, batch, None, cosine)
+    norms = float(np.linalg.norm(candidate) * np.linalg.norm(reference))
+    cosine = float(candidate @ reference) / norms if norms else float("nan")
+    return GradientCheck(name, claim, batch, None, cosine)

@@ -1,4 +1,4 @@
-"""Models from runs on disk, and what their checkpoints say."""
+"""Loading of models and options from the checkpoints of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -18,95 +18,105 @@ from jaxrnn.network.rnn import param_shapes
 
 
 def load(place: str | Path, *, newest: bool = False) -> Model:
-    """Load the best model of a run, by its held-out loss, or the newest; of a population the best.
+    """Load the model with the lowest held-out loss from a run, or the newest model.
+
+    For a population the model of its best member is returned.
 
     Args:
-        place: the run's folder, or one checkpoint.
-        newest: whether to take the newest checkpoint instead of the best.
+        place: the path of the run's folder, or of one checkpoint.
+        newest: whether to load the newest checkpoint instead of the best one.
+
+    Returns:
+        The model. Its `remarks` name damaged checkpoints that were skipped.
 
     Raises:
-        ValueError: if there is no run, or no checkpoint of it that can be read.
+        ValueError: if there is no run, or it has no checkpoint that can be read.
     """
-    place, described = Path(place), None
-    if place.is_file():
-        found = folder.only(place)
+    path, description = Path(place), None
+    if path.is_file():
+        found = folder.only(path)
     else:
-        described = folder.describe(place)
-        found = folder.newest(place) if newest else folder.best(place)
-    chosen, vocabulary, about = read(found.checkpoint, place, described)
-    rnn, number = build.make_rnn(chosen, vocabulary.size), options.number_of_members(chosen)
+        description = folder.describe(path)
+        found = folder.newest(path) if newest else folder.best(path)
+    run_options, vocabulary, about = read(found.checkpoint, path, description)
+    rnn = build.make_rnn(run_options, vocabulary.size)
+    members = options.number_of_members(run_options)
     precision = found.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
-    leading = (number,) if number > 1 else ()
+    leading = (members,) if members > 1 else ()
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), precision.dtype),
         param_shapes(rnn),
     )
     params = checkpoint.restore(found.checkpoint, shapes, "params")
     held_out = dict(map(tuple, about["history"])).get(about["step"])
-    if number > 1:
+    if members > 1:
         params, held_out = best_member(params, held_out)
     step = int(about["step"])
-    return Model(rnn, vocabulary, params, chosen, step, held_out, found.remarks)
+    return Model(rnn, vocabulary, params, run_options, step, held_out, found.remarks)
 
 
 def read(
-    found: Checkpoint, place: Path, described: dict[str, Any] | None
+    opened: Checkpoint, path: Path, description: dict[str, Any] | None
 ) -> tuple[Options, Vocabulary, dict[str, Any]]:
-    """Read what a checkpoint is about: options, vocabulary, and all of it.
+    """Return the options, the vocabulary and all the metadata of a checkpoint.
 
     Args:
-        found: the checkpoint.
-        place: the folder of the run that it must be of.
-        described: what the run says that it is of; None for a checkpoint that is used alone.
+        opened: the checkpoint.
+        path: the folder of the run.
+        description: the content of the run's run.json, with which the checkpoint must agree; None
+            for a checkpoint that is used without its run.
 
     Raises:
-        ValueError: if it says what cannot be, or is of another run.
+        ValueError: if the metadata is invalid, or the checkpoint is of another run.
     """
-    about = found.about
+    about = opened.about
     try:
-        chosen = options.from_json(about["options"])
-        said = about["vocabulary"]
-        vocabulary = Vocabulary(tuple(said["symbols"]), said["level"])
+        run_options = options.from_json(about["options"])
+        described = about["vocabulary"]
+        vocabulary = Vocabulary(tuple(described["symbols"]), described["level"])
         if not isinstance(about["text"]["sha256"], str) or not isinstance(about["made with"], dict):
-            raise ValueError("it does not say what text it is of, or what made it")
-        for name, shape in found.shapes.items():
+            raise ValueError("it does not identify its text, or the versions that made it")
+        for name, shape in opened.shapes.items():
             if name.startswith("params.") and not jnp.issubdtype(shape.dtype, jnp.floating):
                 raise ValueError(f"{name} has dtype {shape.dtype}, but parameters are floats")
     except (ValueError, KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{found.file} cannot be used: {what}") from error
-    if described is not None:
-        _check_same_run(found, place, described, vocabulary)
-    return chosen, vocabulary, about
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{opened.file} cannot be used: {problem}") from error
+    if description is not None:
+        _check_same_run(opened, path, description, vocabulary)
+    return run_options, vocabulary, about
 
 
 def _check_same_run(
-    found: Checkpoint, place: Path, described: dict[str, Any], vocabulary: Vocabulary
+    opened: Checkpoint, path: Path, description: dict[str, Any], vocabulary: Vocabulary
 ) -> None:
-    """Raise `ValueError` if a checkpoint's vocabulary or text is not its run's."""
-    remedy = f"to use its weights in a new run: jaxrnn train FILE --init-from {found.file}"
-    told = described["vocabulary"]
-    if told is not None and told["sha256"] != vocabulary.sha256:
+    """Raise `ValueError` unless a checkpoint has the vocabulary and the text of its run."""
+    remedy = f"to use its weights in a new run: jaxrnn train FILE --init-from {opened.file}"
+    expected = description["vocabulary"]
+    if expected is not None and expected["sha256"] != vocabulary.sha256:
         raise ValueError(
-            f"{found.file} has a vocabulary of {vocabulary.size} symbols with the SHA-256 "
-            f"{vocabulary.sha256[:12]}…, but that of {place}, {told['sha256'][:12]}…, is "
+            f"{opened.file} has a vocabulary of {vocabulary.size} symbols with the SHA-256 "
+            f"{vocabulary.sha256[:12]}…, but that of {path}, {expected['sha256'][:12]}…, is "
             f"needed: it is of another run; {remedy}"
         )
-    text, expected = found.about["text"], described["text"]
+    text, expected = opened.about["text"], description["text"]
     if text["sha256"] != expected["sha256"]:
         raise ValueError(
-            f"{found.file} was trained on another text than {place}, with the SHA-256 "
+            f"{opened.file} was trained on another text than {path}, with the SHA-256 "
             f"{text['sha256'][:12]}… and not {expected['sha256'][:12]}…: it is of another run; "
             f"{remedy}"
         )
 
 
 def options_of(place: str | Path) -> Options:
-    """Return the options of a run at its newest good checkpoint.
+    """Return the options of a run, from its newest checkpoint that is not damaged.
+
+    Args:
+        place: the path of the run's folder.
 
     Raises:
-        ValueError: if there is no run, or no checkpoint of it that can be read.
+        ValueError: if there is no run, or it has no checkpoint that can be read.
     """
-    place = Path(place)
-    described = folder.describe(place)
-    return read(folder.newest(place).checkpoint, place, described)[0]
+    path = Path(place)
+    description = folder.describe(path)
+    return read(folder.newest(path).checkpoint, path, description)[0]

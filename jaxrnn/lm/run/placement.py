@@ -1,4 +1,4 @@
-"""Where the arrays of a run lie on a mesh of devices and processes."""
+"""Sharding of the arrays of a run over a mesh of devices and processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from jaxrnn.training.sharding import ROWS, check_divides, specs
 
 
 class Layout(NamedTuple):
-    """Where a run's arrays lie.
+    """The sharding of a run.
 
     Attributes:
         mesh: the devices.
-        state: the train state's shardings, in its structure.
+        state: the sharding of each leaf of the train state, as a pytree of the same structure.
     """
 
     mesh: Mesh
@@ -26,10 +26,10 @@ class Layout(NamedTuple):
 
 
 def layout(mesh: Mesh, make_state: Callable[[int], Any], batch_size: int) -> Layout:
-    """Lay out the train state that `make_state(batch_size)` makes.
+    """Return the sharding of the train state that `make_state(batch_size)` returns.
 
     Raises:
-        ValueError: if the batch does not divide by the devices.
+        ValueError: if the batch size is not divisible by the number of devices.
     """
     check_divides(batch_size, mesh.size)
     spec = specs(make_state, batch_size)
@@ -37,35 +37,35 @@ def layout(mesh: Mesh, make_state: Callable[[int], Any], batch_size: int) -> Lay
 
 
 def spread(layout: Layout, state: Any) -> Any:
-    """Lay out a state that every process has as a whole."""
+    """Shard a state over the devices; every process must have the whole state."""
     return jax.jit(lambda state: state, out_shardings=layout.state)(state)
 
 
 def gathered(layout: Layout, state: Any) -> Any:
-    """Bring a state together again, as a whole and on one device of every process."""
-    everywhere = NamedSharding(layout.mesh, PartitionSpec())
-    return on_one(jax.jit(lambda state: state, out_shardings=everywhere)(state))
+    """Return a sharded state as a whole, on one device of every process."""
+    replicated = NamedSharding(layout.mesh, PartitionSpec())
+    return on_one(jax.jit(lambda state: state, out_shardings=replicated)(state))
 
 
 def on_one(tree: Any) -> Any:
-    """Take what is the same on all devices from one of this process's."""
+    """Return replicated arrays as arrays on one device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def all_gather(signs: Sequence[Any]) -> Int[np.ndarray, "processes signs"]:
-    """Tell all processes the whole numbers of each; all must ask at once."""
-    mine = np.array(signs, np.int32)
-    return mine[None] if jax.process_count() == 1 else process_allgather(mine)
+    """Return the integers of all processes, one row each; all processes must call it."""
+    local = np.array(signs, np.int32)
+    return local[None] if jax.process_count() == 1 else process_allgather(local)
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> slice:
-    """Tell which rows of a batch this process reads: those of its devices."""
+    """Return the slice of the rows of a batch that are on the devices of this process."""
     owners = [device.process_index for device in mesh.devices.flat]
     share, first = batch_size // mesh.size, owners.index(jax.process_index())
     return slice(first * share, (first + owners.count(jax.process_index())) * share)
 
 
 def spread_rows(mesh: Mesh, batches: Batch) -> Batch:
-    """Put batches (N, B, T) on the devices, of which each process has its own rows."""
+    """Return batches (N, B, T) sharded over the devices; each process passes its own rows only."""
     rows = NamedSharding(mesh, PartitionSpec(None, ROWS))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(rows, leaf), batches)
