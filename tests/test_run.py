@@ -767,7 +767,9 @@ def test_a_str_is_a_path_wherever_a_text_is_asked_for(text, tmp_path, monkeypatc
 
 def test_a_run_of_a_text_in_memory_asks_for_it_to_go_on(tmp_path):
     trained(lm.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
-    with pytest.raises(ValueError, match=r"a text in memory, which lies in no file: give it again"):
+    with pytest.raises(
+        ValueError, match=r"a text in memory, which has no file: give the text again"
+    ):
         lm.resume(tmp_path / "run")
     assert lm.resume(tmp_path / "run", text=IN_MEMORY).done == 1
 

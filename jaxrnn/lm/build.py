@@ -65,7 +65,7 @@ def make_rnn(options: Options, vocabulary_size: int) -> RNN:
 
 
 def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
-    """Return the gradient algorithm; with `lines` it is stateless: each batch starts from h = 0."""
+    """Return the gradient algorithm; with `lines` every batch starts from the same carry."""
     algorithm = gradients.build(options.algorithm, rnn)
     return gradients.stateless(algorithm) if options.lines else algorithm
 

@@ -1,4 +1,4 @@
-"""A run forward, block by block: trained, evaluated, recorded, and ended where it must be."""
+"""The training loop: trains a run block by block, evaluates it and saves its progress."""
 
 import math
 import time
@@ -20,118 +20,140 @@ from jaxrnn.training import nonfinite as trouble
 from jaxrnn.training.nonfinite import Trouble
 from jaxrnn.training.step import Metrics, TrainState, make_train_loop
 
-BLOCK = 50  # at most so many steps in one jitted call, between two signs of life
-PACE = 0.5  # seconds that such a call should take
-_IN_BLOCK = 2**22  # symbols that are read for one call at most
-_NORMS = 1000  # of the last steps, that a gradient's norm is compared with
+BLOCK = 50  # the largest number of steps in a block, which is one jitted call
+PACE = 0.5  # the intended duration of a block in seconds
+_IN_BLOCK = 2**22  # the largest number of symbols read for a block
+_NORMS = 1000  # the number of previous gradient norms with which a new one is compared
 
 
 def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]:
-    """Train to the last step, to the first that is not finite, or as long as patience lasts.
+    """Train a run until it is over, block by block.
+
+    Training ends after the last step, at the first step that is not finite, or after `patience`
+    evaluations without an improvement.
 
     Args:
-        run: from where; if it has a folder, metrics, checkpoints and samples are kept in it.
-        stop: asked after each block; when it says so the run is saved and ends there.
+        run: the run, from its current step. If it has a folder, metrics, checkpoints and samples
+            are written there.
+        stop: a function that is called after each block; if it returns True, the run is saved and
+            training ends.
+
+    Returns:
+        An iterator over blocks of steps.
 
     Raises:
-        ValueError: if the folder cannot be written any more, or another process trains the run.
+        ValueError: if the folder cannot be written, or another process is training the run.
+
+    >>> from jaxrnn.lm import Options, Text, prepare
+    >>> options = Options(hidden_size=4, batch_size=2, length=8, steps=3)
+    >>> run = prepare(Text.from_string("to be or not to be " * 9), options)
+    >>> *_, last = train(run)
+    >>> last.run.done, last.over
+    (3, 'steps')
     """
     if run.folder is None:
         yield from _train(run, stop)
         return
     try:
         with folder.locked(run.folder):
-            # What a killed process recorded after it, and did not come to remove.
+            # Remove what a killed process wrote after this step or failed to remove.
             folder.rewind(run.folder, run.done, run.history, run.options.keep)
-            folder.write_description(
-                run.folder, run.text, run.vocabulary
-            )  # its text may have moved
+            # The path of the text may have changed.
+            folder.write_description(run.folder, run.text, run.vocabulary)
             yield from _train(run, stop)
     except OSError as error:
         raise ValueError(
-            f"cannot write {run.folder}: {error.strerror}; its last checkpoint stands: mend that, "
-            f"and go on with: jaxrnn resume {run.folder}"
+            f"cannot write {run.folder}: {error.strerror}; its last checkpoint is unharmed: remove "
+            f"the cause and continue with: jaxrnn resume {run.folder}"
         ) from error
 
 
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
-    chosen, loop = run.options, make_train_loop(run.step)
-    every = chosen.evaluate_every or max(1, chosen.steps // 20)
-    room = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(np.arange(1)).inputs.shape)))
-    pace, paced = min(PACE, chosen.save_every), 1
+    """Train a run, whose folder is locked if it has one."""
+    run_options, loop = run.options, make_train_loop(run.step)
+    every = run_options.evaluate_every or max(1, run_options.steps // 20)
+    block_size = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(np.arange(1)).inputs.shape)))
+    pace, next_number = min(PACE, run_options.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
     over = over_because(run)
     while not over:
-        begun, first = time.monotonic(), run.done
-        number = min(paced, chosen.steps - first, every - first % every)
-        run, metrics, characters, found = _advance(run, loop, number, room)
-        paced = min(room, max(1, int(pace * number / (time.monotonic() - begun))))
-        told = metrics.grad_norm.reshape(len(metrics.loss), -1)
-        norms = np.concatenate([norms, np.where(np.isfinite(told), told, 0).max(1)])
-        grown = trouble.growing(norms)  # the first; one in an earlier block was told already
-        since, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
+        started_at, first = time.monotonic(), run.done
+        number = min(next_number, run_options.steps - first, every - first % every)
+        run, metrics, characters, diagnosis = _advance(run, loop, number, block_size)
+        seconds = time.monotonic() - started_at
+        next_number = min(block_size, max(1, int(pace * number / seconds)))
+        grad_norm = metrics.grad_norm.reshape(len(metrics.loss), -1)
+        norms = np.concatenate([norms, np.where(np.isfinite(grad_norm), grad_norm, 0).max(1)])
+        grown = trouble.growing(norms)  # the first such norm, perhaps one of an earlier block
+        earlier, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
         held_out = saved = None
-        evaluated = found is None and (run.done % every == 0 or run.done == chosen.steps)
+        at_evaluation = run.done % every == 0 or run.done == run_options.steps
+        evaluated = diagnosis is None and at_evaluation
         if evaluated and not jax.process_index():
             held_out = _evaluate(run)
             run = run._replace(history=(*run.history, (run.done, held_out)))
-        over = "trouble" if found else over_because(run)
-        late = time.monotonic() - saved_at >= chosen.save_every
-        # The clock is the first process's, so that all do the same; any of them can be stopped.
-        signs = all_gather([paced, over == "patience", late, stop()])
-        paced, patience, late, _ = signs[0].tolist()
+        over = "trouble" if diagnosis else over_because(run)
+        save_is_due = time.monotonic() - saved_at >= run_options.save_every
+        # All processes follow the clock and the evaluations of the first one, so that they stay in
+        # step; a request to stop may come to any of them.
+        signs = all_gather([next_number, over == "patience", save_is_due, stop()])
+        next_number, patience, save_is_due, _ = signs[0].tolist()
         stopped = signs[:, -1].any()
         over = over or ("patience" if patience else "stopped" if stopped else "")
-        keeping = bool(over or evaluated or late)
-        whole = run.on_one_device() if keeping else run
+        saving = bool(over or evaluated or save_is_due)
+        whole = run.on_one_device() if saving else run
         if run.folder is not None:
             folder.record(run.folder, _records(first, metrics, run, held_out))
             if evaluated:
                 write_sample(whole)
-            if keeping:
+            if saving:
                 saved, saved_at = save(whole), time.monotonic()
-        growing = None if grown is None or grown < since else first + 1 + grown - since
+        # A growth in an earlier block was reported with that block.
+        growing = None if grown is None or grown < earlier else first + 1 + grown - earlier
         try:
-            yield Block(run, metrics, characters, held_out, saved, growing, found, over)
-        except GeneratorExit:  # whoever trains has heard enough
+            yield Block(run, metrics, characters, held_out, saved, growing, diagnosis, over)
+        except GeneratorExit:  # the caller abandons the iterator
             if run.folder is not None and saved is None:
                 save(run.on_one_device())
             raise
 
 
 def _advance(
-    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int, room: int
+    run: Run, loop: Callable[..., tuple[TrainState, Metrics]], number: int, block_size: int
 ) -> tuple[Run, Metrics, int, Trouble | None]:
-    """Take a number of steps out of `room`, for which the loop is compiled, while they are finite.
+    """Make `number` train steps, or as many as are finite.
+
+    The loop is compiled for `block_size` steps, which is at least `number`.
 
     Returns:
-        The run, the metrics of its steps and of the one that went wrong, how many symbols were
-        read, and where it went wrong.
+        The run after the last finite step; the metrics of the steps, including the first one that
+        is not finite; the number of symbols read; and the diagnosis of that step, if there is one.
     """
-    steps = run.done + np.arange(room)
+    steps = run.done + np.arange(block_size)
     if run.layout is None:
         batches = run.source(steps)
     else:
         rows = rows_here(run.layout.mesh, run.options.batch_size)
         batches = spread_rows(run.layout.mesh, run.source(steps, rows))
-    # A copy is donated: the last good state outlives a step that fails.
+    # The loop donates its argument. A copy is passed, because the state is needed if a step fails.
     state, metrics = loop(jax.tree.map(jnp.copy, run.state), batches, number)
     metrics = pick(jax.tree.map(np.asarray, metrics), slice(number))
-    good, found = metrics.finite.reshape(number, -1).any(1), None
-    if not good.all():
-        number = int(good.argmin())
+    # A population fails only when no member is finite.
+    finite, diagnosis = metrics.finite.reshape(number, -1).any(1), None
+    if not finite.all():
+        number = int(finite.argmin())
         metrics = pick(metrics, slice(number + 1))
         state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
-        alone = run._replace(state=state).on_one_device()
-        found = _diagnose(alone, pick(run.source(steps[number : number + 1]), 0))
+        whole = run._replace(state=state).on_one_device()
+        diagnosis = _diagnose(whole, pick(run.source(steps[number : number + 1]), 0))
     mask = batches.mask
     characters = number * batches.inputs[0].size if mask is None else int(mask[:number].sum())
-    return run._replace(state=state), metrics, characters, found
+    return run._replace(state=state), metrics, characters, diagnosis
 
 
 def _evaluate(run: Run) -> Any:
-    """Compute the held-out loss, or that of each member, on one device."""
+    """Compute the held-out loss on one device; for a population, a list of the members' losses."""
     params, population = run.state.params, run.population
     params = params if run.layout is None else on_one(params)
     losses = mean_loss(score(run.rnn, params, run.held_out, population=population))
@@ -139,23 +161,27 @@ def _evaluate(run: Run) -> Any:
 
 
 def _diagnose(run: Run, batch: Batch) -> Trouble:
-    """Find where a step that is not finite went wrong; of a population, in its last good member."""
-    number, state = 0, run.state
+    """Find the first non-finite value in a step.
+
+    For a population the first member with finite parameters before the step is diagnosed.
+    """
+    member, state = 0, run.state
     if run.population:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
-        good = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
-        number = int(np.all(good, 0).argmax())
-        state = pick(state, number)
+        finite = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
+        member = int(np.all(finite, 0).argmax())
+        state = pick(state, member)
     algorithm = build.make_algorithm(run.options, run.rnn)
-    rate = options.members(run.options)[number].learning_rate
+    rate = options.members(run.options)[member].learning_rate
     optimizer = build.make_optimizer(run.options, rate)
     return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
 
 
 def _records(first: int, metrics: Metrics, run: Run, held_out: Any) -> list[dict[str, Any]]:
-    told = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), strict=True)
+    """Return the records of the metrics file for a block that began after the step `first`."""
+    values = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), strict=True)
     records: list[dict[str, Any]] = [
         {"step": step, "loss": loss, "grad_norm": norm}
-        for step, (loss, norm) in enumerate(told, first + 1)
+        for step, (loss, norm) in enumerate(values, first + 1)
     ]
     return records + ([] if held_out is None else [{"step": run.done, "held_out": held_out}])

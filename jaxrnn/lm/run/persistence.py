@@ -1,4 +1,4 @@
-"""Runs on disk: begun, gone on with, and saved."""
+"""Starting, saving and resuming of runs that are stored in a folder."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from jaxrnn.lm.corpus import Text
 from jaxrnn.lm.model import Model, write
 from jaxrnn.lm.options import Options
 from jaxrnn.lm.run.load import read
-from jaxrnn.lm.run.prepare import begun, make, prepare
+from jaxrnn.lm.run.prepare import make, prepare, with_state
 from jaxrnn.lm.run.state import Run, to_model
 from jaxrnn.lm.store import atomic as files
 from jaxrnn.lm.store import checkpoint
@@ -33,20 +33,23 @@ def start(
     mesh: Mesh | None = None,
     init_from: Model | str | Path | None = None,
 ) -> Run:
-    """Make a run and its folder, in which its state before the first step is the first checkpoint.
+    """Prepare a run and make its folder, with a checkpoint of the state before the first step.
 
     Args:
-        place: the folder.
-        text: what to train on: the path of its file, or a `Text`; None: the documentation topics
-            that ship with Python.
-        chosen: how.
-        encoding: the file's encoding; default UTF-8.
-        overwrite: whether a run that is there may be replaced.
-        mesh: the devices that share the rows of each batch; default one device.
+        place: the path of the folder.
+        text: the text to train on: the path of a file, or a `Text`; default the documentation
+            topics that ship with Python.
+        chosen: the options of the run.
+        encoding: the encoding of the file; default UTF-8.
+        overwrite: whether an existing run in the folder may be replaced.
+        mesh: the devices over which the rows of each batch are sharded; default one device.
         init_from: as in `prepare`.
 
+    Returns:
+        The run before its first step.
+
     Raises:
-        ValueError: as `prepare` does, or if the folder is not free or cannot be written.
+        ValueError: as `prepare` does, or if the folder is in use or cannot be written.
     """
     folder.check_free(Path(place), overwrite=overwrite)
     run = prepare(corpus.as_text(text, encoding), chosen, mesh, init_from=init_from)
@@ -54,14 +57,22 @@ def start(
 
 
 def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
-    """Make the folder of a prepared run, its state before the first step the first checkpoint.
+    """Make the folder of a prepared run, with a checkpoint of the state before the first step.
 
-    Of many processes the first alone writes; all must ask for it.
+    With several processes, all of them must call the function, but only the first one writes.
+
+    Args:
+        run: the run, from `prepare`.
+        place: the path of the folder.
+        overwrite: whether an existing run in the folder may be replaced.
+
+    Returns:
+        The run with its `folder`.
 
     Raises:
-        ValueError: if the folder is not free or cannot be written.
+        ValueError: if the folder is in use or cannot be written.
     """
-    place, whole = Path(place), run.on_one_device()
+    path, whole = Path(place), run.on_one_device()
     if jax.process_index():
         return run
 
@@ -70,8 +81,8 @@ def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
         files.write(new / "metrics.jsonl", "")
         save(whole._replace(folder=new))
 
-    folder.create(place, fill, overwrite=overwrite)
-    return run._replace(folder=place)
+    folder.create(path, fill, overwrite=overwrite)
+    return run._replace(folder=path)
 
 
 def resume(
@@ -81,68 +92,73 @@ def resume(
     mesh: Mesh | None = None,
     **changes: Any,
 ) -> Run:
-    """Go on with a run from its newest good checkpoint.
+    """Resume a run from its newest checkpoint that is not damaged.
+
+    Without changes the run continues exactly as if it had not been interrupted.
 
     Args:
-        place: the run's folder.
-        text: its text, or the path where it lies now; default where it was.
-        mesh: the devices that share the rows of each batch, whatever they were before; default one
-            device.
-        **changes: what is to be otherwise from here on: fields of `jaxrnn.options.Changes`, such as
-            steps, learning_rate and patience. The run then differs from one that went on as it was.
+        place: the path of the run's folder.
+        text: the text of the run, or the current path of its file; default the path recorded in
+            the run.
+        mesh: the devices over which the rows of each batch are sharded; default one device. They
+            may differ from those before.
+        **changes: new values of options, such as steps, learning_rate and patience: the fields of
+            `jaxrnn.lm.options.Changes`.
+
+    Returns:
+        The run at the step of the checkpoint.
 
     Raises:
-        ValueError: if there is no run or no good checkpoint, the text is another, or a change is
-            not possible.
+        ValueError: if there is no run or no checkpoint that can be read, the text is not that of
+            the run, or an option cannot be changed.
     """
-    place = Path(place)
-    described, found = folder.describe(place), folder.newest(place)
-    chosen, vocabulary, about = read(found.checkpoint, place, described)
-    chosen, told = options.changed(chosen, **changes), described["text"]
+    path = Path(place)
+    description, found = folder.describe(path), folder.newest(path)
+    run_options, vocabulary, about = read(found.checkpoint, path, description)
+    run_options, recorded = options.changed(run_options, **changes), description["text"]
     if text is None:
-        if told["file"] is None and not told["name"].startswith(corpus.TOPICS):
+        if recorded["file"] is None and not recorded["name"].startswith(corpus.TOPICS):
             raise ValueError(
-                f"{place} was trained on {told['name']}, which lies in no file: give it again, as "
-                f"text=jaxrnn.lm.Text.from_string(…) or --text FILE"
+                f"{path} was trained on {recorded['name']}, which has no file: give the text "
+                f"again, as text=jaxrnn.lm.Text.from_string(…) or --text FILE"
             )
-        text = told["file"]
-    text = text if isinstance(text, Text) else corpus.as_text(text, told["encoding"])
+        text = recorded["file"]
+    text = text if isinstance(text, Text) else corpus.as_text(text, recorded["encoding"])
     expected = about["text"]["sha256"]
-    encoded = corpus.read(text, lines=chosen.lines, vocabulary=vocabulary, expected=expected)
-    run, _ = make(text, encoded, chosen, mesh)
+    encoded = corpus.read(text, lines=run_options.lines, vocabulary=vocabulary, expected=expected)
+    run, _ = make(text, encoded, run_options, mesh)
     state = checkpoint.restore(found.checkpoint, run.state)
     history = tuple((int(step), held_out) for step, held_out in about["history"])
     here, there = _versions(run), dict(about["made with"])
-    differs = [f"{name} {there[name]} (here {now})" for name, now in here.items()
-               if there.get(name, now) != now]  # fmt: skip
+    differences = [f"{name} {there[name]} (here {now})" for name, now in here.items()
+                   if there.get(name, now) != now]  # fmt: skip
     remarks = found.remarks
-    if differs:
-        remarks += (f"made with {', '.join(differs)}: the last digits may differ",)
-    kept_in = None if jax.process_index() else place
-    run = run._replace(history=history, folder=kept_in, remarks=remarks)
-    return begun(run, state)
+    if differences:
+        remarks += (f"made with {', '.join(differences)}: the last digits may differ",)
+    run_folder = None if jax.process_index() else path
+    run = run._replace(history=history, folder=run_folder, remarks=remarks)
+    return with_state(run, state)
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of a run that has a folder, and its state on one device."""
+    """Save a checkpoint of a run that has a folder and whose state is on one device."""
     assert run.folder is not None
-    chosen, vocabulary = run.options, run.vocabulary
+    run_options, vocabulary = run.options, run.vocabulary
+    length = 1 if run_options.lines else options.length_of(run_options)
     about = {
         "step": run.done,
-        "position": run.done
-        * chosen.batch_size
-        * (1 if chosen.lines else options.length_of(chosen)),
-        "options": options.to_json(chosen),
+        "position": run.done * run_options.batch_size * length,
+        "options": options.to_json(run_options),
         "text": {name: run.text[name] for name in ("name", "sha256", "characters")},
         "vocabulary": {"level": vocabulary.level, "symbols": vocabulary.symbols},
         "history": run.history,
         "made with": _versions(run),
     }
-    return folder.save(run.folder, run.state, about, keep=chosen.keep)
+    return folder.save(run.folder, run.state, about, keep=run_options.keep)
 
 
 def write_sample(run: Run) -> None:
-    """Write what the model as it is now makes, the same draws each time."""
+    """Write a text sampled from the current model; the random seed is the same at every step."""
     assert run.folder is not None
     (text,) = write(to_model(run), length=200, seed=run.options.seed)
     file = f"step-{run.done:08d}.txt"
@@ -150,7 +166,7 @@ def write_sample(run: Run) -> None:
 
 
 def _versions(run: Run) -> dict[str, str]:
-    """Tell what the last digits may depend on."""
+    """Return the versions and hardware on which the last digits of results may depend."""
     names = ("jaxrnn", "jax", "jaxlib", "optax", "numpy")
     device = jax.devices()[0]
     return {name: version(name) for name in names} | {

@@ -1,4 +1,4 @@
-"""Texts to runs: a run before its first step, in memory."""
+"""Preparation of a run in memory, before its first step, from a text and options."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from jaxrnn.network.stack import Params
 from jaxrnn.training.sharding import sharded
 from jaxrnn.training.step import TrainState, init_train_state, make_train_step
 
-_HELD_OUT = 1_000_000  # symbols that are held out at most
+_HELD_OUT = 1_000_000  # the largest number of symbols that are held out
 
 
 def prepare(
@@ -33,73 +33,89 @@ def prepare(
     *,
     init_from: Model | str | Path | None = None,
 ) -> Run:
-    """Make everything that a run needs from its text, in memory.
+    """Prepare a run in memory: encode its text and initialise its state.
 
     Args:
-        text: what to train on: the path of its file in UTF-8, or a `Text`.
-        chosen: how to train.
-        mesh: the devices that share the rows of each batch; default one device.
-        init_from: a model, or the run or checkpoint that holds it, to start from: its weights and
-            its vocabulary. Options of the network that are at their defaults are the model's; the
-            optimiser and the steps begin anew.
+        text: the text to train on: the path of a file in UTF-8, or a `Text`.
+        chosen: the options of the run.
+        mesh: the devices over which the rows of each batch are sharded; default one device.
+        init_from: a model, or the path of the run or checkpoint to load it from. The run starts
+            from its weights and has its vocabulary. Network options that are at their defaults are
+            those of the model. The optimiser and the step number start anew.
+
+    Returns:
+        The run before its first step, without a folder.
 
     Raises:
-        ValueError: if an option is outside its range or contradicts the model, or the text does not
-            fit the options or has characters that the model does not know, or the batch does not
-            divide by the devices.
+        ValueError: if an option is outside its range or contradicts the model, the text is too
+            short for the options or has characters that are not in the model's vocabulary, or the
+            batch size is not divisible by the number of devices.
+
+    >>> run = prepare(Text.from_string("to be or not to be " * 9), Options(batch_size=2, length=8))
+    >>> run.done, run.vocabulary.size
+    (0, 7)
     """
-    source = load(init_from) if isinstance(init_from, str | Path) else init_from
-    if source is not None:
-        chosen = options.of_model(chosen, source.options)
+    model = load(init_from) if isinstance(init_from, str | Path) else init_from
+    if model is not None:
+        chosen = options.of_model(chosen, model.options)
     options.check(chosen)
     text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
-    if source is None:
+    if model is None:
         read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
         run, first_state = make(text, read, chosen, mesh)
-        return begun(run, first_state())
-    corpus.check_known(text, source.vocabulary, lines=chosen.lines)
-    read = corpus.read(text, lines=chosen.lines, vocabulary=source.vocabulary)
-    run, first_state = make(text, read, chosen, mesh, source.params)
+        return with_state(run, first_state())
+    corpus.check_known(text, model.vocabulary, lines=chosen.lines)
+    read = corpus.read(text, lines=chosen.lines, vocabulary=model.vocabulary)
+    run, first_state = make(text, read, chosen, mesh, model.params)
     if unknown := unknown_words(read):
         remark = f"{unknown:,} words of {text.name} are not known to the model: each is {UNKNOWN}"
         run = run._replace(remarks=(remark,))
-    return begun(run, first_state())
+    return with_state(run, first_state())
 
 
-def begun(run: Run, state: TrainState) -> Run:
-    """Give a run its state, on all its devices."""
+def with_state(run: Run, state: TrainState) -> Run:
+    """Return the run with this state, sharded over the devices if the run has a mesh."""
     return run._replace(state=state if run.layout is None else spread(run.layout, state))
 
 
 def make(
     text: Text,
     read: Corpus,
-    chosen: Options,
+    run_options: Options,
     mesh: Mesh | None = None,
     weights: Params | None = None,
 ) -> tuple[Run, Callable[[], TrainState]]:
-    """Make a run of an encoded text, with the shapes of its state, and what makes its first one.
+    """Make a run from an encoded text.
 
-    The first state has the `weights`, or draws them if there are none.
+    Args:
+        text: the text.
+        read: the encoded text.
+        run_options: the options of the run.
+        mesh: the devices over which the rows of each batch are sharded; default one device.
+        weights: the initial parameters; default random.
+
+    Returns:
+        The run, whose state has shapes instead of arrays, and a function that returns the initial
+        state.
     """
     vocabulary = read.vocabulary
-    rnn = build.make_rnn(chosen, vocabulary.size)
-    source, held_out = (_lines if chosen.lines else _stream)(read, chosen)
-    rule = partial(build.make_algorithm, chosen)
+    rnn = build.make_rnn(run_options, vocabulary.size)
+    source, held_out = (_lines if run_options.lines else _stream)(read, run_options)
+    rule = partial(build.make_algorithm, run_options)
     algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
 
     def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
-        optimizer, params = build.make_optimizer(chosen, rate), rnn.init(params_key)
-        if weights is not None:  # in the precision of this process
+        optimizer, params = build.make_optimizer(run_options, rate), rnn.init(params_key)
+        if weights is not None:  # converted to the default dtype of this process
             params = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), params, weights)
         h = rnn.initial_state(batch_size)
         return init_train_state(algorithm, optimizer, params, h, key=state_key)
 
     def step(rate, state, batch):
-        return make_train_step(algorithm, build.make_optimizer(chosen, rate))(state, batch)
+        return make_train_step(algorithm, build.make_optimizer(run_options, rate))(state, batch)
 
-    members = options.members(chosen)
+    members = options.members(run_options)
     keys = [options.seed_key(member.seed) for member in members]
     if len(members) == 1:
         key, rate = keys[0], members[0].learning_rate
@@ -111,47 +127,50 @@ def make(
         def make_state(batch_size):
             return jax.jit(jax.vmap(partial(initial, batch_size)))(jnp.stack(keys), rates)
 
-    told = {
+    description = {
         "name": text.name,
         "file": text.file and str(text.file.resolve()),
         "encoding": text.encoding,
         "sha256": read.sha256,
         "characters": read.characters,
     }
-    state = partial(make_state, chosen.batch_size)
-    run = Run(chosen, rnn, vocabulary, told, whole_step, jax.eval_shape(state), source, held_out)
+    first_state = partial(make_state, run_options.batch_size)
+    shapes = jax.eval_shape(first_state)
+    run = Run(run_options, rnn, vocabulary, description, whole_step, shapes, source, held_out)
     if mesh is not None:
-        run = run._replace(layout=layout(mesh, make_state, chosen.batch_size))
-    return run, state
+        run = run._replace(layout=layout(mesh, make_state, run_options.batch_size))
+    return run, first_state
 
 
-def _stream(read: Corpus, chosen: Options) -> tuple[data.Source, data.EvalSet]:
-    total, length = len(read.ids), options.length_of(chosen)
-    kept = max(2, min(math.ceil(chosen.held_out * total), _HELD_OUT))
-    ids, held_out = corpus.cut(read.ids, max(total - kept, 0))
-    source = data.stream(ids, chosen.batch_size, length)
-    return source, data.passage(held_out[:], chosen.batch_size, length)
+def _stream(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSet]:
+    """Return the training batches and the evaluation set of one continuous text."""
+    total, length = len(read.ids), options.length_of(run_options)
+    held_out_size = max(2, min(math.ceil(run_options.held_out * total), _HELD_OUT))
+    ids, held_out = corpus.cut(read.ids, max(total - held_out_size, 0))
+    source = data.stream(ids, run_options.batch_size, length)
+    return source, data.passage(held_out[:], run_options.batch_size, length)
 
 
-def _lines(read: Corpus, chosen: Options) -> tuple[data.Source, data.EvalSet]:
+def _lines(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSet]:
+    """Return the training batches and the evaluation set of a text that is read line by line."""
     ends = read.vocabulary.ends
     rows = data.find_lines(read.ids, ends) if ends else None
     total = 0 if rows is None else len(rows.starts)
     if rows is None or total < 2:
         raise ValueError(f"training on lines needs at least 2 that are not empty, got {total}")
-    order = np.random.default_rng(chosen.seed).permutation(total)
-    long = np.cumsum((rows.ends - rows.starts)[order]) > _HELD_OUT
-    most = int(long.argmax()) if long.any() else total
-    kept = max(1, min(round(chosen.held_out * total), most))
+    order = np.random.default_rng(run_options.seed).permutation(total)
+    too_many = np.cumsum((rows.ends - rows.starts)[order]) > _HELD_OUT
+    limit = int(too_many.argmax()) if too_many.any() else total
+    number = max(1, min(round(run_options.held_out * total), limit))  # of held-out lines
     held_out, rows = (
-        rows._replace(starts=rows.starts[picked], ends=rows.ends[picked])
-        for picked in (order[:kept], order[kept:])
+        rows._replace(starts=rows.starts[indices], ends=rows.ends[indices])
+        for indices in (order[:number], order[number:])
     )
-    if len(rows.starts) < chosen.batch_size:
+    if len(rows.starts) < run_options.batch_size:
         raise ValueError(
-            f"{len(rows.starts)} lines to train on, beside {kept} held out, are fewer than a batch "
-            f"of {chosen.batch_size}: use a smaller batch size, or hold out less"
+            f"the text has {len(rows.starts)} lines to train on and {number} held out, but a batch "
+            f"needs {run_options.batch_size}: use a smaller batch size, or hold out less"
         )
-    length = options.length_of(chosen, max(rows.longest, held_out.longest))
-    source = data.shuffled(rows, chosen.batch_size, chosen.seed, length)
-    return source, data.rows_passage(held_out, chosen.batch_size, length)
+    length = options.length_of(run_options, max(rows.longest, held_out.longest))
+    source = data.shuffled(rows, run_options.batch_size, run_options.seed, length)
+    return source, data.rows_passage(held_out, run_options.batch_size, length)

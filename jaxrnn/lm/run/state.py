@@ -1,4 +1,4 @@
-"""What a run is: everything that training takes forward, and a block of steps of it."""
+"""The state of a run, and the result of a block of its steps."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,21 +20,23 @@ from jaxrnn.training.step import Metrics, TrainState, TrainStep
 
 
 class Run(NamedTuple):
-    """A run at some step.
+    """A training run at some step.
 
     Attributes:
-        options: how to train.
+        options: the options of the run.
         rnn: the network.
-        vocabulary: the symbols.
-        text: {"name", "file", "encoding", "sha256", "characters"} of what it is trained on.
-        step: the train step.
-        state: the train state; of a population each leaf begins with the members.
-        source: step numbers to batches.
-        held_out: what to evaluate on.
-        history: [step, held-out loss or losses] of each evaluation.
-        folder: where it is kept; None for one in memory, and in all processes but the first.
-        remarks: which checkpoints were damaged, and what differs from where the run was made.
-        layout: where the state lies, if on many devices.
+        vocabulary: the vocabulary.
+        text: {"name", "file", "encoding", "sha256", "characters"} of the text.
+        step: the function that makes one train step.
+        state: the train state; for a population each leaf has the members as its first axis.
+        source: a function from step numbers to batches.
+        held_out: the evaluation set.
+        history: (step, held-out loss or losses) of each evaluation.
+        folder: the path of the run's folder; None for a run in memory, and in all processes except
+            the first.
+        remarks: messages about damaged checkpoints, unknown words, and versions or machines that
+            differ from those of the checkpoint.
+        layout: the sharding of the state, if the run has a mesh of devices.
     """
 
     options: Options
@@ -61,24 +63,27 @@ class Run(NamedTuple):
         return int(np.max(np.asarray(self.state.step)))
 
     def on_one_device(self) -> "Run":
-        """Return the run with its whole state on one device; all processes must ask at once."""
+        """Return the run with its whole state on one device; all processes must call it."""
         if self.layout is None:
             return self
         return self._replace(state=placement.gathered(self.layout, self.state))
 
 
 class Block(NamedTuple):
-    """Some steps of training, and what followed on them.
+    """The result of some consecutive train steps.
 
     Attributes:
-        run: after the last good one of them.
-        metrics: of each; if the run went wrong, the last is the step that did.
-        characters: how many symbols were read.
-        held_out: the loss on the held-out text in nats a symbol, if it was evaluated.
-        saved: the checkpoint, if one was written.
-        growing: the step at which the gradient's norm rose above 100 times its median, if it did.
-        trouble: what was not finite, and where it began.
-        over: why no block follows: "steps", "patience", "stopped" or "trouble"; "" if one does.
+        run: the run after these steps; if one of them was not finite, after the step before it.
+        metrics: the metrics of each step, including the one that was not finite, if any.
+        characters: the number of symbols read.
+        held_out: the held-out loss in nats per symbol, or the losses of the members of a
+            population; None if there was no evaluation.
+        saved: the path of the checkpoint, if one was written.
+        growing: the step at which the norm of the gradient rose above 100 times its median, if it
+            did.
+        trouble: the diagnosis of the first non-finite value, if there was one.
+        over: the reason why no block follows: "steps", "patience", "stopped" or "trouble"; "" if
+            another block follows.
     """
 
     run: Run
@@ -92,7 +97,15 @@ class Block(NamedTuple):
 
 
 def over_because(run: Run) -> str:
-    """Say why a run is over: "steps" or "patience"; "" if it is not."""
+    """Return the reason why a run is over.
+
+    Args:
+        run: the run.
+
+    Returns:
+        "steps" if all steps are made, "patience" if the last `patience` evaluations brought no
+        improvement, and "" if the run is not over.
+    """
     if run.done >= run.options.steps:
         return "steps"
     losses = [folder.lowest(held_out) for _, held_out in run.history]
@@ -103,7 +116,13 @@ def over_because(run: Run) -> str:
 
 
 def to_model(run: Run) -> Model:
-    """Return a run's model as it is now; of a population the one that was the best at last."""
+    """Return the current model of a run.
+
+    For a population it is the member with the lowest loss in the last evaluation.
+
+    Args:
+        run: the run.
+    """
     held_out = run.history[-1][1] if run.history else None
     params = run.state.params
     if run.population:
@@ -112,13 +131,16 @@ def to_model(run: Run) -> Model:
 
 
 def best_member(params: Any, losses: Any) -> tuple[Any, float | None]:
-    """Pick the best member, the first if none was evaluated, and its held-out loss."""
+    """Return the parameters and the held-out loss of the member with the lowest loss.
+
+    Without losses it is the first member.
+    """
     if losses is None:
         return pick(params, 0), None
-    number = int(np.argmin([folder.lowest(loss) for loss in losses]))
-    return pick(params, number), losses[number]
+    member = int(np.argmin([folder.lowest(loss) for loss in losses]))
+    return pick(params, member), losses[member]
 
 
-def pick(tree: Any, places: Any) -> Any:
-    """Pick one or some of what a pytree's leaves begin with: members, steps."""
-    return jax.tree.map(lambda leaf: leaf[places], tree)
+def pick(tree: Any, index: Any) -> Any:
+    """Index the first axis of every leaf of a pytree, such as members or steps."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
