@@ -311,7 +311,7 @@ def from_json(described: Any) -> Options:
         if not _has_type(value, types[name]):
             raise ValueError(f"the option {name} has the invalid value {value!r:.100}")
     rates = values.get("learning_rates")
-    values = values | {"learning_rates": None if rates is None else tuple(rates)}
+    values["learning_rates"] = None if rates is None else tuple(rates)
     options = Options(**values)
     check(options)
     return options
