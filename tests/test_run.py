@@ -687,7 +687,7 @@ def changed(place, **about):
 
 
 REFUSED = {
-    "an option of another version": ({"options": {"sorcery": 1}}, "does not know: 'sorcery'"),
+    "an option of another version": ({"options": {"sorcery": 1}}, "know the option 'sorcery'"),
     "an option that cannot be": ({"options": {"steps": "many"}}, "option steps has the invalid"),
     "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
     "a gigantic network": ({"options": {"hidden_size": 10**9}}, "is needed: it is of another"),
