@@ -388,7 +388,7 @@ MISTAKES = {
     ("sample", "fox", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
     ("train", "fox.txt", "--seed", "99999999999999999999"): "seed must lie in 0 … 2⁶³ - 1, got",
     ("explain", "vector", "--seed", "-1"): "seed must lie in 0 … 2⁶³ - 1, got -1",
-    ("train", "fox.txt", "--lines", "--held-out", "0.999"): "are fewer than a batch of 32: use a",
+    ("train", "fox.txt", "--lines", "--held-out", "0.999"): "held out, but a batch needs 32: use a",
     ("train", "fox.txt", "--out", "."): "a run needs a folder of its own, got --out .: name a new",
     ("train", "fox.txt", "--out", ""): "a run needs a folder of its own, got --out .: name a new",
     ("train", "fox.txt", "--learning-rates"): "learning_rates is empty: give at least one, or",

@@ -34,25 +34,25 @@ def load(place: str | Path, *, newest: bool = False) -> Model:
     """
     path, description = Path(place), None
     if path.is_file():
-        found = folder.only(path)
+        opened = folder.only(path)
     else:
         description = folder.describe(path)
-        found = folder.newest(path) if newest else folder.best(path)
-    run_options, vocabulary, about = read(found.checkpoint, path, description)
+        opened = folder.newest(path) if newest else folder.best(path)
+    run_options, vocabulary, about = read(opened.checkpoint, path, description)
     rnn = build.make_rnn(run_options, vocabulary.size)
     members = options.number_of_members(run_options)
-    precision = found.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
+    precision = opened.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
     leading = (members,) if members > 1 else ()
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), precision.dtype),
         param_shapes(rnn),
     )
-    params = checkpoint.restore(found.checkpoint, shapes, "params")
+    params = checkpoint.restore(opened.checkpoint, shapes, "params")
     held_out = dict(map(tuple, about["history"])).get(about["step"])
     if members > 1:
         params, held_out = best_member(params, held_out)
     step = int(about["step"])
-    return Model(rnn, vocabulary, params, run_options, step, held_out, found.remarks)
+    return Model(rnn, vocabulary, params, run_options, step, held_out, opened.remarks)
 
 
 def read(

@@ -113,8 +113,8 @@ def resume(
             the run, or an option cannot be changed.
     """
     path = Path(place)
-    description, found = folder.describe(path), folder.newest(path)
-    run_options, vocabulary, about = read(found.checkpoint, path, description)
+    description, latest = folder.describe(path), folder.newest(path)
+    run_options, vocabulary, about = read(latest.checkpoint, path, description)
     run_options, recorded = options.changed(run_options, **changes), description["text"]
     if text is None:
         if recorded["file"] is None and not recorded["name"].startswith(corpus.TOPICS):
@@ -127,12 +127,12 @@ def resume(
     expected = about["text"]["sha256"]
     encoded = corpus.read(text, lines=run_options.lines, vocabulary=vocabulary, expected=expected)
     run, _ = make(text, encoded, run_options, mesh)
-    state = checkpoint.restore(found.checkpoint, run.state)
+    state = checkpoint.restore(latest.checkpoint, run.state)
     history = tuple((int(step), held_out) for step, held_out in about["history"])
     here, there = _versions(run), dict(about["made with"])
     differences = [f"{name} {there[name]} (here {now})" for name, now in here.items()
                    if there.get(name, now) != now]  # fmt: skip
-    remarks = found.remarks
+    remarks = latest.remarks
     if differences:
         remarks += (f"made with {', '.join(differences)}: the last digits may differ",)
     run_folder = None if jax.process_index() else path
