@@ -477,7 +477,7 @@ def free_ports(number: int) -> list[int]:
 
 MISTAKES = {  # none comes as far as to compute something, so that one process can make them all
     ("--devices", "0"): "devices must be at least 1, got 0",
-    ("--process-id", "1"): "--process-id is for --distributed: say that too, or leave it out",
+    ("--process-id", "1"): "--process-id is for --distributed: add that, or leave --process-id out",
     ("--distributed", "--coordinator", "127.0.0.1:1"): "needs --processes, --process-id too",
     (*MEET, "127.0.0.1:1", "--process-id", "2"): "must lie in 0 … 1 of 2, got 2",
     (*MEET, "127.0.0.1:1", "--process-id", "-1"): "must lie in 0 … 1 of 2, got -1",

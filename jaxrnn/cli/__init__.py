@@ -1,1 +1,1 @@
-"""The command `jaxrnn`."""
+"""The command-line interface `jaxrnn`."""

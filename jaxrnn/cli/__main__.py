@@ -1,4 +1,4 @@
-"""Run the command by `python -m jaxrnn.cli`."""
+"""Entry point of `python -m jaxrnn.cli`."""
 
 from jaxrnn.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A gradient's trial by `jaxrnn check`: a random network and batch, and the function on trial."""
+"""The parts of `jaxrnn check`: its options, a random network and batch, and the user's function."""
 
 import importlib
 import sys
@@ -21,52 +21,56 @@ from jaxrnn.verification.references import Reference, complex_step, finite_diffe
 
 @dataclass(frozen=True)
 class Options:
-    """Which gradient to check, on what network and batch."""
+    """The gradient to check, and the network and batch to check it on."""
 
     algorithm: str = "bptt"
-    """The gradient to check: one of jaxrnn's rules, as in jaxrnn train;"""
+    """The gradient rule to check, written as in jaxrnn train."""
     function: str | None = None
-    """or your own function (params, batch) -> (loss, gradient), as MODULE:NAME; the module is
-    looked for in this folder."""
+    """Check your own function (params, batch) -> (loss, gradient) instead, given as MODULE:NAME.
+    The module may lie in the current folder."""
     reference: Literal["autodiff", "finite-difference", "complex-step"] = "autodiff"
-    """What to compare with. The last two ask the loss alone."""
+    """The reference to compare with. The last two only evaluate the loss."""
     dtype: Dtype = "float64"
-    """What the gradient is computed in; the reference is always in float64."""
-    # No two sizes are alike, nor is B T one of them, so that a wrong factor has one meaning.
+    """Precision of the gradient. The reference is always computed in float64."""
+    # All sizes differ from each other and from B T, so that a wrong factor has only one cause.
     input_size: int = 20
-    """Features, or different ids (I)."""
+    """Number of input features, or of different ids (I)."""
     hidden_size: int = 32
     """Units in each layer (H)."""
     output_size: int = 10
-    """Outputs (O)."""
+    """Number of outputs (O)."""
     num_layers: int = 1
-    """Layers in the stack."""
+    """Number of layers."""
     activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The nonlinearity."""
+    """The activation function φ."""
     leak: float = 1.0
     """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
     use_bias: bool = True
-    """Whether there are b_h and b_y."""
+    """Whether the network has the biases b_h and b_y."""
     loss: Literal["softmax_cross_entropy", "squared_error"] = "softmax_cross_entropy"
     """The loss of each position."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Whether the loss is the positions' mean or their sum."""
+    """Whether the loss is the mean or the sum over the positions."""
     inputs: Literal["ids", "features"] = "ids"
-    """Token ids, or vectors of numbers."""
+    """Whether the inputs are token ids or feature vectors."""
     batch_size: int = 4
-    """Sequences (B)."""
+    """Sequences in the batch (B)."""
     length: int = 12
-    """Steps (T)."""
+    """Time steps of each sequence (T)."""
     mask: bool = False
-    """Whether to mask a part of the positions."""
+    """Whether to mask some of the positions."""
     init: Init = "default"
-    """Initial weights, as in jaxrnn train. Biases are drawn at random, so that they matter."""
+    """Initial weights, as in jaxrnn train. Biases are drawn at random instead of zero, so that they
+    affect the gradient."""
     seed: int = 0
-    """For the weights and the batch."""
+    """Random seed of the weights and the batch."""
 
 
 class Trial(NamedTuple):
-    """What to compare, on what; the state is zero for somebody's function, which is not told it."""
+    """The network, its parameters, its initial state and the batch of a check.
+
+    The initial state is zero for the user's own function, which does not receive it.
+    """
 
     rnn: RNN
     params: Params
@@ -75,10 +79,10 @@ class Trial(NamedTuple):
 
 
 def prepare(options: Options) -> Trial:
-    """Draw a network and a batch.
+    """Draw random parameters, an initial state and a batch for a network of the given options.
 
     Raises:
-        ValueError: if an option is outside its range.
+        ValueError: if an option is out of range.
     """
     for name in ("batch_size", "length"):
         if getattr(options, name) < 1:
@@ -114,7 +118,7 @@ def prepare(options: Options) -> Trial:
 
 
 def reference(options: Options) -> Reference | None:
-    """Make the reference; None is autodiff."""
+    """Return the reference that the options name, or None for autodiff."""
     references = {
         "autodiff": lambda: None,
         "finite-difference": finite_difference,
@@ -124,10 +128,10 @@ def reference(options: Options) -> Reference | None:
 
 
 def load(function: str) -> Callable[..., Any]:
-    """Import somebody's function by MODULE:NAME, from the current folder or what is installed.
+    """Load the user's function from MODULE:NAME, in the current folder or an installed package.
 
     Raises:
-        ValueError: if there is no such module or function, or the module fails.
+        ValueError: if the module or function does not exist, or importing the module fails.
     """
     module_name, colon, name = function.partition(":")
     if not (colon and module_name and name):
@@ -139,14 +143,14 @@ def load(function: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
-    except Exception as error:  # whatever somebody's module does when it is imported
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot import {module_name} from {folder}: {said}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    except Exception as error:  # the user's module may raise anything while it is imported
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot import {module_name} from {folder}: {reason}") from error
+    candidate = getattr(module, name, None)
+    if not callable(candidate):
         others = [key for key, value in vars(module).items() if callable(value)]
         others = [key for key in others if not key.startswith("_")]
         raise ValueError(
             f"{module_name} has no function {name}; it has {', '.join(others) or 'none'}"
         )
-    return found
+    return candidate

@@ -1,4 +1,4 @@
-"""What the command shows: lines, progress, a plot, and a walk through one word."""
+"""Terminal output of the command: labelled lines, progress bars, tables and the walkthrough."""
 
 import itertools
 import math
@@ -24,53 +24,58 @@ from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
 from jaxrnn.verification.report import HEADER, Report, cells
 
-LONGEST = 2000  # characters of a message
-WIDE = 70  # columns, below which progress leaves out what says the least
+LONGEST = 2000  # maximum length of a message, in characters
+WIDE = 70  # below this many columns the progress line leaves out the bar and the speed
 
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
-def _reader_gone() -> None:
+def _raise_broken_pipe() -> None:
     raise BrokenPipeError
 
 
-stdout.on_broken_pipe = _reader_gone  # rich would end the process without a word
+stdout.on_broken_pipe = _raise_broken_pipe  # by default rich ends the process without a message
 
 
 def printable(text: str, *, but: str = "") -> str:
-    """Show characters that would steer a terminal, and line ends, as escapes; `but` some."""
+    """Return the text with control characters and line ends escaped, except those in `but`."""
     return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
 
 
 def _as_text(text: str) -> str:
-    """Return what a model wrote; on a terminal without the characters that would steer it.
+    """Return generated text, on a terminal with its control characters escaped.
 
-    The joiners U+200C and U+200D stay: words of many scripts and emoji contain them.
+    The joiners U+200C and U+200D are kept, because words of many scripts and emoji contain them.
     """
     return printable(text, but="\n\t\u200c\u200d") if stdout.is_terminal else text
 
 
 def brief(text: str) -> str:
-    """Cut a message off that a foreign file has made too long to be read."""
+    """Return the message, cut off if content from a file has made it too long to read."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"
 
 
 def say(label: str, text: str) -> None:
-    """Print one line with its label."""
+    """Print one line of text after its label."""
     stdout.print(f"[bold]{label:<9}[/bold] ", end="")
     stdout.print(brief(text), markup=False)
 
 
 def text(training: lm.Run, *, given: bool) -> None:
-    """Say what is trained on."""
-    told, vocabulary = training.text, training.vocabulary
-    say("text", told["name"] + ("" if given else ", since no FILE was given"))
-    say("", f"{told['characters']:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
+    """Print the name and size of the training text and the size of the vocabulary.
+
+    Args:
+        training: the run.
+        given: whether the user named a file.
+    """
+    about, vocabulary = training.text, training.vocabulary
+    say("text", about["name"] + ("" if given else ", since no FILE was given"))
+    say("", f"{about['characters']:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
         f"{vocabulary.size:,} different {vocabulary.unit}s")  # fmt: skip
 
 
 def network(training: lm.Run) -> None:
-    """Say what is trained, and how many of it."""
+    """Print the sizes of the network, and the number of models if there are several."""
     rnn = training.rnn
     layers = [f"{rnn.hidden_size} {rnn.activation}"] * rnn.num_layers
     leak = "" if rnn.leak == 1 else f", leak {rnn.leak}"
@@ -78,10 +83,10 @@ def network(training: lm.Run) -> None:
     sizes = " → ".join([str(rnn.input_size), *layers, str(rnn.output_size)])
     say("network", f"{sizes}{leak}, {size:,} parameters")
     if training.population:
-        many = number_of_members(training.options)
+        members = number_of_members(training.options)
         rates = training.options.learning_rates
-        of_rates = f", at {len(rates)} learning rates" if rates else ""
-        say("", f"{many} models at once{of_rates}, from {training.options.seeds} seeds each")
+        with_rates = f", with {len(rates)} learning rates" if rates else ""
+        say("", f"{members} models at once{with_rates} and {training.options.seeds} seeds each")
 
 
 _CLAIMS = {
@@ -91,13 +96,13 @@ _CLAIMS = {
 }
 
 
-def gradient(found: lm.GradientCheck, batch_size: int) -> None:
-    """Show how the gradient compares with the exact one; the whole report if it is wrong."""
-    rows, report = len(found.batch.inputs), found.report
+def gradient(check: lm.GradientCheck, batch_size: int) -> None:
+    """Print how the gradient compares with the exact one; print the whole report if it is wrong."""
+    rows, report = len(check.batch.inputs), check.report
     some = "" if rows == batch_size else f"{rows} of {batch_size} rows of "
-    what = f"{found.rule} against jax.grad on {some}the first batch {found.batch.inputs.shape}"
+    what = f"{check.rule} against jax.grad on {some}the first batch {check.batch.inputs.shape}"
     if report is None:
-        say("gradient", f"{what}: cosine {found.cosine:.4f}; {_CLAIMS[found.claim]}")
+        say("gradient", f"{what}: cosine {check.cosine:.4f}; {_CLAIMS[check.claim]}")
         return
     say("gradient", f"{what}, in float64:")
     if report.ok:
@@ -108,19 +113,19 @@ def gradient(found: lm.GradientCheck, batch_size: int) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show on a terminal that something is going on."""
+    """Show a status line on a terminal while the body of the `with` statement runs."""
     with stdout.status(what) if stdout.is_terminal and not stdout.quiet else nullcontext():
         yield
 
 
 def report(found: Report) -> None:
-    """Show a report: a table on a terminal, plain text elsewhere."""
+    """Print a report: as a table on a terminal, as plain text elsewhere."""
     if not stdout.is_terminal:
         print(found)
         return
     rows = [cells(leaf) for leaf in found.leaves]
     widths = [max(map(len, column)) + 2 for column in zip(HEADER, *rows, strict=True)]
-    fitting = sum(np.cumsum(widths) <= stdout.width + 2)  # the first columns say the most
+    fitting = sum(np.cumsum(widths) <= stdout.width + 2)  # columns are sorted by importance
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for column in HEADER[:fitting]:
         table.add_column(column, justify="left" if column == HEADER[0] else "right", no_wrap=True)
@@ -134,20 +139,20 @@ def report(found: Report) -> None:
 
 
 def samples(texts: list[str]) -> None:
-    """Print generated texts, ruled off from each other where they are longer than a line."""
+    """Print generated texts, separated by rules if any of them has several lines."""
     if stdout.quiet:
         return
     ruled = len(texts) > 1 and any("\n" in text for text in texts)
     for text in texts:
         if ruled:
             stdout.rule(style="dim")
-        print(_as_text(text))  # a console would expand its tabs
+        print(_as_text(text))  # rich's console would expand the tabs
     if ruled:
         stdout.rule(style="dim")
 
 
 def streamed(parts: Iterator[list[str]]) -> None:
-    """Print a text as it is made; several when all are there."""
+    """Print one text while it is generated, or several texts when all are complete."""
     first = next(parts)
     if len(first) > 1:
         samples(["".join(row) for row in zip(first, *parts, strict=True)])
@@ -158,13 +163,16 @@ def streamed(parts: Iterator[list[str]]) -> None:
 
 
 def remarks(lines: Iterable[str]) -> None:
-    """Print what is to be noted, beside the output."""
+    """Print notes to stderr, one a line."""
     for line in () if stdout.quiet else lines:
         print(f"jaxrnn: note: {printable(brief(line))}", file=sys.stderr)
 
 
 def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.Block]:
-    """Show a bar on a terminal and plain lines elsewhere, one for each evaluation."""
+    """Yield the blocks of a training run, and show its progress.
+
+    The progress is a bar on a terminal, and elsewhere a line for each evaluation.
+    """
     steps, unit = training.options.steps, training.vocabulary.unit
     started = before = time.perf_counter()
     first, held_out, characters = training.done, "", 0  # characters since the last evaluation
@@ -204,7 +212,7 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
 
 
 def with_share(scores: Iterator[tuple[float, Score]]) -> Score:
-    """Show on a terminal how much of a text has been scored, and return the last score."""
+    """Return the last score; on a terminal, show the share of the text that has been scored."""
     last = None
     with Progress(
         TextColumn("[bold]scoring[/bold]"),
@@ -222,54 +230,54 @@ def with_share(scores: Iterator[tuple[float, Score]]) -> Score:
     return last
 
 
-def scored(model: Model, found: Score) -> None:
-    """Say how well a text was foretold."""
-    vocabulary, nats = model.vocabulary, found.nats
+def scored(model: Model, score: Score) -> None:
+    """Print the loss of a model on a text."""
+    vocabulary, nats = model.vocabulary, score.nats
     say("model", f"after step {model.step:,}")
-    say("scored", f"{found.symbols:,} {vocabulary.unit}s, state carried from "
+    say("scored", f"{score.symbols:,} {vocabulary.unit}s, state carried from "
         f"{'each line' if model.options.lines else 'the first'} to its end")  # fmt: skip
     say("loss", f"{nats:.4f} nats per {vocabulary.unit} = {units(nats, vocabulary)}")
     if vocabulary.level == "word":
-        bits = nats * found.symbols / found.characters / np.log(2)
-        say("", f"{bits:.4f} bits per character; {found.unknown:,} words are not known")
+        bits = nats * score.symbols / score.characters / np.log(2)
+        say("", f"{bits:.4f} bits per character; {score.unknown:,} words are not known")
 
 
 def held_out(training: lm.Run) -> None:
-    """Say the held-out loss at last, and the best if that was another."""
+    """Print the lowest held-out loss, and the loss at the last evaluation if it differs."""
     history, vocabulary = training.history, training.vocabulary
     if not history:
         return
-    best_step, best = min(history, key=lambda each: folder.lowest(each[1]))
+    best_step, best = min(history, key=lambda evaluation: folder.lowest(evaluation[1]))
     lowest = folder.lowest(best)
     say("held out", f"{lowest:.4f} nats = {units(lowest, vocabulary)}, after step {best_step:,}")
     last_step, last = history[-1]
     if training.population:
-        said = [np.nan if loss is None else loss for loss in last]
-        low, middle, high = np.nanquantile(said, [0.25, 0.5, 0.75])
-        say("", f"the best of {len(said)} models; at the last step the median is {middle:.4f}")
+        losses = [np.nan if loss is None else loss for loss in last]
+        low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75])
+        say("", f"the best of {len(losses)} models; at the last step the median is {middle:.4f}")
         say("", f"and the quartiles are {low:.4f} and {high:.4f}")
     elif last_step != best_step:
         say("", f"the best checkpoint; the last has {folder.lowest(last):.4f}")
 
 
 def trouble(found: Trouble) -> None:
-    """Say where something that is not finite began, and what to try."""
+    """Print where the first non-finite value appeared, and what to try."""
     for number, line in enumerate(str(found).splitlines()):
         say("" if number else "trouble", line)
 
 
 def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
-    """Print a walkthrough with its formulas."""
+    """Print every quantity of a walkthrough, with the equations."""
 
     def show(name, value):
-        shown = np.array2string(
+        numbers = np.array2string(
             value,
             precision=8,
             prefix=" " * 12,
             max_line_width=stdout.width,
             threshold=sys.maxsize,
         )
-        print(f"  {name:<9} {shown}")
+        print(f"  {name:<9} {numbers}")
 
     def weights(params, prefix=""):
         (cell,), readout = params
@@ -279,18 +287,18 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
     symbols = vocabulary.symbols
     answers = word[1:] + LINE
     print(f"characters  {' '.join(map(repr, symbols))}")
-    print("\nparameters  (rows are what a weight reads, columns what it writes)")
+    print("\nparameters  (rows are the inputs of a weight matrix, columns its outputs)")
     weights(walk.params)
     print("\nforward     h = tanh(x W_xh + h_prev W_hh + b_h)")
     print("            y = h W_hy + b_y   p = softmax(y)   loss = -ln p[answer]")
-    for t, (read, answer) in enumerate(zip(word, answers, strict=True)):
-        print(f"step {t}: reads {read!r}, should answer {answer!r}")
+    for t, (character, answer) in enumerate(zip(word, answers, strict=True)):
+        print(f"step {t}: reads {character!r}, should answer {answer!r}")
         for name in ("x", "h", "y", "p"):
             show(name, getattr(walk, name)[t])
         show("loss", walk.loss_t[t])
-    print(f"loss        {walk.loss}   the sum")
+    print(f"loss        {walk.loss}   the sum over the steps")
     print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next")
-    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, to the step before")
+    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, for the step before")
     for t in reversed(range(len(word))):
         print(f"step {t}:")
         for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):

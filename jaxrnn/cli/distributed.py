@@ -1,13 +1,13 @@
-"""Devices and processes: one process, several processes on this machine, or a cluster.
+"""Devices and processes: set up JAX for one process, several on this machine, or a cluster.
 
-What is set here is JAX's for the whole process and must be set before its first computation, so the
-command does it and the library never.
+The settings apply to the whole process and must be made before JAX's first computation. Therefore
+only the command makes them, never the library.
 
-With `--processes` the command becomes a supervisor that starts the others and trains nothing
-itself. The others live in a session of their own, so that a terminal's Ctrl-C and its closing reach
-the supervisor alone, which then asks each of them once to save and end. Each also reads from a pipe
-that only the supervisor can write to. However the supervisor ends, by SIGKILL too, the pipe then
-closes, and whoever still reads from it saves and ends.
+With `--processes` the command is a supervisor: it starts the training processes and does not train
+itself. Each training process runs in a session of its own, so that Ctrl-C and the closing of a
+terminal reach only the supervisor. The supervisor then asks each process once to save and exit.
+Each process also reads from a pipe that only the supervisor holds open for writing. The pipe closes
+when the supervisor ends, even by SIGKILL. A process that sees the pipe close saves and exits.
 """
 
 import hashlib
@@ -32,61 +32,63 @@ from jax.sharding import Mesh
 from jaxrnn.lm.run.placement import all_gather
 from jaxrnn.training.sharding import make_mesh
 
-HEARTBEAT = 10  # seconds without a sign of a process's life after which the others end
-MISTAKE, LOST = 2, 75  # a command's status: somebody's mistake; another process is gone
-STOPPING = tuple(  # what saves and ends a run, where the system has it
+HEARTBEAT = 10  # seconds without a heartbeat of one process after which the others exit
+MISTAKE, LOST = 2, 75  # exit statuses: the user's mistake; another process was lost
+STOPPING = tuple(  # the signals that save and end a run, as far as the system has them
     signal.Signals[name]
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if name in signal.Signals.__members__
 )
-_ORPHANED = 5  # seconds that a process has to save when its supervisor is gone
-LIFELINE = "JAXRNN_SUPERVISOR"  # the descriptor of a pipe that closes when the supervisor ends
-_SAID = 256  # bytes of a message that all processes are told
-Made = TypeVar("Made")
+_ORPHANED = 5  # seconds that a process has to save after its supervisor has ended
+LIFELINE = "JAXRNN_SUPERVISOR"  # environment variable: the descriptor of the supervisor's pipe
+_MESSAGE_BYTES = 256  # length of an error message that is sent to all processes
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Machines:
-    """On what to run. Results on more than one device are equal to rounding."""
+    """The devices and processes to run on. Results on several devices are equal up to rounding."""
 
     devices: int | None = None
-    """Devices of each process, that share the rows of a batch: default 1 on a CPU, where each is
-    best a core, and all that are there on GPUs."""
+    """Devices of each process, among which the rows of a batch are divided. Default: 1 on a CPU,
+    all of them on GPUs. On a CPU, use at most one device per core."""
     processes: int | None = None
-    """Run as so many processes: all on this machine, started again from the last checkpoint when
-    one dies; or with --distributed this is one of them."""
+    """Number of processes. Without --distributed all of them run on this machine, and are restarted
+    from the last checkpoint when one dies."""
     distributed: bool = False
-    """Be one of several processes, here or on other machines, which read one text and keep one run
-    in the same folder. Clusters that JAX knows (Slurm, MPI, …) need no more."""
+    """Run as one of several processes, on this machine or others, which read the same text and
+    write the same run folder. On clusters that JAX detects (Slurm, MPI, …) no other option is
+    needed."""
     coordinator: str | None = None
-    """HOST:PORT of the first process, for the others to meet; default $JAX_COORDINATOR_ADDRESS."""
+    """HOST:PORT of the first process, to which the others connect; default
+    $JAX_COORDINATOR_ADDRESS."""
     process_id: int | None = None
-    """Which of the processes this is, from 0; default $JAX_PROCESS_ID."""
+    """Index of this process, from 0; default $JAX_PROCESS_ID."""
     timeout: int = 60
     """Seconds to wait for the other processes."""
     restarts: int = 3
-    """How often to start again, with --processes."""
+    """Maximum number of restarts with --processes."""
     compilation_cache: Path | None = None
-    """Keep compiled programs in this folder, for the next start to be quicker."""
+    """Keep compiled programs in this folder, which makes the next start faster."""
 
     @property
     def watches(self) -> bool:
-        """Whether this process starts and watches the others."""
+        """Whether this process is the supervisor of the others."""
         return self.processes is not None and not self.distributed
 
 
 def set_up(machines: Machines) -> Mesh | None:
-    """Set JAX up, and return the devices if there is more than one.
+    """Set up JAX, and return a mesh of the devices, or None for a single device.
 
-    A process that a supervisor has started ends with it from here on.
+    A process that was started by a supervisor from now on exits when the supervisor ends.
 
     Raises:
-        ValueError: if something contradicts something else, there are fewer devices than were asked
-            for, or the other processes do not come.
+        ValueError: if options contradict each other, there are fewer devices than requested, or
+            the other processes cannot be reached.
     """
     lifeline = os.environ.pop(LIFELINE, None)
     if lifeline is not None:
-        _end_with(int(lifeline))
+        _exit_with_supervisor(int(lifeline))
     check(machines)
     if machines.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(machines.compilation_cache))
@@ -97,53 +99,57 @@ def set_up(machines: Machines) -> Mesh | None:
     if machines.distributed or (wanted or 1) > 1:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if machines.distributed:
-        # JAX's own service would swallow a SIGTERM that comes before training handles it.
+        # JAX's own service would swallow a SIGTERM that arrives before training handles it.
         jax.config.update("jax_enable_preemption_service", False)
         _join(machines)
-    here = jax.local_device_count()
-    if wanted is not None and wanted > here:
+    available = jax.local_device_count()
+    if wanted is not None and wanted > available:
         what = "cores" if jax.default_backend() == "cpu" else "devices"
-        raise ValueError(f"devices must lie in 1 … {here}, the {what} here, got {wanted}")
+        raise ValueError(f"devices must lie in 1 … {available}, the {what} here, got {wanted}")
     if machines.distributed:
-        if wanted not in (None, here):
-            raise ValueError(f"devices must be all {here} that are here, with --distributed")
+        if wanted not in (None, available):
+            raise ValueError(
+                f"with --distributed, devices must be all {available} that are here, got {wanted}"
+            )
         return make_mesh()
-    number = here if wanted is None else wanted
+    number = available if wanted is None else wanted
     return make_mesh(number) if number > 1 else None
 
 
-def together(make: Callable[[], Made]) -> Made:
-    """Make something in every process; what one of them cannot make, all say.
+def together(make: Callable[[], Result]) -> Result:
+    """Return `make()`, called in every process; if it fails in one process, raise in all of them.
 
     Raises:
-        ValueError: with the message of the first that failed.
+        ValueError: with the message of the first process that failed.
     """
-    made, said = None, ""
+    result, error_text = None, ""
     try:
-        made = make()
+        result = make()
     except (ValueError, OSError) as error:
         if jax.process_count() == 1:
             raise
-        said = str(error)
-    told = all_gather(list(said.encode()[:_SAID].ljust(_SAID)))
-    for rank, message in enumerate(told):
+        error_text = str(error)
+    messages = all_gather(list(error_text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)))
+    for rank, message in enumerate(messages):
         text = bytes(message.astype(np.uint8)).decode(errors="replace").strip()
         if text:
             raise ValueError(f"process {rank}: {text}")
-    assert made is not None
-    return made
+    assert result is not None
+    return result
 
 
-def agree(what: Mapping[str, object]) -> None:
-    """Make sure that all processes were told the same.
+def agree(settings: Mapping[str, object]) -> None:
+    """Check that all processes have the same settings.
 
     Raises:
-        ValueError: in all of them, with what differs and the value here.
+        ValueError: in all processes, with the name of the first setting that differs and its value
+            in this process.
     """
-    digests = [hashlib.sha256(json.dumps(value).encode()).digest()[:4] for value in what.values()]
-    told = all_gather([int.from_bytes(digest, "little", signed=True) for digest in digests])
-    for number, (name, value) in enumerate(what.items()):
-        others = np.flatnonzero(told[:, number] != told[0, number])
+    values = settings.values()
+    digests = [hashlib.sha256(json.dumps(value).encode()).digest()[:4] for value in values]
+    gathered = all_gather([int.from_bytes(digest, "little", signed=True) for digest in digests])
+    for number, (name, value) in enumerate(settings.items()):
+        others = np.flatnonzero(gathered[:, number] != gathered[0, number])
         if len(others):
             ranks = ", ".join(map(str, others.tolist()))
             raise ValueError(
@@ -154,42 +160,42 @@ def agree(what: Mapping[str, object]) -> None:
 
 @contextmanager
 def told_to_stop() -> Iterator[list[int]]:
-    """Record SIGINT, SIGTERM and SIGHUP instead of ending at once, so that a run ends in order.
+    """Record SIGINT, SIGTERM and SIGHUP instead of exiting, so that a run can save first.
 
-    A second signal raises `KeyboardInterrupt` with the first one's number. SIGHUP stays ignored
-    where it was, as `nohup` has it.
+    A second signal raises `KeyboardInterrupt` with the number of the first signal. SIGHUP stays
+    ignored if it was ignored before, as `nohup` requires.
 
     Returns:
-        A list, to which the numbers of the signals are added as they come.
+        A list, to which the number of each signal is appended when it arrives.
     """
-    told: list[int] = []
+    signals: list[int] = []
     terminals = [output for output in (1, 2) if os.isatty(output)]
 
-    def note(number: int, frame: FrameType | None) -> None:
-        told.append(number)
-        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: a write would fail
+    def record(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is closed: writing would fail
             for output in terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-        if len(told) > 1:
-            raise KeyboardInterrupt(told[0])
+        if len(signals) > 1:
+            raise KeyboardInterrupt(signals[0])
 
     def under_nohup(number: signal.Signals) -> bool:
         return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
     handled = [number for number in STOPPING if not under_nohup(number)]
-    before = {number: signal.signal(number, note) for number in handled}
+    previous = {number: signal.signal(number, record) for number in handled}
     try:
-        yield told
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def repeat_interrupt(ignored: "sys.UnraisableHookArgs") -> None:
-    """Repeat an interrupt that Python has ignored; print what else it ignores, as it would itself.
+    """Send SIGINT again if Python ignored a `KeyboardInterrupt`; otherwise do what Python does.
 
-    A `sys.unraisablehook`. Python ignores what a signal raises amid a callback of its garbage
-    collector, and JAX has such a callback.
+    This is a `sys.unraisablehook`. Python ignores exceptions that are raised during a callback of
+    the garbage collector. JAX registers such a callback, so an interrupt can be lost in it.
     """
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -198,20 +204,20 @@ def repeat_interrupt(ignored: "sys.UnraisableHookArgs") -> None:
 
 
 def lost(error: BaseException) -> bool:
-    """Say whether an error is that another process of the run is gone."""
+    """Return whether the error means that another process of the run was lost."""
     return jax.distributed.is_initialized() and "gloo" in str(error).lower()
 
 
-def _end_with(lifeline: int) -> None:
-    """Save and end this process as soon as its supervisor is gone; end it in any case soon after.
+def _exit_with_supervisor(lifeline: int) -> None:
+    """Send this process SIGTERM when its supervisor ends, and kill it a few seconds later.
 
     Args:
-        lifeline: the descriptor of a pipe at whose other end is the supervisor alone.
+        lifeline: the descriptor of a pipe that only the supervisor holds open for writing.
     """
     os.set_inheritable(lifeline, False)
 
     def wait() -> None:
-        os.read(lifeline, 1)  # nothing is ever written: it returns when the other end is closed
+        os.read(lifeline, 1)  # returns when the pipe is closed, since nothing is ever written
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_ORPHANED)
         os._exit(128 + signal.SIGTERM)
@@ -231,22 +237,22 @@ def check(machines: Machines) -> None:
         for name in ("coordinator", "process_id"):
             if getattr(machines, name) is not None:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is for --distributed: say that too, or leave it out")
+                raise ValueError(f"--{flag} is for --distributed: add that, or leave --{flag} out")
 
 
 def _join(machines: Machines) -> None:
-    """Meet the other processes."""
+    """Connect to the other processes."""
     address = machines.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    number = _told(machines.processes, "JAX_NUM_PROCESSES")
-    rank = _told(machines.process_id, "JAX_PROCESS_ID")
-    how: dict[str, Any] = {}
+    number = _or_environment(machines.processes, "JAX_NUM_PROCESSES")
+    rank = _or_environment(machines.process_id, "JAX_PROCESS_ID")
+    settings: dict[str, Any] = {}
     if address is not None and number is not None and rank is not None:
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit()):
             raise ValueError(f"--coordinator must be HOST:PORT, got {address!r}")
         if not 0 <= rank < number:
             raise ValueError(f"--process-id must lie in 0 … {number - 1} of {number}, got {rank}")
-        how = {"cluster_detection_method": "deactivate", "coordinator_bind_address": address}
+        settings = {"cluster_detection_method": "deactivate", "coordinator_bind_address": address}
         _wait_for(host, int(port), rank, machines.timeout)
     elif (address, number, rank) != (None, None, None):
         given = {"--coordinator": address, "--processes": number, "--process-id": rank}
@@ -260,23 +266,25 @@ def _join(machines: Machines) -> None:
             initialization_timeout=machines.timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=2 * HEARTBEAT,
-            **how,
+            **settings,
         )
     except (RuntimeError, ValueError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the processes did not meet within {machines.timeout} s ({said}): say --coordinator "
-            f"HOST:PORT, --processes and --process-id to each, or use a cluster that JAX knows"
+            f"the processes did not connect within {machines.timeout} s ({reason}): give each of "
+            f"them --coordinator HOST:PORT, --processes and --process-id, or use a cluster that "
+            f"JAX detects"
         ) from error
 
 
-def _told(value: int | None, variable: str) -> int | None:
-    found = os.environ.get(variable)
-    return value if value is not None or found is None else int(found)
+def _or_environment(value: int | None, variable: str) -> int | None:
+    """Return the value, or if it is None the environment variable."""
+    default = os.environ.get(variable)
+    return value if value is not None or default is None else int(default)
 
 
 def _wait_for(host: str, port: int, rank: int, timeout: int) -> None:
-    """Wait until the first process can be reached; JAX itself would end the process if not."""
+    """Wait until process 0 can be reached, since JAX would kill this process otherwise."""
     until = time.monotonic() + timeout
     while rank:
         try:

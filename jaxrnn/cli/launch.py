@@ -1,4 +1,4 @@
-"""Run a command as several processes on this machine, and again when one of them dies."""
+"""The supervisor of `--processes`: runs a command as several processes, with restarts."""
 
 import os
 import signal
@@ -12,36 +12,37 @@ from typing import IO
 
 from jaxrnn.cli.distributed import LIFELINE, MISTAKE, Machines, check, told_to_stop
 
-_LAST_WORDS = 3  # seconds that processes have to end by themselves when one has ended badly
+_GRACE = 3  # seconds that the other processes have to exit by themselves after one has failed
 
 
 def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
-    """Run a command as several processes on this machine, and again when one of them dies.
+    """Run a command as several processes on this machine, and restart them all when one dies.
 
-    The first SIGINT, SIGTERM or SIGHUP asks all processes to save and end, and from then on nothing
-    is started again. The second ends them at once.
+    The first SIGINT, SIGTERM or SIGHUP asks all processes to save and exit, and there are no
+    restarts after it. The second kills them at once.
 
     Args:
-        machines: how many, and how often to start again.
-        command: gives the command's arguments: at first, and to go on from the last checkpoint.
+        machines: the number of processes and of restarts.
+        command: returns the arguments of the command. It is called before each start, so that a
+            restart can resume from the last checkpoint.
 
     Returns:
-        The command's status: 128 and the signal's number if it was told to stop before its end.
+        The exit status of the command, or 128 plus the number of the signal that stopped it.
     """
     check(machines)
     assert machines.processes is not None
     restarts = 0
-    with told_to_stop() as told:
+    with told_to_stop() as signals:
         while True:
             try:
-                status = _run_all(machines.processes, command(), told)
+                status = _run_all(machines.processes, command(), signals)
             except KeyboardInterrupt:  # the second signal
                 status = -signal.SIGKILL
-            if told:
-                if status not in (0, 128 + signal.SIGTERM):  # else a process has said so
+            if signals:
+                if status not in (0, 128 + signal.SIGTERM):  # otherwise a process has printed it
                     print("jaxrnn: stopped", file=sys.stderr)
-                return 128 + told[0] if status else 0
-            stopped = 128 < status < 128 + signal.NSIG  # somebody told a process, and it told us
+                return 128 + signals[0] if status else 0
+            stopped = 128 < status < 128 + signal.NSIG  # a process was stopped by a signal
             if status in (0, MISTAKE) or stopped or restarts == machines.restarts:
                 return status if status >= 0 else 128 - status
             restarts += 1
@@ -53,67 +54,69 @@ def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
             )
 
 
-def _run_all(number: int, command: Sequence[str], told: Sequence[int]) -> int:
-    """Run a command as several processes that meet on the loopback; end all when one fails.
+def _run_all(number: int, command: Sequence[str], signals: Sequence[int]) -> int:
+    """Run a command as processes that connect over the loopback; end all of them when one fails.
 
     Args:
-        number: of processes.
-        command: the command's arguments.
-        told: the signals that this process has got; the first is passed on, as SIGTERM.
+        number: the number of processes.
+        command: the arguments of the command.
+        signals: the signals that this process has received. The first is passed on as SIGTERM.
 
     Returns:
-        0 if all ended with it; else the status of one that did not, below 0 if a signal ended it.
+        0 if all processes exited with 0, otherwise the status of one that did not; minus the
+        signal's number if a signal killed it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     end, lifeline = os.pipe()
-    where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
-    where |= {LIFELINE: str(end)}
-    others = [tempfile.TemporaryFile("w+") for _ in range(1, number)]  # noqa: SIM115
-    said = [None, *others]  # the first says what it has to say itself
-    started: list[subprocess.Popen] = []
+    environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    environment |= {LIFELINE: str(end)}
+    files = [tempfile.TemporaryFile("w+") for _ in range(1, number)]  # noqa: SIM115
+    outputs = [None, *files]  # the first process writes to stderr itself
+    processes: list[subprocess.Popen] = []
     try:
         for rank in range(number):
             process = subprocess.Popen(
                 [sys.executable, "-m", "jaxrnn.cli", *command, "--distributed"],
-                env=os.environ | where | {"JAX_PROCESS_ID": str(rank)},
-                stderr=said[rank],
+                env=os.environ | environment | {"JAX_PROCESS_ID": str(rank)},
+                stderr=outputs[rank],
                 pass_fds=[end],
                 start_new_session=True,
             )
-            started.append(process)
+            processes.append(process)
         passed_on = False
-        while None in (statuses := [process.poll() for process in started]) and not any(statuses):
-            if told and not passed_on:
+        while None in (statuses := [process.poll() for process in processes]) and not any(statuses):
+            if signals and not passed_on:
                 passed_on = True
-                for process in started:
+                for process in processes:
                     process.terminate()
             time.sleep(0.05)
-        _wait_all(started, _LAST_WORDS)
+        _wait_all(processes, _GRACE)
         return next((status for status in statuses if status), 0)
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-        for process in started:
+        for process in processes:
             process.wait()
         os.close(lifeline)
         os.close(end)
-        for file in others:
+        for file in files:
             with file:
-                if not told:
-                    _repeat(file)
+                if not signals:
+                    _print_errors(file)
 
 
-def _repeat(said: IO[str]) -> None:
-    """Print what a process said, without what JAX adds when it loses the others."""
-    said.seek(0)
-    lines = said.readlines()
+def _print_errors(file: IO[str]) -> None:
+    """Print the stderr of a process; only jaxrnn's own lines, if there are any."""
+    file.seek(0)
+    lines = file.readlines()
     ours = [line for line in lines if line.startswith("jaxrnn: ")]
     sys.stderr.writelines(ours or lines)
 
 
 def _wait_all(processes: Sequence[subprocess.Popen], seconds: float) -> None:
+    """Wait until all processes have exited, at most for the given time."""
     until = time.monotonic() + seconds
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         time.sleep(0.05)
