@@ -58,7 +58,7 @@ MISTAKES = {
     "jaxrnn.walkthrough(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
     "jaxrnn.compare({'mine': bptt(rnn)}, rnn, params, (x, ids), key)": "batch must be a jaxrnn.Bat",
     "jaxrnn.make_train_loop(None)(None, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
-    "jaxrnn.evaluate(rnn, params, masked)": "nothing counts in these batches: every position has",
+    "jaxrnn.evaluate(rnn, params, masked)": "every position of these batches has weight 0: give a",
     "loop(count=10)": "count must lie in 0 … 3, the number of batches, got 10",
     "loop(count=-1)": "count must lie in 0 … 3, the number of batches, got -1",
     "rnn.loss(params, h, jaxrnn.Batch(x, ids[:, :5]))": "targets has shape (3, 5), but needs",

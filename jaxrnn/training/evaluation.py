@@ -17,29 +17,45 @@ from jaxrnn.network.stack import Params
 def evaluate(
     rnn: RNN, params: Params, batches: Batch, *, stateful: bool = True
 ) -> Float[Array, ""]:
-    """Compute the mean loss a position over batches (N, B, T).
+    """Compute the mean loss per position over N batches.
+
+    The mean is weighted by the mask: Σ mask ℓ / Σ mask over all positions of all batches.
 
     Args:
         rnn: the network.
         params: its parameters.
-        batches: consecutive chunks of a text, or sequences that stand alone.
-        stateful: whether h passes from batch to batch; if not, each is read from h = 0.
+        batches: consecutive chunks of sequences, or independent sequences; every leaf has a leading
+            axis N before those of a `Batch`, such as inputs (N, B, T).
+        stateful: whether the hidden state is carried from batch to batch. Otherwise every batch
+            starts from h = 0.
+
+    Returns:
+        The mean loss, a scalar, in the unit of the network's loss function.
 
     Raises:
-        ValueError: if no position counts.
+        ValueError: if every position has weight 0, by the mask or the lengths.
+
+    >>> import jax, numpy as np, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
+    >>> params = jax.tree.map(np.zeros_like, rnn.init(jax.random.key(0)))
+    >>> ids = np.arange(24).reshape(2, 3, 4) % 5  # N=2, B=3, T=4
+    >>> round(float(jaxrnn.evaluate(rnn, params, jaxrnn.Batch(ids, ids))), 4)  # ln 5
+    1.6094
     """
     check_is_batch(batches)
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
     _, (totals, weights) = _losses(rnn, params, h_0, batches, stateful)
     total = weights.sum()
     if checks.is_known(total) and total == 0:
-        raise ValueError("nothing counts in these batches: every position has the mask 0")
+        raise ValueError(
+            "every position of these batches has weight 0: give a mask and lengths that leave some"
+        )
     return totals.sum() / total.astype(totals.dtype)
 
 
 @partial(jax.jit, static_argnames=("rnn", "stateful"))
 def _losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
-    """Return the last h, and of each batch its summed loss and the weight of its positions."""
+    """Return the last h, and for each batch the sum of its losses and the sum of its weights."""
     h_0, summing = jnp.zeros_like(h), replace(rnn, reduction="sum")
 
     def forward(h, batch):

@@ -1,4 +1,4 @@
-"""Training: a pure step for any gradient algorithm and any Optax optimiser, and many in one jit."""
+"""Train steps: a pure update for any gradient algorithm and Optax optimiser, and a jitted loop."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -18,14 +18,14 @@ from jaxrnn.network.stack import Params
 
 
 class TrainState(NamedTuple):
-    """Everything that changes while training; a pytree.
+    """Everything that changes during training, as a pytree.
 
     Attributes:
         params: the parameters.
-        opt_state: the optimiser's state.
-        carry: what passes to the next chunk of the text.
-        step: the number of updates made.
-        key: a key for the caller's own draws; the step does not touch it.
+        opt_state: the state of the optimiser.
+        carry: the hidden state and the rule's memory, for the next chunk of the sequences.
+        step: the number of updates so far.
+        key: a random key for the caller's use; the train step does not change it.
     """
 
     params: Params
@@ -36,12 +36,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells.
+    """The metrics of one train step, or of many with a leading axis N.
 
     Attributes:
-        loss: of its batch, before the update.
-        grad_norm: of the gradient, before any clip.
-        finite: whether the loss, the gradient and the new parameters are, every element of them.
+        loss: the loss of the batch before the update.
+        grad_norm: the norm of the gradient before any clipping.
+        finite: whether every element of the loss, the gradient and the new parameters is finite.
     """
 
     loss: Float[Array, "*steps"]
@@ -50,7 +50,7 @@ class Metrics(NamedTuple):
 
     @property
     def bits(self) -> Float[Array, "*steps"]:
-        """A cross-entropy in bits per character: nats / ln 2."""
+        """The loss in bits instead of nats: loss / ln 2."""
         return self.loss / jnp.log(2)
 
 
@@ -65,20 +65,61 @@ def init_train_state(
     *,
     key: PRNGKeyArray,
 ) -> TrainState:
-    """Make the state before the first step, for sequences that start from h."""
+    """Make the training state before the first step.
+
+    Args:
+        algorithm: the gradient rule.
+        optimizer: the Optax optimiser.
+        params: the initial parameters.
+        h: the initial hidden state of the sequences, (num_layers, B, H).
+        key: a random key, for rules that draw random numbers and for `TrainState.key`.
+
+    Returns:
+        The state. Its arrays are copies, so that donating it leaves the caller's arrays valid.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
+    >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> int(state.step)
+    0
+    """
     state_key, algorithm_key = jax.random.split(key)
     carry = algorithm.init(params, h, key=algorithm_key)
     opt_state = cast(Callable[..., optax.OptState], optimizer.init)(params)
     state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32), state_key)
-    # Copies of its own: the state is donated, and the caller's arrays are not ours to give away.
+    # The loop donates the state, which must not invalidate the caller's arrays.
     return jax.tree.map(jnp.copy, state)
 
 
 def make_train_step(
     algorithm: GradientAlgorithm, optimizer: optax.GradientTransformation
 ) -> TrainStep:
-    """Make a pure function (state, batch) -> (state, metrics), to be jitted by its caller."""
-    # Optax takes any pytree, but its types do not say so.
+    """Make a train step: a pure function (state, batch) -> (state, metrics).
+
+    The step computes the gradient with the rule and applies one update of the optimiser. It is not
+    jitted; the caller jits it, or passes it to `make_train_loop`.
+
+    Args:
+        algorithm: the gradient rule.
+        optimizer: the Optax optimiser.
+
+    Returns:
+        The step. Its batch has inputs (B, T) or (B, T, I), and the metrics are scalars.
+
+    >>> import jax, numpy as np, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
+    >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> ids = np.arange(12).reshape(3, 4) % 5  # B=3, T=4
+    >>> step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
+    >>> state, metrics = step(state, jaxrnn.Batch(ids, ids))
+    >>> int(state.step), bool(metrics.finite)
+    (1, True)
+    """
+    # Optax accepts any pytree, but its type annotations do not include it.
     update = cast(Callable[..., Any], optimizer.update)
     apply_updates = cast(Callable[..., Params], optax.apply_updates)
 
@@ -97,7 +138,7 @@ def _sum(leaf: Array) -> Array:
     """Sum the leaf, in float32 at least.
 
     The sum is non-finite whenever an element is, and is cheaper than an element-wise `isfinite`.
-    Finite elements whose sum overflows are reported too: they are past all use.
+    Finite elements whose sum overflows are reported too: such large values are of no use either.
     """
     return leaf.sum(dtype=wide(leaf.dtype))
 
@@ -105,15 +146,31 @@ def _sum(leaf: Array) -> Array:
 def make_train_loop(
     step: TrainStep,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make many steps one jitted call: (state, batches, count=N) -> (state, metrics).
+    """Make a jitted function of many train steps, (state, batches, count=None) -> (state, metrics).
 
-    The batches' leaves begin with N, and so do the metrics'. With a `count`, which must not exceed
-    N, only the first `count` batches are read and the other metrics are zero: one compiled program
-    serves any number of steps, and they come out the same to the last bit however they are cut
-    into calls. The state is donated: its buffers are used for the new one, so copy it first if the
-    old one is still wanted.
+    The leaves of the batches have a leading axis N, such as inputs (N, B, T); those of the metrics
+    have shape (N,). With a `count`, only the first `count` batches are used and the metrics of the
+    others are zero. One compiled program then serves any number of steps up to N, and the result is
+    the same to the last bit however the steps are divided into calls.
 
-    The returned function raises `ValueError` if `count` is negative or exceeds N.
+    The state is donated: its buffers are reused, so copy it first if you need the old state later.
+
+    Args:
+        step: the train step, made by `make_train_step`.
+
+    Returns:
+        The jitted loop. It raises `ValueError` if `count` is negative or exceeds N.
+
+    >>> import jax, numpy as np, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
+    >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
+    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> ids = np.arange(24).reshape(2, 3, 4) % 5  # N=2, B=3, T=4
+    >>> loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    >>> state, metrics = loop(state, jaxrnn.Batch(ids, ids))
+    >>> int(state.step), metrics.loss.shape
+    (2, (2,))
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -122,8 +179,8 @@ def make_train_loop(
 
         def one(i, carry):
             state, metrics = carry
-            state, now = step(state, jax.tree.map(lambda leaf: leaf[i], batches))
-            return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, now)
+            state, new = step(state, jax.tree.map(lambda leaf: leaf[i], batches))
+            return state, jax.tree.map(lambda all, one: all.at[i].set(one), metrics, new)
 
         first = jax.tree.map(lambda leaf: leaf[0], batches)
         _, shapes = jax.eval_shape(step, state, first)
