@@ -1,1 +1,1 @@
-"""Train steps, on one device or many."""
+"""Training: steps, loops, evaluation, several devices, and the diagnosis of non-finite steps."""

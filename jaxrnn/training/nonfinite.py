@@ -1,8 +1,9 @@
-"""Numerical trouble: where a training step that is not finite began, and what to try.
+"""Diagnosis of a non-finite training step: where the first non-finite value appears, what to try.
 
-An overflow is everywhere a few operations later. So that one step is run again, and searched in the
-order in which it computes: what it was given, the forward pass from the first time step on, the
-rule's memory, the backward pass from the last time step back, the gradient, the update.
+An overflow spreads to everything a few operations later. Therefore the step is run again, and its
+values are searched in the order in which they are computed: the state and the batch, the forward
+pass from the first time step to the last, the rule's memory, the backward pass from the last time
+step to the first, the gradient, the update.
 """
 
 import math
@@ -28,11 +29,11 @@ from jaxrnn.network.stack import Params, back_substitute
 from jaxrnn.training.step import TrainState, make_train_step
 from jaxrnn.tree import by_name
 
-WIDTH = 70  # of a line: beside a label it fits a terminal's 80 columns
-SHOWN = (0, 1, 2, 5, 10, 20, 50)  # lags
-ROWS = 4  # of the batch, that the gradient flow is computed on
-COST = 2**30  # of the gradient flow: a few seconds on two cores
-FEW = 20  # norms, whose median says nothing yet
+WIDTH = 70  # columns of a line, so that with its label it fits a terminal of 80 columns
+SHOWN = (0, 1, 2, 5, 10, 20, 50)  # the lags in the table
+ROWS = 4  # number of rows of the batch for which the gradient flow is computed
+COST = 2**30  # limit of the operations of the gradient flow: a few seconds on two cores
+FEW = 20  # the median of fewer norms than these is not reliable
 
 GIVEN, BATCH = "the state before the step", "the batch"
 FORWARD, BACKWARD = "the forward pass", "the backward pass"
@@ -41,22 +42,23 @@ LOOP = "the compiled loop"
 
 
 class Trouble(NamedTuple):
-    """Where a step that is not finite began. Time steps and rows count from 0.
+    """Where the first non-finite value of a step appeared. Time steps and rows count from 0.
 
     Attributes:
         stage: the part of the step, such as "the forward pass".
-        what: what was not finite first, such as "states of layer 0".
-        leaf: the first parameter whose gradient is not finite, or else whose new value is not.
-        time_step: within the batch; None where there is none.
-        row: of the batch.
-        steps_back: in the backward pass: how far before the row's last error.
-        largest: the largest finite magnitude in the same array up to there; of an update, in the
-            gradient of its leaf.
-        flow: of the last good state on a few rows of the batch, the row in question first; None
-            where it is not finite in float64 either.
-        advice: what to try.
+        what: the first array that was not finite, such as "states of layer 0".
+        leaf: the first parameter whose gradient is not finite; if there is none, the first whose
+            new value is not finite.
+        time_step: the time step within the batch; None if the array has no time axis.
+        row: the row of the batch; None if the array has no batch axis.
+        steps_back: in the backward pass, the number of steps before the last error of the row.
+        largest: the largest finite magnitude in the same array up to this time step. For an update,
+            the largest in the gradient of its leaf.
+        flow: the gradient flow of the last good state on a few rows of the batch, this row first;
+            None if it is not finite in float64 either.
+        advice: what to try, the most specific first.
 
-    `str()` gives about 6 lines of at most 70 columns.
+    `str()` returns about 6 lines of at most 70 columns.
     """
 
     stage: str
@@ -70,21 +72,21 @@ class Trouble(NamedTuple):
     advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = f"It began in {self.stage}: {self.what}"
+        origin = f"It began in {self.stage}: {self.what}"
         if self.time_step is not None:
-            told += f", time step {self.time_step}, row {self.row}"
+            origin += f", time step {self.time_step}, row {self.row}"
         if self.steps_back is not None:
-            told += f", {self.steps_back} steps before the last error"
+            origin += f", {self.steps_back} steps before the last error"
         if self.largest:
-            place = "elsewhere" if self.time_step is None else "until then"
-            place = "in its gradient" if self.stage == UPDATE else place
-            told += f"; {place} at most {self.largest:.1e}"
+            where = "elsewhere" if self.time_step is None else "until then"
+            where = "in its gradient" if self.stage == UPDATE else where
+            origin += f"; {where} at most {self.largest:.1e}"
         table = [] if self.flow is None else _table(self.flow)
         advice = f"Try {', '.join(self.advice)}."
-        told, advice = (
-            textwrap.wrap(text, WIDTH, break_on_hyphens=False) for text in (told, advice)
+        origin, advice = (
+            textwrap.wrap(text, WIDTH, break_on_hyphens=False) for text in (origin, advice)
         )
-        return "\n".join([*told, *table, *advice])
+        return "\n".join([*origin, *table, *advice])
 
 
 def diagnose(
@@ -94,20 +96,23 @@ def diagnose(
     state: TrainState,
     batch: Batch,
 ) -> Trouble:
-    """Make a step that was not finite once more, and find where it began.
+    """Run a non-finite step again, and find its first non-finite value.
 
     Args:
         rnn: the network.
-        algorithm: the rule that computes its gradient.
-        optimizer: the optimiser.
+        algorithm: the gradient rule.
+        optimizer: the Optax optimiser.
         state: the last good state.
-        batch: what the step after it was made on.
+        batch: the batch of the step after it, inputs (B, T) or (B, T, I).
+
+    Returns:
+        Where the first non-finite value appeared, the gradient flow, and what to try.
 
     Raises:
         ValueError: if the batch does not fit the network.
     """
     params, carry = state.params, state.carry
-    # Under jit values are not checked: those that are not finite are to be found below.
+    # Under jit `check_batch` does not check values, so non-finite ones do not raise an error here.
     checked, h = jax.jit(check_batch, static_argnums=0)(rnn, params, batch, carry.h)
     (loss, after), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
     updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
@@ -117,7 +122,9 @@ def diagnose(
     if found is None:
         passed = jax.jit(forward_pass, static_argnums=0)(rnn, params, h, batch)
         found = _forward(passed)
-        if found is None and gradient is not None:  # what a rule does not compute is no trouble
+        # A rule may not compute all of the exact backward pass. So this pass is searched only if
+        # the rule's own gradient is not finite.
+        if found is None and gradient is not None:
             found = _leaf(MEMORY, after._replace(h=()))
             found = found or _backward(rnn, params, passed) or gradient
     if found is None and not jnp.isfinite(loss):
@@ -132,17 +139,23 @@ def diagnose(
 
 
 def _leaf(stage: str, tree: Any, prefix: str = "") -> Trouble | None:
-    """Find the first element of a pytree's leaves that is not finite."""
+    """Find the first non-finite element of a pytree, leaf by leaf."""
     for name, leaf in by_name(tree).items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
             bad = ~np.isfinite(leaf)
-            place = [int(i) for i in np.unravel_index(bad.argmax(), bad.shape)]
-            return Trouble(stage, f"{prefix}{name}{place or ''}", name, largest=_largest(leaf))
+            index = [int(i) for i in np.unravel_index(bad.argmax(), bad.shape)]
+            return Trouble(stage, f"{prefix}{name}{index or ''}", name, largest=_largest(leaf))
     return None
 
 
 def _first(stage: str, arrays: dict[str, Array], *, backward: bool = False) -> Trouble | None:
-    """Search arrays (T, B, ...): the first time step, or the last; within it the first array."""
+    """Find the first non-finite time step of arrays (T, B, ...), and the first array in it.
+
+    Args:
+        stage: the part of the step to which the arrays belong.
+        arrays: the arrays by name, in the order in which a time step computes them.
+        backward: whether the last time step comes first.
+    """
     bad = np.stack([~np.isfinite(a).reshape(*a.shape[:2], -1).all(-1) for a in arrays.values()])
     steps = np.flatnonzero(bad.any((0, 2)))
     if not len(steps):
@@ -155,11 +168,15 @@ def _first(stage: str, arrays: dict[str, Array], *, backward: bool = False) -> T
 
 
 def _largest(array: Array) -> float:
+    """Return the largest finite magnitude."""
     return float(jnp.where(jnp.isfinite(array), jnp.abs(array), 0).max())
 
 
 def _forward(passed: ForwardPass) -> Trouble | None:
-    """Search h_t from the lowest layer up, y_t and ℓ_t, and then the loss."""
+    """Find the first non-finite value of the forward pass.
+
+    Searches h_t layer by layer, then y_t and ℓ_t, at each time step; then the sum of the losses.
+    """
     arrays = {
         f"states of layer {i}": trajectory.states
         for i, trajectory in enumerate(passed.trajectories)
@@ -170,10 +187,13 @@ def _forward(passed: ForwardPass) -> Trouble | None:
 
 
 def _backward(rnn: RNN, params: Params, passed: ForwardPass) -> Trouble | None:
-    """Search dL/dy_t, and δ_t from the highest layer down, by exact back-substitution."""
-    beyond = jnp.zeros_like(passed.h_last)
+    """Find the first non-finite value of the exact backward pass.
+
+    Searches dL/dy_t, then δ_t from the highest layer to the lowest, at each time step.
+    """
+    d_h_last = jnp.zeros_like(passed.h_last)
     deltas, _ = back_substitute(
-        rnn.dynamics, params.cells, passed.trajectories, passed.error, beyond
+        rnn.dynamics, params.cells, passed.trajectories, passed.error, d_h_last
     )
     arrays = {"dL/dy": passed.d_outputs}
     arrays |= {f"deltas of layer {i}": delta for i, delta in reversed(list(enumerate(deltas)))}
@@ -185,12 +205,15 @@ def _backward(rnn: RNN, params: Params, passed: ForwardPass) -> Trouble | None:
 
 
 def _flow(rnn: RNN, params: Params, h: Array, batch: Batch, row: int) -> GradientFlow | None:
-    """Compute the gradient flow on a few rows, the given one first, for what it may cost."""
+    """Compute the gradient flow on a few rows, the given one first; None if it is not finite.
+
+    The number of lags is limited by their cost.
+    """
     number, steps = batch.inputs.shape[:2]
     rows = np.array([row, *(i for i in range(number) if i != row)][:ROWS])
     batch, h = jax.tree.map(lambda leaf: leaf[rows], batch), h[:, rows]
-    each = rnn.num_layers * rnn.hidden_size**2 * (rnn.hidden_size + len(rows) * steps // 8)
-    lags = min(affordable_lags(rnn, steps), SHOWN[-1] + 1, max(2, COST // each))
+    cost_of_lag = rnn.num_layers * rnn.hidden_size**2 * (rnn.hidden_size + len(rows) * steps // 8)
+    lags = min(affordable_lags(rnn, steps), SHOWN[-1] + 1, max(2, COST // cost_of_lag))
     with np.errstate(all="ignore"):
         flow = gradient_flow(rnn, params, batch, h=h, lags=lags)
     finite = all(np.isfinite(flow.credit[:, k, :, k:]).all() for k in range(lags))
@@ -198,14 +221,15 @@ def _flow(rnn: RNN, params: Params, h: Array, batch: Batch, row: int) -> Gradien
 
 
 class Reach(NamedTuple):
-    """How far back the errors reach in one layer, at a few lags.
+    """How the credit ‖dℓ_t/dh_{t-k}‖ grows with the lag k, in the layer in which it grows most.
 
     Attributes:
-        layer: the one in which they grow most.
-        lags: k.
-        credit: the median of ‖dℓ_t/dh_{t-k}‖, over the positions with an error.
-        growth: its factor per step since the lag before; nan at the first. The median of each
-            output's own, so that it is exact where all grow alike.
+        layer: the index of the layer.
+        lags: the lags k.
+        credit: for each lag, the median of ‖dℓ_t/dh_{t-k}‖ over the outputs with an error.
+        growth: for each lag, the factor per step by which the credit has grown since the previous
+            lag; nan at the first. It is the median of the factors of the outputs, so that it is
+            exact if all of them grow alike.
         overall: the factor per step from the first lag to the last.
     """
 
@@ -217,28 +241,29 @@ class Reach(NamedTuple):
 
 
 def reach(flow: GradientFlow) -> Reach:
-    """Summarise a gradient flow: the layer in which credit grows most, lag by lag."""
+    """Return how the credit grows with the lag, in the layer in which it grows most."""
     lags = tuple(k for k in SHOWN if k < flow.credit.shape[1])
-    speaks = flow.credit[-1, 0] > 0
+    has_error = flow.credit[-1, 0] > 0
 
     def median(values):
         return float(np.median(values)) if values.size else np.nan
 
     def growth(credit, j, k):
-        both = speaks & (credit[j] > 0) & ~np.isnan(credit[k])
+        both = has_error & (credit[j] > 0) & ~np.isnan(credit[k])
         with np.errstate(over="ignore"):
             return median((credit[k][both] / credit[j][both]) ** (1 / max(1, k - j)))
 
     overall = [growth(credit, 0, lags[-1]) for credit in flow.credit]
-    most = int(np.argmax(np.nan_to_num(overall)))
-    credit = flow.credit[most]
-    medians = tuple(median(credit[k][speaks & ~np.isnan(credit[k])]) for k in lags)
-    steps = (growth(credit, j, k) for j, k in pairwise(lags))
-    return Reach(most, lags, medians, (np.nan, *steps), overall[most])
+    steepest = int(np.argmax(np.nan_to_num(overall)))
+    credit = flow.credit[steepest]
+    medians = tuple(median(credit[k][has_error & ~np.isnan(credit[k])]) for k in lags)
+    factors = (growth(credit, j, k) for j, k in pairwise(lags))
+    return Reach(steepest, lags, medians, (np.nan, *factors), overall[steepest])
 
 
 def _table(flow: GradientFlow) -> list[str]:
-    found = reach(flow)
+    """Return the lines of a table of the credit and its growth over the lags."""
+    summary = reach(flow)
 
     def line(label, numbers):
         return f"{label:<15}" + "".join(f"{number:>7}" for number in numbers)
@@ -246,18 +271,18 @@ def _table(flow: GradientFlow) -> list[str]:
     def short(x):
         return "" if np.isnan(x) else f"{x:.3g}" if x == 0 or 0.01 <= x < 999 else f"{x:.0e}"
 
-    label = "lag k" if len(flow.credit) == 1 else f"lag k, layer {found.layer}"
+    label = "lag k" if len(flow.credit) == 1 else f"lag k, layer {summary.layer}"
     return [
-        line(label, found.lags),
-        line("‖dℓ_t/dh_{t-k}‖", map(short, found.credit)),
-        line("growth per step", map(short, found.growth)),
+        line(label, summary.lags),
+        line("‖dℓ_t/dh_{t-k}‖", map(short, summary.credit)),
+        line("growth per step", map(short, summary.growth)),
     ]
 
 
 def _advice(
     rnn: RNN, state: TrainState, found: Trouble, flow: GradientFlow | None
 ) -> tuple[str, ...]:
-    """Choose remedies, the nearest first."""
+    """Return what to try, the most specific first."""
     explodes = flow is None or not reach(flow).overall <= 1.01
     slower = "lower --learning-rate or --clip" if int(state.step) else "another --init"
     unbounded = rnn.activation in ("relu", "identity")
@@ -278,9 +303,16 @@ def _advice(
 
 
 def growing(norms: Float[AnyArray, " N"], factor: float = 100.0) -> int | None:
-    """Return the index of the first norm above `factor` times the median of all before it.
+    """Return the index of the first norm above `factor` times the median of all norms before it.
 
-    A norm with fewer than 20 before it is not judged, and those that are not finite do not count.
+    Non-finite norms are ignored, and a norm is only tested if at least 20 finite ones precede it.
+
+    Args:
+        norms: norms of the gradient, one per step.
+        factor: the factor by which a norm must exceed the median.
+
+    Returns:
+        The index, or None if no norm is that large.
     """
     before: list[float] = []
     for index, norm in enumerate(np.asarray(norms, float).tolist()):
