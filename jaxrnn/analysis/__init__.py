@@ -1,1 +1,1 @@
-"""What gradients and networks look like: costs, lags, gradient flow, every number of a pass."""
+"""Analysis of rules and gradients: comparison, cost, time lags, gradient flow, walkthrough."""

@@ -1,10 +1,10 @@
-"""What gradient rules are worth and what they cost, side by side on one network and batch.
+"""Comparison of gradient rules: accuracy and cost on the same network and batch.
 
-A rule's gradient g is a random number where the rule draws any. With r the exact gradient,
+The gradient g of a rule that draws random numbers is a random variable. With the exact gradient r,
 
     bias = ‖E g - r‖ / ‖r‖        variance = E ‖g - E g‖² / ‖r‖²        cosine = E ⟨g, r⟩ / ‖g‖ ‖r‖
 
-so that bias² + variance is the mean squared relative error.
+and bias² + variance is the mean squared relative error.
 """
 
 import math
@@ -26,20 +26,20 @@ from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name, length, plain
 
-AT_ONCE = 8  # draws that are computed side by side
+AT_ONCE = 8  # number of draws that are computed in parallel
 
 
 class Estimate(NamedTuple):
-    """How a rule's draws of a gradient, g, compare with the exact one, r.
+    """The bias, variance and cosine of a rule's gradient g, estimated against the exact one, r.
 
-    Where r is zero nothing is divided by its norm, and there is no cosine.
+    If r is zero, bias and variance are absolute instead of relative to ‖r‖.
 
     Attributes:
-        bias: ‖mean of g - r‖ / ‖r‖.
-        standard_error: sqrt(variance / draws), the bias to be expected of a rule that has none: it
-            is what is left of its noise in the mean.
-        variance: mean of ‖g - mean of g‖² / ‖r‖², unbiased; 0 for a rule that does not draw.
-        cosine: mean of the cosine between g and r, where a g of zero counts 0; nan if r is zero.
+        bias: ‖(mean of g) - r‖ / ‖r‖.
+        standard_error: √(variance / draws). The noise of the mean gives even an unbiased rule a
+            bias of about this size.
+        variance: the unbiased estimate of E ‖g - E g‖² / ‖r‖²; 0 for a deterministic rule.
+        cosine: the mean cosine between g and r, where a zero g counts as 0; nan if r is zero.
     """
 
     bias: float
@@ -49,16 +49,16 @@ class Estimate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One rule.
+    """The accuracy and cost of one rule.
 
     Attributes:
-        rule: its name.
-        draws: from how many draws the estimates are; 1 for a rule that does not draw.
-        whole: of the gradient as a whole.
-        leaves: of each of its leaves, by name.
-        cost: of one chunk's loss and gradient, compiled.
-        seconds: per time step of the chunk, the median over the rounds.
-        ratio: time over that of `autodiff`, the median over the rounds.
+        rule: the name of the rule.
+        draws: the number of gradients behind the estimates; 1 for a deterministic rule.
+        whole: the estimate for the whole gradient.
+        leaves: the estimate for each leaf of the gradient, by name.
+        cost: the cost of the loss and gradient of one chunk, compiled.
+        seconds: the time per time step of the chunk, median over the rounds.
+        ratio: the time divided by that of `autodiff`, median over the rounds.
     """
 
     rule: str
@@ -71,12 +71,12 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What `compare` found: one row for each rule.
+    """The result of `compare`, with one row for each rule.
 
     Attributes:
-        rows: in the order in which the rules were given.
-        steps: T, the time steps of the chunk.
-        batch_size: B.
+        rows: the rows, in the order in which the rules were given.
+        steps: T, the number of time steps of the chunk.
+        batch_size: B, the number of sequences.
     """
 
     rows: tuple[Row, ...]
@@ -84,11 +84,11 @@ class Comparison(NamedTuple):
     batch_size: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values for JSON; what is not finite is None."""
+        """Return the comparison as plain values for JSON; non-finite numbers become None."""
         return plain(self)
 
     def __str__(self) -> str:
-        """Write a table of the whole gradient's figures, 80 columns wide at most."""
+        """Return a table of the estimates for the whole gradient, at most 80 columns wide."""
         draws = max(row.draws for row in self.rows)
         table = [(*TITLES[:2], "± se" if draws > 1 else "", *TITLES[2:]), *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -101,9 +101,7 @@ class Comparison(NamedTuple):
             lines.append(" ".join(column for column in columns if column))
         lines.append(f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's")
         if draws > 1:
-            lines.append(
-                f"se: the bias that the noise of {draws} draws would give an unbiased rule"
-            )
+            lines.append(f"se: the bias of an unbiased rule from the noise of {draws} draws")
         return "\n".join(lines)
 
 
@@ -122,24 +120,39 @@ def compare(
     draws: int = 64,
     rounds: int = 5,
 ) -> Comparison:
-    """Compare rules with the exact gradient of one chunk, and with one another in what they cost.
+    """Compare gradient rules with the exact gradient on one chunk, and measure their cost.
 
-    Each rule starts from a fresh carry. One whose `init` makes the same carry of two keys does not
-    draw, and is asked once. It all runs in the process's own precision.
+        bias = ‖E g - r‖ / ‖r‖     variance = E ‖g - E g‖² / ‖r‖²     cosine = E ⟨g, r⟩ / ‖g‖ ‖r‖
+
+    for the gradient g of a rule and the exact gradient r. Each rule starts from a new carry. A rule
+    whose `init` makes the same carry from two keys is deterministic, and is evaluated once. All is
+    computed in JAX's current default precision.
 
     Args:
-        algorithms: the rules, by the names that they are to have in the table.
+        algorithms: the rules, by the names that they have in the table.
         rnn: the network.
         params: its parameters.
-        batch: on what.
-        key: for the rules that draw random numbers.
-        h: the state before the first step, (num_layers, B, H); zeros if not given.
-        draws: how many gradients to draw of a rule.
-        rounds: how many times to measure each rule's time, all in turn.
+        batch: the chunk, inputs (B, T) or (B, T, I).
+        key: a random key, for the rules that draw random numbers.
+        h: the initial hidden state, (num_layers, B, H); default zeros.
+        draws: how many gradients to draw from each random rule, at least 2.
+        rounds: how many times to measure the time of each rule. A round measures all rules in turn.
+
+    Returns:
+        The comparison; `print` it for a table.
 
     Raises:
-        ValueError: if there is nothing to compare, an algorithm is none, draws is below 2 or rounds
-            below 1, or arrays do not fit the network.
+        ValueError: if `algorithms` is empty or contains something else than algorithms, draws or
+            rounds is too small, or arrays do not fit the network.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> rules = {"one-hop": jaxrnn.gradients.truncated_bptt(rnn, 0)}
+    >>> params, key = rnn.init(jax.random.key(0)), jax.random.key(1)
+    >>> comparison = jaxrnn.compare(rules, rnn, params, batch, key, rounds=1)
+    >>> comparison.rows[0].whole.bias > 0.01, comparison.rows[0].whole.variance
+    (True, 0.0)
     """
     _check(algorithms, draws, rounds)
     check_is_batch(batch)
@@ -155,16 +168,16 @@ def compare(
     seconds = seconds_of([program.run for program in (reference, *programs)], rounds)
     steps = batch.inputs.shape[1]
     rows = []
-    for rule, program, its in zip(algorithms, programs, seconds[1:], strict=True):
+    for rule, program, times in zip(algorithms, programs, seconds[1:], strict=True):
         leaves = {name: _estimate(program.draws[name], r) for name, r in exact.items()}
         whole = _estimate(
             np.concatenate([program.draws[name] for name in exact], axis=1),
             np.concatenate(list(exact.values())),
         )
         count = len(next(iter(program.draws.values())))
-        ratio = float(np.median(its / seconds[0]))
+        ratio = float(np.median(times / seconds[0]))
         rows.append(
-            Row(rule, count, whole, leaves, program.cost, float(np.median(its)) / steps, ratio)
+            Row(rule, count, whole, leaves, program.cost, float(np.median(times)) / steps, ratio)
         )
     return Comparison(tuple(rows), steps, len(batch.inputs))
 
@@ -173,9 +186,9 @@ class _Program(NamedTuple):
     """A rule, compiled for one chunk.
 
     Attributes:
-        run: computes loss and gradient from one draw's carry.
-        cost: of one run.
-        draws: the gradient's leaves by name, for each of n draws.
+        run: computes the loss and gradient once.
+        cost: the cost of one run.
+        draws: the leaves of the gradient by name, for each of n draws.
     """
 
     run: Callable[[], Any]
@@ -204,7 +217,7 @@ def _compile(
     if jax.tree.map(jnp.shape, grads) != jax.tree.map(jnp.shape, params):
         raise ValueError(
             f"the gradient of {rule} must have the structure and shapes of the parameters: "
-            f"jaxrnn.verify says where it has not"
+            f"jaxrnn.verify shows where it differs"
         )
     if jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), carry, other)):
         grads = jax.tree.map(lambda leaf: leaf[None], grads)
@@ -234,7 +247,7 @@ def _estimate(draws: Float[np.ndarray, "n size"], exact: Float[np.ndarray, " siz
 
 def _check(algorithms: Mapping[str, GradientAlgorithm], draws: int, rounds: int) -> None:
     if not algorithms:
-        raise ValueError("algorithms is empty: give {name: algorithm, …}, with one at least")
+        raise ValueError("algorithms is empty: give {name: algorithm, …}, with at least one")
     for name, algorithm in algorithms.items():
         if not isinstance(algorithm, GradientAlgorithm):
             raise ValueError(
@@ -262,7 +275,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _short(value: float) -> str:
-    """Write three digits, without an exponent where that is short."""
+    """Return three significant digits, with an exponent only for very small or large numbers."""
     if value != 0 and not 1e-3 <= value < 1e6:
         return f"{value:.1e}"
     return np.format_float_positional(value, 3, unique=False, fractional=False, trim="-")

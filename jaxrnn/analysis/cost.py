@@ -1,7 +1,7 @@
-"""What a function costs: its operations, its memory, how long its loops are, and its time.
+"""The cost of a compiled function: operations, memory, loop lengths and time.
 
-XLA's own count takes a loop's body once, however often it runs. Here the operations are counted in
-the jaxpr that is compiled, each loop's body as often as it runs.
+XLA's own count includes the body of a loop once, however often it runs. Here the operations are
+counted in the jaxpr, and the body of a loop is multiplied by the number of its iterations.
 """
 
 import math
@@ -17,22 +17,24 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Float
 
-SHORTEST = 5e-3  # seconds that one timing lasts at least
+SHORTEST = 5e-3  # seconds that one timing lasts at least; shorter calls are repeated
 
 
 class Cost(NamedTuple):
-    """What one call of a compiled function costs.
+    """The cost of one call of a compiled function.
 
     Attributes:
-        flops: floating-point operations: 2 for each product of a matmul, 1 for each element of an
-            elementwise result (a tanh is 1, a select is 1) and of a reduction's operand, and of
-            random bits; 0 for what only moves numbers, and for integers.
-        temp_bytes: working memory, besides arguments and outputs; 0 if the backend does not say.
+        flops: floating-point operations. A matmul counts 2 for each product; an elementwise
+            operation (such as tanh or select) and random bits count 1 for each element of the
+            result; a reduction counts 1 for each element of its operand. Operations on integers and
+            those that only move data count 0.
+        temp_bytes: working memory besides arguments and outputs; 0 if the backend does not report
+            it.
         argument_bytes: memory of the arguments.
         output_bytes: memory of the outputs.
-        loops: how often each loop of the optimised program runs, where XLA knows it: the steps
-            that wait for one another. One inside another stands for itself, as if run once; random
-            bits bring loops of 5.
+        loops: the number of iterations of each loop of the optimised program, where XLA knows it:
+            iterations are sequential. A nested loop is listed as if its outer loop ran once.
+            Generating random bits adds loops of 5 iterations.
     """
 
     flops: int
@@ -43,19 +45,30 @@ class Cost(NamedTuple):
 
 
 def cost_analysis(function: Callable[..., Any], *args: Any) -> Cost:
-    """Compile a function for its arguments, and count what a call costs; it is not called.
+    """Compute the cost of a call of a function, which is compiled but not called.
 
-    Arguments may be `jax.ShapeDtypeStruct`s, so that nothing need be allocated.
+    The operations of the jaxpr are counted, without those whose result is not used. Operations that
+    XLA later shares or moves out of a loop still count. A `cond` counts its most expensive branch.
+    The body of a `while_loop` counts once, since the number of its iterations is not known.
 
-    Operations are counted as they are written, without those whose result nobody uses: what XLA
-    then shares or moves out of a loop counts all the same. Of a `cond` the dearest branch counts.
-    The body of a `while_loop` counts once, for nobody knows how often it runs.
+    Args:
+        function: the function, which need not be jitted.
+        *args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct` to allocate nothing.
+
+    Returns:
+        The cost.
+
+    >>> import jax, jaxrnn
+    >>> x = jax.ShapeDtypeStruct((3, 4), "float32")
+    >>> W = jax.ShapeDtypeStruct((4, 5), "float32")
+    >>> jaxrnn.cost_analysis(lambda x, W: jax.numpy.tanh(x @ W), x, W).flops  # 2·3·4·5 + 3·5
+    135
     """
     return compile_with_cost(function, *args)[1]
 
 
 def compile_with_cost(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Cost]:
-    """Compile a function for its arguments; return it and what a call costs, as `cost` does."""
+    """Return a function compiled for its arguments, and the cost of a call as `cost_analysis`."""
     traced = jax.jit(function).trace(*args)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -69,13 +82,16 @@ def compile_with_cost(function: Callable[..., Any], *args: Any) -> tuple[Callabl
 
 
 def sequential_depth(compiled: jax.stages.Compiled) -> tuple[int, ...]:
-    """Read how often each loop of a compiled program runs, where XLA knows it."""
+    """Return the number of iterations of each loop of a compiled program, where XLA knows it."""
     counts = re.findall(r'"known_trip_count":\{"n":"(\d+)"', compiled.as_text() or "")
     return tuple(map(int, counts))
 
 
 def seconds_of(runs: Sequence[Callable[[], Any]], rounds: int) -> Float[np.ndarray, "runs rounds"]:
-    """Time calls in turn, round after round: seconds a call, each waited for to its end."""
+    """Return the seconds per call of each function in each round.
+
+    A round measures all functions in turn, and waits until the result of each call is ready.
+    """
 
     def once(run, repeats):
         start = time.perf_counter()
@@ -90,6 +106,7 @@ def seconds_of(runs: Sequence[Callable[[], Any]], rounds: int) -> Float[np.ndarr
 
 
 def _flops(jaxpr: Any) -> int:
+    """Count the operations of a jaxpr, without those whose result is not used."""
     live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(map(_of_equation, live.eqns))
 
@@ -102,7 +119,7 @@ def _of_equation(equation: core.JaxprEqn) -> int:
     )
     if name in RANDOM:
         return _size(results[-1])
-    if name == "custom_linear_solve":  # it also says how to multiply and how to transpose
+    if name == "custom_linear_solve":  # its other jaxprs are only used for derivatives
         return _flops(params["jaxprs"].solve.jaxpr)
     inner = list(core.jaxprs_in_params(params))
     if name == "cond":
@@ -133,7 +150,7 @@ def _dot(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> in
 
 
 def _sort(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int:
-    """Count n ⌈log₂ n⌉ comparisons for each lane of n."""
+    """Count n ⌈log₂ n⌉ comparisons for each lane of n elements."""
     lane = operands[0].shape[equation.params.get("dimension", -1)]
     return _size(operands[0]) * math.ceil(math.log2(max(lane, 1)))
 
@@ -147,11 +164,11 @@ def _scatter(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -
     return _size(operands[2])
 
 
-# Golub & Van Loan, Matrix Computations, for each of a batch of matrices.
+# The counts of Golub & Van Loan, Matrix Computations, for each matrix of a batch.
 
 
 def _qr(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int | float:
-    """Count Householder's reflections on the matrix, and again on as many columns as Q has."""
+    """Count the Householder reflections of the matrix, and those that form the columns of Q."""
     *batch, m, n = operands[0].shape
     k = min(m, n)
 
@@ -172,7 +189,7 @@ def _svd(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> in
 
 
 def _cubic(factor: float) -> Callable[..., float]:
-    """Make the count factor · n³ for square matrices (n, n)."""
+    """Return a function that counts factor · n³ operations for square matrices (n, n)."""
     return lambda equation, operands, results: factor * _size(operands[0]) * operands[0].shape[-1]
 
 
