@@ -72,7 +72,7 @@ MISTAKES = {
     "jaxrnn.lm.sample(square, other, ids, 5, key=key, temperature=np.nan)": "temperature must",
     "jaxrnn.lm.sample(square, other, ids, 5, key=key, end=2)": "end must be an id in 0 … 1, got 2",
     "jaxrnn.walkthrough(rnn, params, jaxrnn.Batch(x, ids))": "one sequence",
-    "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough is of one layer",
+    "jaxrnn.walkthrough(two, two.init(key), jaxrnn.Batch(x, ids))": "a walkthrough needs one layer",
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), dtype='float16')": "dtype must be one",
     "jaxrnn.verify(grads, rnn, other, jaxrnn.Batch(x, ids))": "W_xh has shape (2, 4)",
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2",

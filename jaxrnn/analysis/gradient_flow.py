@@ -1,7 +1,8 @@
-"""Where gradients vanish or explode: what reaches back how far.
+"""Gradient flow: how gradients vanish or explode with the time lag.
 
-dL/dW adds up all lags, and so hides both (Pascanu, Mikolov & Bengio 2013). Seen lag by lag they
-show: in dℓ_t/dh_{t-k}, in the Jacobian ∂h_t/∂h_{t-k}, and in each lag's part of dL/dW.
+dL/dW is a sum over all time lags, which hides vanishing and exploding terms (Pascanu, Mikolov &
+Bengio 2013). Here they are separated by the lag k: the credit dℓ_t/dh_{t-k}, the Jacobian
+∂h_t/∂h_{t-k}, and the part of dL/dW at lag k.
 """
 
 from functools import partial
@@ -26,14 +27,15 @@ from jaxrnn.tree import by_name
 
 
 class GradientFlow(NamedTuple):
-    """What reaches back how far; the axis K is the lag k = 0, 1, …, in recurrent steps.
+    """The gradient by time lag; the axis K is the lag k = 0, 1, … in recurrent steps.
 
     Attributes:
-        credit: ‖dℓ_t/dh_{t-k}‖ for each layer, sequence and output t; nan where t - k < 1.
-        singular_values: of ∂h_T/∂h_{T-k}, the layer's own, in the first sequence; falling. Those
-            below 1e-16 of the largest are rounding; nan where the Jacobian is not finite.
-        share: ⟨G_k, G⟩ / ‖G‖², the share of each leaf's gradient G that comes from lag k; negative
-            where that lag speaks against the others. Over all T lags they sum to 1.
+        credit: ‖dℓ_t/dh_{t-k}‖ for each layer, sequence and output t; nan if t - k < 1.
+        singular_values: the singular values of ∂h_T/∂h_{T-k} within each layer, for the first
+            sequence, in descending order. Those below 1e-16 times the largest are rounding errors.
+            They are nan if the Jacobian is not finite.
+        share: ⟨G_k, G⟩ / ‖G‖², the share of lag k in the gradient G of each leaf. It is negative if
+            G_k points against G. Over all T lags the shares sum to 1.
     """
 
     credit: Float[np.ndarray, "L K B T"]
@@ -41,7 +43,14 @@ class GradientFlow(NamedTuple):
     share: dict[str, Float[np.ndarray, " K"]]
 
     def plot(self, path: str | Path) -> None:
-        """Draw all three over the lag, and save the picture; needs matplotlib."""
+        """Plot credit, singular values and shares over the lag, and save the figure.
+
+        Args:
+            path: the file to write, with the ending of a format that matplotlib knows.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -59,8 +68,8 @@ class GradientFlow(NamedTuple):
             reach.fill_between(k, low, high, color=color, alpha=0.2, linewidth=0)
             jacobian.plot(k, values[:, 0], color=color, label=f"{name}: largest")
             jacobian.plot(k, np.median(values, axis=1), color=color, linestyle="--", label="median")
-        for leaf, its in self.share.items():
-            share.plot(k, its, label=leaf, marker="." if lags < 30 else None)
+        for leaf, shares in self.share.items():
+            share.plot(k, shares, label=leaf, marker="." if lags < 30 else None)
         jacobian.axhline(1, color="gray", linewidth=0.7)
         share.axhline(0, color="gray", linewidth=0.7)
         reach.set(title="‖dℓ_t/dh_{t-k}‖, median and quartiles", yscale="log")
@@ -81,24 +90,41 @@ def gradient_flow(
     h: Float[AnyArray, "L B H"] | None = None,
     lags: int | None = None,
 ) -> GradientFlow:
-    """Take the gradient apart by time lag, in float64; O(K T B H (I + H) + K H³) per layer.
+    """Split the exact gradient by time lag, in float64; O(K T B H (I + H) + K H³) per layer.
+
+        dL/dW = G = Σ_k G_k,    credit ‖dℓ_t/dh_{t-k}‖,    singular values of ∂h_T/∂h_{T-k}
+
+    as in Pascanu, Mikolov & Bengio (2013).
 
     Args:
         rnn: the network.
         params: its parameters.
-        batch: on what.
-        h: the state before the first step, (num_layers, B, H); zeros if not given.
-        lags: K, how many lags, at most T; if not given all of them, but at most 200.
+        batch: the sequences, inputs (B, T) or (B, T, I).
+        h: the initial hidden state, (num_layers, B, H); default zeros.
+        lags: K, the number of lags, at most T; default T, but at most 200 and fewer for networks so
+            large that all the parts would not fit into 1 GiB.
+
+    Returns:
+        Credit, singular values and shares, as NumPy arrays.
 
     Raises:
-        ValueError: if arrays do not fit the network, lags is not in 1 … T, or it is called under
-            `jax.jit`, `jax.vmap` or `jax.grad`.
+        ValueError: if arrays do not fit the network, lags is not in 1 … T, or the function is
+            called under `jax.jit`, `jax.vmap` or `jax.grad`.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> flow = jaxrnn.gradient_flow(rnn, rnn.init(jax.random.key(0)), batch)
+    >>> flow.credit.shape  # (L, K, B, T)
+    (1, 6, 3, 6)
+    >>> round(float(flow.share["cells[0].W_hh"].sum()), 6)
+    1.0
     """
     check_is_batch(batch)
     if not all(map(checks.is_known, jax.tree.leaves((params, batch, h)))):
         raise ValueError(
-            "gradient_flow computes in NumPy, and cannot be traced: call it outside of jax.jit, "
-            "jax.vmap and jax.grad"
+            "gradient_flow uses NumPy and cannot be traced: call it outside of jax.jit, jax.vmap "
+            "and jax.grad"
         )
     steps = batch.inputs.shape[1]
     lags = affordable_lags(rnn, steps) if lags is None else lags
@@ -108,19 +134,20 @@ def gradient_flow(
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         start = rnn.initial_state(len(batch.inputs)) if h is None else h
         batch, start = check_batch(rnn, params, batch, start)
-        found = split_by_lag(rnn, params, start, batch, lags)
+        split = split_by_lag(rnn, params, start, batch, lags)
         values = _singular_values(rnn, params, start, batch, lags)
     credit = np.full((rnn.num_layers, lags, *batch.inputs.shape[:2]), np.nan)
-    for k, each in enumerate(np.asarray(found.credit)):  # (L, T, B) at the place t - k
-        credit[:, k, :, k:] = each[:, : steps - k].swapaxes(1, 2)
+    for k, at_lag in enumerate(np.asarray(split.credit)):  # (L, T, B), indexed by t - k
+        credit[:, k, :, k:] = at_lag[:, : steps - k].swapaxes(1, 2)
     return GradientFlow(
         credit,
         np.asarray(values),
-        {f"cells{name}": _shares(np.asarray(leaf)) for name, leaf in by_name(found.parts).items()},
+        {f"cells{name}": _shares(np.asarray(leaf)) for name, leaf in by_name(split.parts).items()},
     )
 
 
 def _shares(parts: np.ndarray) -> np.ndarray:
+    """Compute ⟨G_k, G⟩ / ‖G‖² with G = Σ_k G_k, for the parts G_k of one leaf, (K, ...)."""
     parts = parts.reshape(len(parts), -1)
     whole = parts.sum(0)
     return parts @ whole / (np.vdot(whole, whole) or 1.0)
@@ -130,6 +157,8 @@ def _shares(parts: np.ndarray) -> np.ndarray:
 def _singular_values(
     rnn: RNN, params: Params, h: Array, batch: Batch, lags: int
 ) -> Float[Array, "L K H"]:
+    """Compute the singular values of ∂h_T/∂h_{T-k} of each layer, for the first sequence."""
+
     def of_layer(cell: Cell, tape: Tape):
         W_hh_T = cell.W_hh.T
 
@@ -140,11 +169,11 @@ def _singular_values(
             jacobian = pulled if valid_t is None else jnp.where(valid_t, pulled, jacobian)
             return jacobian, jacobian
 
-        same = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)
-        first = jax.tree.map(lambda leaf: leaf[::-1, 0][: lags - 1], (tape.gain, tape.valid))
-        _, jacobians = lax.scan(back, same, first)
-        jacobians = jnp.concatenate([same[None], jacobians])
-        finite = jnp.isfinite(jacobians).all((-2, -1), keepdims=True)  # LAPACK complains of others
+        identity = jnp.eye(rnn.hidden_size, dtype=tape.gain.dtype)
+        steps = jax.tree.map(lambda leaf: leaf[::-1, 0][: lags - 1], (tape.gain, tape.valid))
+        _, jacobians = lax.scan(back, identity, steps)
+        jacobians = jnp.concatenate([identity[None], jacobians])
+        finite = jnp.isfinite(jacobians).all((-2, -1), keepdims=True)  # LAPACK fails on others
         values = jnp.linalg.svd(jnp.where(finite, jacobians, 0), compute_uv=False)
         return jnp.where(finite[..., 0], values, jnp.nan)
 

@@ -1,8 +1,9 @@
-"""The exact gradient split by time lag, and which lags somebody's gradient holds.
+"""The exact gradient split by time lag.
 
     G_k = Σ_t x_{t-k}ᵀ (g_{t-k} ⊙ (𝒥ᵏ e)_{t-k})          Σ_k G_k = dL/dW
 
-is the part of a weight's gradient in which the error of an output acts k recurrent steps back.
+G_k is the part of the gradient of a weight W in which the error of an output is propagated k
+recurrent steps back.
 """
 
 from functools import partial
@@ -22,16 +23,16 @@ from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
 
 MOST_LAGS = 200
-MOST_NUMBERS = 2**27  # of all parts together: 1 GiB in float64
+MOST_NUMBERS = 2**27  # limit of the elements of all parts together: 1 GiB in float64
 
 
 class Lags(NamedTuple):
-    """What each lag contributes; the axis K is the lag k = 0, 1, ….
+    """The contribution of each time lag; the axis K is the lag k = 0, 1, ….
 
     Attributes:
-        parts: G_k of every cell, each leaf with a leading K.
-        credit: ‖dℓ_t/dh_{t-k}‖ of every layer at the place t - k, time-major; 0 where there is no
-            output t.
+        parts: the gradients G_k of every cell; each leaf has a leading axis K.
+        credit: ‖dℓ_t/dh_{t-k}‖ of every layer, indexed by t - k and time-major; 0 if t is beyond
+            the last step.
     """
 
     parts: tuple[Cell, ...]
@@ -39,7 +40,7 @@ class Lags(NamedTuple):
 
 
 def affordable_lags(rnn: RNN, steps: int) -> int:
-    """Return how many lags to take apart: all of them, or as many as are affordable."""
+    """Return the number of lags to split by: all `steps` of them, or as many as fit in memory."""
     H, layers = rnn.hidden_size, rnn.num_layers
     numbers = H * (rnn.input_size + H + 1) + (layers - 1) * H * (2 * H + 1)
     return max(1, min(steps, MOST_LAGS, MOST_NUMBERS // numbers))
@@ -49,18 +50,18 @@ def affordable_lags(rnn: RNN, steps: int) -> int:
 def split_by_lag(
     rnn: RNN, params: Params, h: Float[Array, "L B H"], batch: Batch, lags: int
 ) -> Lags:
-    """Split the gradient into its first `lags` parts; O(lags T B H (I + H)) per layer."""
-    found = forward_pass(rnn, params, h, batch)
+    """Compute the parts of the gradient at lags 0 … lags - 1; O(lags T B H (I + H)) per layer."""
+    forward = forward_pass(rnn, params, h, batch)
 
     def part(credits, deltas):
         norms = jnp.stack([jnp.linalg.norm(credit, axis=-1) for credit in credits])
-        return Lags(tuple(map(layer.contract, params.cells, found.tapes, deltas)), norms)
+        return Lags(tuple(map(layer.contract, params.cells, forward.tapes, deltas)), norms)
 
     def one_lag_further(credits, _):
-        credits, deltas = next_term(params.cells, found.tapes, credits, rnn.leak)
+        credits, deltas = next_term(params.cells, forward.tapes, credits, rnn.leak)
         return credits, part(credits, deltas)
 
-    credits, deltas = first_term(params.cells, found.tapes, found.error)
+    credits, deltas = first_term(params.cells, forward.tapes, forward.error)
     first = part(credits, deltas)
     _, others = lax.scan(one_lag_further, credits, length=lags - 1)
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, others)

@@ -1,4 +1,4 @@
-"""Every number of one forward and backward pass, step by step, as by hand."""
+"""Walkthrough: every number of one forward and backward pass, step by step."""
 
 from typing import NamedTuple
 
@@ -19,20 +19,21 @@ class Walkthrough(NamedTuple):
 
     Attributes:
         params: the parameters.
-        x: inputs, one-hot where they were ids.
-        h_prev: h_{t-1}.
-        h: h_t.
-        y: outputs.
+        x: the inputs, one-hot if they are ids.
+        h_prev: the previous hidden states h_{t-1}.
+        h: the hidden states h_t.
+        y: the outputs.
         p: softmax(y).
-        loss_t: each step's loss.
-        loss: the whole loss.
+        loss_t: the loss of each step; the sum of them is `loss`.
+        loss: the loss of the sequence.
         dy: dL/dy_t.
-        error: the part of dL/dh_t that comes from y_t, dy_t W_hyᵀ: all that one-hop has.
-        dh_next: the part that comes from h_{t+1}.
-        dh: dL/dh_t, the sum of the two: the credit λ_t.
-        gain: φ'(a_t), times the leak: for tanh 1 - h_t².
-        dh_raw: dL/da_t, before the activation: the delta δ_t.
-        dh_0: dL/dh_0.
+        error: dy_t W_hyᵀ, the part of dL/dh_t that comes from y_t. The one-hop gradient uses only
+            this part.
+        dh_next: the part of dL/dh_t that comes from h_{t+1}.
+        dh: dL/dh_t = error + dh_next, the credit λ_t.
+        gain: leak φ'(a_t); for tanh without a leak 1 - h_t².
+        dh_raw: dL/da_t = gain ⊙ dh, the delta δ_t before the activation.
+        dh_0: dL/dh_0, the gradient of the initial hidden state.
         grads: the gradient of every parameter.
     """
 
@@ -57,47 +58,61 @@ class Walkthrough(NamedTuple):
 def walkthrough(
     rnn: RNN, params: Params, batch: Batch, h: Float[Array, "1 1 H"] | None = None
 ) -> Walkthrough:
-    """Go through one sequence by hand, forward and back; the pieces are those of `gradients.bptt`.
+    """Compute every quantity of the forward and backward pass of one sequence.
+
+        dh_t = dy_t W_hyᵀ + dh_next_t    dh_raw_t = gain_t ⊙ dh_t    dh_next_{t-1} = dh_raw_t W_hhᵀ
+
+    for leak = 1. The computation uses the same functions as `gradients.bptt`.
 
     Args:
-        rnn: a network of one layer.
+        rnn: a network with one layer.
         params: its parameters.
-        batch: one sequence, B = 1.
-        h: the state before it, (1, 1, H); zeros if not given.
+        batch: one sequence, inputs (1, T) or (1, T, I).
+        h: the initial hidden state, (1, 1, H); default zeros.
+
+    Returns:
+        All quantities, without the batch axis.
 
     Raises:
-        ValueError: for more than one layer or one sequence, or shapes that do not fit.
+        ValueError: if there is more than one layer or sequence, or shapes do not fit.
+
+    >>> import jax, numpy as np, jaxrnn
+    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
+    >>> ids = np.array([[0, 3, 1]])
+    >>> walk = jaxrnn.walkthrough(rnn, rnn.init(jax.random.key(0)), jaxrnn.Batch(ids, ids))
+    >>> bool(np.allclose(walk.dh, walk.error + walk.dh_next)), walk.dh.shape  # (T, H)
+    (True, (3, 4))
     """
     if rnn.num_layers != 1:
-        raise ValueError(f"a walkthrough is of one layer, this network has {rnn.num_layers}")
+        raise ValueError(f"a walkthrough needs one layer, but this network has {rnn.num_layers}")
     check_is_batch(batch)
     if len(batch.inputs) != 1:
-        raise ValueError(f"a walkthrough is of one sequence, this batch has {len(batch.inputs)}")
+        raise ValueError(f"a walkthrough needs one sequence, this batch has {len(batch.inputs)}")
     h = rnn.initial_state(1) if h is None else h
-    found = forward_pass(rnn, params, h, batch)
-    (cell,), (tape,) = params.cells, found.tapes
+    forward = forward_pass(rnn, params, h, batch)
+    (cell,), (tape,) = params.cells, forward.tapes
 
     dh_next, dh = [jnp.zeros_like(tape.gain[0])], []
-    for gain_t, error_t in zip(tape.gain[::-1], found.error[::-1], strict=True):
+    for gain_t, error_t in zip(tape.gain[::-1], forward.error[::-1], strict=True):
         dh.append(error_t + dh_next[-1])
         dh_next.append(layer.pull_back(cell.W_hh.T, gain_t, dh[-1], rnn.leak))
     *dh_next, dh_0 = dh_next
     dh_next, dh = jnp.stack(dh_next[::-1]), jnp.stack(dh[::-1])
     dh_raw = tape.gain * dh
-    grads = Params((layer.contract(cell, tape, dh_raw),), found.readout)
+    grads = Params((layer.contract(cell, tape, dh_raw),), forward.readout)
 
     x = jax.nn.one_hot(tape.x, rnn.input_size, dtype=dh.dtype) if is_ids(tape.x) else tape.x
     return Walkthrough(
         params=params,
         x=x[:, 0],
         h_prev=tape.h_prev[:, 0],
-        h=found.trajectories[0].states[:, 0],
-        y=found.outputs[:, 0],
-        p=jax.nn.softmax(found.outputs[:, 0]),
-        loss_t=found.losses[:, 0],
-        loss=found.losses.sum(),
-        dy=found.d_outputs[:, 0],
-        error=found.error[:, 0],
+        h=forward.trajectories[0].states[:, 0],
+        y=forward.outputs[:, 0],
+        p=jax.nn.softmax(forward.outputs[:, 0]),
+        loss_t=forward.losses[:, 0],
+        loss=forward.losses.sum(),
+        dy=forward.d_outputs[:, 0],
+        error=forward.error[:, 0],
         dh_next=dh_next[:, 0],
         dh=dh[:, 0],
         gain=tape.gain[:, 0],
