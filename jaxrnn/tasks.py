@@ -1,7 +1,7 @@
-"""Sequence tasks with known answers: what a rule has learnt can be read off its loss.
+"""Synthetic sequence tasks with known losses, which show what a network has learnt.
 
-A task draws its batches from a key alone, and says what loss is expected of a network that has
-learnt a part of it, in nats or as a squared error.
+A task draws its batches from a random key. It also has the expected loss of a network that has
+learnt a given part of the task, in nats or as a squared error.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,18 @@ from jaxrnn.network.losses import LossFunction
 
 
 class Task(NamedTuple):
-    """A sequence task: the network's ends that it needs, its batches, and its expected losses.
+    """A sequence task: the network sizes and loss that it needs, its batches and its loss floors.
 
     Attributes:
-        input_size: I of the network, the number of features, or of different ids.
+        input_size: I of the network: the number of features, or of different ids.
         output_size: O of the network.
-        loss: the network's loss, as in `RNN`.
-        draw: (key, batch_size, length) -> `Batch` of sequences that stand alone, each to be read
-            from h = 0; leaves are (B, T, ·). Pure: jit it with `static_argnums=(1, 2)`, vmap it
-            over keys.
-        floors: by the name of what is learnt, the least expected loss of whoever knows no more: a
-            mean over the positions that count, in nats or as a squared error, worst to best.
+        loss: the loss function, as in `RNN`.
+        draw: a pure function (key, batch_size, length) -> `Batch`. The sequences are independent of
+            each other and start from h = 0. Leaves have shape (B, T) or (B, T, ·). To jit it, use
+            `static_argnums=(1, 2)`; it can be vmapped over keys.
+        floors: for each part of the task, by name, the lowest expected loss of a network that has
+            learnt only this part. The loss is the mean over the unmasked positions, in nats or as a
+            squared error. The floors are sorted from the highest to the lowest.
 
     >>> import jax, jaxrnn.tasks
     >>> task = jaxrnn.tasks.delayed_add()
@@ -50,31 +51,56 @@ class Task(NamedTuple):
 def soft_cross_entropy(
     outputs: Inexact[Array, "*batch O"], targets: Inexact[Array, "*batch O"]
 ) -> Inexact[Array, "*batch"]:
-    """Compute -Σ_o target_o log softmax(y)_o in nats, for targets that are probabilities."""
+    """Compute the cross-entropy -Σ_o target_o log softmax(y)_o in nats, for soft targets.
+
+    Args:
+        outputs: y, (..., O).
+        targets: probabilities, (..., O), that sum to 1.
+
+    Returns:
+        The losses, (...).
+
+    >>> import jax.numpy as jnp, jaxrnn.tasks
+    >>> outputs, targets = jnp.zeros((3, 2)), jnp.array([[1, 0], [0.5, 0.5], [0.2, 0.8]])
+    >>> [round(loss, 4) for loss in jaxrnn.tasks.soft_cross_entropy(outputs, targets).tolist()]
+    [0.6931, 0.6931, 0.6931]
+    """
     log_softmax = outputs - jax.nn.logsumexp(outputs, axis=-1, keepdims=True)
     return -(targets * log_softmax).sum(-1)
 
 
 def copy(delay: int, symbols: int = 8, recall: int = 10) -> Task:
-    """Make the copy memory task: show symbols, wait, and ask for them at the go signal.
+    """Make the copy task: remember a sequence of symbols, and output it after the go signal.
 
         inputs   s_1 … s_R   blank × (delay - 1)   go   blank × R
         targets  blank × (R + delay)                    s_1 … s_R
 
-    Inputs and targets are ids (B, T) with T = delay + 2 R: symbols 0 … S - 1, drawn uniformly, the
-    blank S, and the go S + 1, which is in the inputs alone. Every position counts. The floors:
-    "timing", R ln S / (delay + 2 R), is of whoever knows when to answer but not what, and
-    "symbols", 0, of whoever remembers. (Hochreiter & Schmidhuber 1997; Arjovsky, Shah & Bengio
-    2016, with 8 symbols of which 10 are recalled: 10 ln 8 / (delay + 20).)
+    Inputs and targets are ids (B, T) with T = delay + 2 R. The ids are the symbols 0 … S - 1, drawn
+    uniformly, the blank S, and the go signal S + 1, which appears only in the inputs. No position
+    is masked. The floors in nats are
+
+        "timing"    R ln S / (delay + 2 R)    the network knows when to answer, but not the symbols
+        "symbols"   0                         the network remembers the symbols
+
+    See Hochreiter & Schmidhuber (1997), and Arjovsky, Shah & Bengio (2016) for the defaults with
+    the floor 10 ln 8 / (delay + 20).
 
     Args:
-        delay: steps from the last symbol shown to the go, at least 1.
-        symbols: S, at least 2.
+        delay: number of steps from the last symbol to the go signal, at least 1.
+        symbols: S, the number of different symbols, at least 2.
         recall: R, the number of symbols to remember, at least 1.
 
+    Returns:
+        The task. The `length` of its `draw` may be left out.
+
     Raises:
-        ValueError: if an argument is outside its range; in `draw`, if `length`, which may be left
-            out, is not T.
+        ValueError: if an argument is out of range; in `draw`, if `length` is not T.
+
+    >>> import jax, jaxrnn.tasks
+    >>> task = jaxrnn.tasks.copy(delay=3, symbols=4, recall=2)
+    >>> batch = task.draw(jax.random.key(0), batch_size=1)
+    >>> batch.inputs.shape, batch.inputs[0, 2:].tolist()  # blank = 4, go = 5
+    ((1, 7), [4, 4, 5, 4, 4])
     """
     checks.whole("delay", delay, 1, " (the go signal is a step of it)")
     checks.whole("symbols", symbols, 2, " (a single one need not be remembered)")
@@ -97,18 +123,31 @@ def copy(delay: int, symbols: int = 8, recall: int = 10) -> Task:
 
 
 def adding() -> Task:
-    """Make the adding problem: the sum of the two marked numbers, asked for at the end.
+    """Make the adding problem: output the sum of two marked numbers at the last step.
 
         target_T = Σ_t value_t marker_t
 
-    Inputs (B, T, 2) are value_t, uniform on [0, 1), and marker_t, which is 1 at one step of the
-    first ⌊T/2⌋, at one of the others, and else 0. Targets are (B, T, 1), and the last step alone
-    counts. The floors are variances: "nothing", 1/6, of the sum, by answering 1; "second", 1/12,
-    of the one number that is not known, by forgetting the first; "both", 0. (Hochreiter &
-    Schmidhuber 1997, with the numbers and halves of Arjovsky, Shah & Bengio 2016.)
+    Inputs (B, T, 2) are value_t, uniform on [0, 1), and marker_t. The marker is 1 at one step of
+    the first ⌊T/2⌋ and at one of the remaining steps, and 0 elsewhere. Targets are (B, T, 1), and
+    the mask selects the last step. The floors are squared errors:
+
+        "nothing"   1/6     variance of the sum: the network always answers 1
+        "second"    1/12    variance of one number: the network has forgotten the first
+        "both"      0
+
+    See Hochreiter & Schmidhuber (1997); the distribution of the values and the two halves are those
+    of Arjovsky, Shah & Bengio (2016).
+
+    Returns:
+        The task.
 
     Raises:
         ValueError: in `draw`, if `length` is below 2.
+
+    >>> import jax, jaxrnn.tasks
+    >>> batch = jaxrnn.tasks.adding().draw(jax.random.key(0), batch_size=3, length=8)
+    >>> batch.inputs.shape, batch.targets.shape, batch.mask[0].tolist()
+    ((3, 8, 2), (3, 8, 1), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     """
 
     def draw(key, batch_size, length):
@@ -127,24 +166,31 @@ def adding() -> Task:
 
 
 def delayed_add(first: int = 5, second: int = 9) -> Task:
-    """Make the add task: the odds of the answer follow a coin at each of two delays.
+    """Make the add task: predict a probability that depends on coin flips at two delays.
 
         p_t = 0.5 + 0.5 x_{t-first} - 0.25 x_{t-second}
 
-    The coins x are fair, the inputs (x_t, 1 - x_t), and the targets the probabilities (p_t,
-    1 - p_t), all (B, T, 2), for `soft_cross_entropy`. The coins before the first step are drawn
-    too, so p_t has one distribution throughout; but a network never saw them, so the positions
-    before max(first, second) do not count. The floors are entropies of p given what is known:
-    "nothing" 0.6616, the coin at "first" 0.5192, "both" 0.4545, at any delays. (Pitis 2016;
-    Marschall, Cho & Savin 2020.)
+    The coin flips x are fair. Inputs are (x_t, 1 - x_t) and targets (p_t, 1 - p_t), both (B, T, 2);
+    the loss is `soft_cross_entropy`. The coins before the first step are drawn too, so that p_t has
+    the same distribution at all steps. The network does not see them, so the positions before
+    max(first, second) are masked. The floors are entropies of the answer in nats, at any delays:
+
+        "nothing"   0.6616    without any coin
+        "first"     0.5192    given the coin at delay `first`
+        "both"      0.4545    given both coins
+
+    See Pitis (2016) and Marschall, Cho & Savin (2020).
 
     Args:
-        first: the delay of the coin that makes a 1 likelier, at least 0, the present step.
-        second: the delay of the one that makes it less likely, at least 0, another than `first`.
+        first: the delay of the coin that raises p_t, at least 0 (the current step).
+        second: the delay of the coin that lowers p_t, at least 0 and different from `first`.
+
+    Returns:
+        The task. There is an example at `Task`.
 
     Raises:
         ValueError: if a delay is below 0, or both are the same; in `draw`, if `length` is not above
-            both, so that no position counts.
+            both, so that all positions are masked.
     """
     checks.whole("first", first, 0)
     checks.whole("second", second, 0)
@@ -170,31 +216,46 @@ def delayed_add(first: int = 5, second: int = 9) -> Task:
     def entropy(p):
         return _entropy(np.stack([p, 1 - p], -1))
 
-    p = probabilities(*np.mgrid[:2, :2])  # by x_first and x_second, the four equally likely
+    p = probabilities(*np.mgrid[:2, :2])  # for the four equally likely (x_first, x_second)
     floors = {"nothing": entropy(p.mean()), "first": entropy(p.mean(1)), "both": entropy(p)}
     return Task(2, 2, soft_cross_entropy, draw, floors)
 
 
 def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
-    """Make a task of a text: predict the next id, in windows drawn uniformly from all there are.
+    """Make a language modelling task from a text: predict the next id.
 
-    Inputs and targets are ids (B, T), the targets the inputs moved by one. The floors are
-    entropies: "uniform", ln V, of the V ids; "frequencies", of the text's ids; "pairs", of an id
-    given the one before it. The last two count the N - 1 ids that follow another, as draws of
-    length 1 do; longer ones take the text's ends more rarely. A network that remembers more than
-    the present id goes below them all (Shannon 1951).
+    The sequences are windows of the text, drawn uniformly. Inputs and targets are ids (B, T); the
+    targets are the inputs shifted by one. The floors are entropies in nats:
+
+        "uniform"       ln V, all V ids are equally likely
+        "frequencies"   the frequencies of the ids in the text are known
+        "pairs"         the frequencies given the previous id are known
+
+    The last two are computed from the N - 1 ids that follow another. This is exact for windows of
+    length 1; longer windows contain the ends of the text less often. A network that remembers more
+    than the current id can go below all of them (Shannon 1951).
 
     Args:
-        ids: the text, at least two ids.
-        vocabulary_size: V, the number of different ids that there may be.
+        ids: the text, (N,), with N of at least 2.
+        vocabulary_size: V, the number of different ids.
+
+    Returns:
+        The task.
 
     Raises:
         ValueError: if there are fewer than two ids, or one outside 0 … V - 1; in `draw`, if the
-            text has no window of `length` + 1 ids.
+            text is shorter than `length` + 1.
+
+    >>> import jax, numpy as np, jaxrnn.tasks
+    >>> task = jaxrnn.tasks.text(np.array([0, 1, 2, 0, 1, 2, 0, 1, 2]), vocabulary_size=3)
+    >>> task.draw(jax.random.key(0), batch_size=2, length=4).inputs.shape
+    (2, 4)
+    >>> round(task.floors["uniform"], 4), round(abs(task.floors["pairs"]), 4)  # ln 3, 0
+    (1.0986, 0.0)
     """
     checks.whole("vocabulary_size", vocabulary_size, 1)
     if np.ndim(ids) != 1 or np.size(ids) < 2:
-        raise ValueError(f"ids must be one text of at least 2, (N,), got shape {np.shape(ids)}")
+        raise ValueError(f"ids must have shape (N,), N at least 2, got shape {np.shape(ids)}")
     checks.ids("ids", jnp.asarray(ids), vocabulary_size, "vocabulary_size")
     present, following = np.asarray(ids[:-1], np.int64), np.asarray(ids[1:], np.int64)
     ids = jnp.asarray(ids, jnp.int32)
@@ -204,7 +265,7 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
         checks.whole("length", length, 1)
         if length >= len(ids):
             raise ValueError(
-                f"length must be at most {len(ids) - 1:,}, one less than the text's ids, "
+                f"length must be at most {len(ids) - 1:,}, one less than the text's length, "
                 f"got {length:,}"
             )
         starts = jax.random.randint(key, (batch_size, 1), 0, len(ids) - length)
@@ -224,5 +285,5 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
 
 
 def _entropy(p: Float[np.ndarray, "*cases K"]) -> float:
-    """Compute -Σ_k p_k ln p_k in nats, where 0 ln 0 = 0, as a mean over the cases."""
+    """Compute the entropy -Σ_k p_k ln p_k in nats, with 0 ln 0 = 0, averaged over the cases."""
     return float(-(p * np.log(np.where(p > 0, p, 1))).sum(-1).mean())

@@ -278,7 +278,7 @@ MISTAKES = [
     ),
     (
         lambda: from_torch(STATE | {"weight_hr_l0": STATE["weight_ih_l0"]}, LINEAR),
-        "rnn_state['weight_hr_l0'] is of one with proj_size, which jaxrnn does not have",
+        "rnn_state['weight_hr_l0'] is of an RNN with proj_size, which jaxrnn does not have",
     ),
     (
         lambda: from_torch(gates(3), LINEAR),

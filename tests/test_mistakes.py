@@ -117,9 +117,9 @@ MISTAKES = {
     "tasks.text(thirds, 0)": "vocabulary_size must be a whole number of at least 1, got 0",
     "tasks.text(thirds, 2)": "ids hold the id 2, but must lie in 0 … 1 (vocabulary_size=2)",
     "tasks.text(thirds * 1.0, 3)": "ids of shape (9,) must be ids, whole numbers of an integer dty",
-    "tasks.text(thirds[None], 3)": "ids must be one text of at least 2, (N,), got shape (1, 9)",
-    "tasks.text(thirds[:1], 3)": "ids must be one text of at least 2, (N,), got shape (1,)",
-    "tasks.text(thirds, 3).draw(key, 3, 9)": "length must be at most 8, one less than the text's i",
+    "tasks.text(thirds[None], 3)": "ids must have shape (N,), N at least 2, got shape (1, 9)",
+    "tasks.text(thirds[:1], 3)": "ids must have shape (N,), N at least 2, got shape (1,)",
+    "tasks.text(thirds, 3).draw(key, 3, 9)": "length must be at most 8, one less than the text's l",
     "tasks.text(thirds, 3).draw(key, 3, 0)": "length must be a whole number of at least 1, got 0",
     "tasks.text(thirds, 3).draw(key, 0, 3)": "batch_size must be a whole number of at least 1, got",
 }
