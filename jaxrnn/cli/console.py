@@ -118,24 +118,24 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def report(found: Report) -> None:
+def report(result: Report) -> None:
     """Print a report: as a table on a terminal, as plain text elsewhere."""
     if not stdout.is_terminal:
-        print(found)
+        print(result)
         return
-    rows = [cells(leaf) for leaf in found.leaves]
+    rows = [cells(leaf) for leaf in result.leaves]
     widths = [max(map(len, column)) + 2 for column in zip(HEADER, *rows, strict=True)]
     fitting = sum(np.cumsum(widths) <= stdout.width + 2)  # columns are sorted by importance
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for column in HEADER[:fitting]:
         table.add_column(column, justify="left" if column == HEADER[0] else "right", no_wrap=True)
-    for leaf, row in zip(found.leaves, rows, strict=True):
+    for leaf, row in zip(result.leaves, rows, strict=True):
         table.add_row(*map(escape, row[:fitting]), style=None if leaf.ok else "red")
-    if found.leaves:
+    if result.leaves:
         stdout.print(table)
-    for remark in found.remarks():
+    for remark in result.remarks():
         stdout.print(remark, markup=False, style="dim")
-    stdout.print(found.verdict, markup=False, style="bold green" if found.ok else "bold red")
+    stdout.print(result.verdict, markup=False, style="bold green" if result.ok else "bold red")
 
 
 def samples(texts: list[str]) -> None:
@@ -260,9 +260,9 @@ def held_out(training: lm.Run) -> None:
         say("", f"the best checkpoint; the last has {folder.lowest(last):.4f}")
 
 
-def trouble(found: Trouble) -> None:
+def trouble(diagnosis: Trouble) -> None:
     """Print where the first non-finite value appeared, and what to try."""
-    for number, line in enumerate(str(found).splitlines()):
+    for number, line in enumerate(str(diagnosis).splitlines()):
         say("" if number else "trouble", line)
 
 
@@ -298,7 +298,7 @@ def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
         show("loss", walk.loss_t[t])
     print(f"loss        {walk.loss}   the sum over the steps")
     print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next")
-    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, for the step before")
+    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, for step t - 1")
     for t in reversed(range(len(word))):
         print(f"step {t}:")
         for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):

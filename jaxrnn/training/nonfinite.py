@@ -117,25 +117,29 @@ def diagnose(
     (loss, after), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
     updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
     gradient, update = _leaf(GRADIENT, grads, "gradient of "), _leaf(UPDATE, updated)
-    found = _leaf(GIVEN, state._replace(opt_state=(), key=None))
-    found = found or _first(BATCH, by_name(time_major(checked._replace(lengths=None))))
-    if found is None:
+    trouble = _leaf(GIVEN, state._replace(opt_state=(), key=None))
+    trouble = trouble or _first(BATCH, by_name(time_major(checked._replace(lengths=None))))
+    if trouble is None:
         passed = jax.jit(forward_pass, static_argnums=0)(rnn, params, h, batch)
-        found = _forward(passed)
+        trouble = _forward(passed)
         # A rule may not compute all of the exact backward pass. So this pass is searched only if
         # the rule's own gradient is not finite.
-        if found is None and gradient is not None:
-            found = _leaf(MEMORY, after._replace(h=()))
-            found = found or _backward(rnn, params, passed) or gradient
-    if found is None and not jnp.isfinite(loss):
-        found = Trouble(GRADIENT, "its own loss")
-    if found is None and update is not None:
-        found = update._replace(largest=_largest(by_name(grads)[str(update.leaf)]))
-    found = found or Trouble(LOOP, "by itself the step is finite")
+        if trouble is None and gradient is not None:
+            trouble = _leaf(MEMORY, after._replace(h=()))
+            trouble = trouble or _backward(rnn, params, passed) or gradient
+    if trouble is None and not jnp.isfinite(loss):
+        trouble = Trouble(GRADIENT, "its own loss")
+    if trouble is None and update is not None:
+        trouble = update._replace(largest=_largest(by_name(grads)[str(update.leaf)]))
+    trouble = trouble or Trouble(LOOP, "by itself the step is finite")
     first = gradient or update
-    found = found._replace(leaf=None if first is None else first.leaf)
-    flow = None if found.stage in (GIVEN, BATCH) else _flow(rnn, params, h, checked, found.row or 0)
-    return found._replace(flow=flow, advice=_advice(rnn, state, found, flow))
+    trouble = trouble._replace(leaf=None if first is None else first.leaf)
+    flow = (
+        None
+        if trouble.stage in (GIVEN, BATCH)
+        else _flow(rnn, params, h, checked, trouble.row or 0)
+    )
+    return trouble._replace(flow=flow, advice=_advice(rnn, state, trouble, flow))
 
 
 def _leaf(stage: str, tree: Any, prefix: str = "") -> Trouble | None:
@@ -181,9 +185,9 @@ def _forward(passed: ForwardPass) -> Trouble | None:
         f"states of layer {i}": trajectory.states
         for i, trajectory in enumerate(passed.trajectories)
     }
-    found = _first(FORWARD, arrays | {"outputs": passed.outputs, "losses": passed.losses})
-    overflows = found is None and not jnp.isfinite(passed.losses.sum())
-    return Trouble(FORWARD, "sum of the losses") if overflows else found
+    trouble = _first(FORWARD, arrays | {"outputs": passed.outputs, "losses": passed.losses})
+    overflows = trouble is None and not jnp.isfinite(passed.losses.sum())
+    return Trouble(FORWARD, "sum of the losses") if overflows else trouble
 
 
 def _backward(rnn: RNN, params: Params, passed: ForwardPass) -> Trouble | None:
@@ -197,11 +201,11 @@ def _backward(rnn: RNN, params: Params, passed: ForwardPass) -> Trouble | None:
     )
     arrays = {"dL/dy": passed.d_outputs}
     arrays |= {f"deltas of layer {i}": delta for i, delta in reversed(list(enumerate(deltas)))}
-    found = _first(BACKWARD, arrays, backward=True)
-    if found is None:
+    trouble = _first(BACKWARD, arrays, backward=True)
+    if trouble is None:
         return None
-    last = int(np.flatnonzero(passed.d_outputs[:, found.row].any(-1))[-1])
-    return found._replace(steps_back=last - (found.time_step or 0))
+    last = int(np.flatnonzero(passed.d_outputs[:, trouble.row].any(-1))[-1])
+    return trouble._replace(steps_back=last - (trouble.time_step or 0))
 
 
 def _flow(rnn: RNN, params: Params, h: Array, batch: Batch, row: int) -> GradientFlow | None:
@@ -280,18 +284,18 @@ def _table(flow: GradientFlow) -> list[str]:
 
 
 def _advice(
-    rnn: RNN, state: TrainState, found: Trouble, flow: GradientFlow | None
+    rnn: RNN, state: TrainState, trouble: Trouble, flow: GradientFlow | None
 ) -> tuple[str, ...]:
     """Return what to try, the most specific first."""
     explodes = flow is None or not reach(flow).overall <= 1.01
     slower = "lower --learning-rate or --clip" if int(state.step) else "another --init"
     unbounded = rnn.activation in ("relu", "identity")
-    tanh = ("--activation tanh",) if unbounded and (explodes or found.stage == FORWARD) else ()
-    half = (found.steps_back or 0) // 2 if explodes else 0
+    tanh = ("--activation tanh",) if unbounded and (explodes or trouble.stage == FORWARD) else ()
+    half = (trouble.steps_back or 0) // 2 if explodes else 0
     shorter = (f"--length {half}",) if half else ()
     remedies = {
         GIVEN: ("an earlier checkpoint", slower),
-        BATCH: (f"data that are finite: these {found.what} are not",),
+        BATCH: (f"data that are finite: these {trouble.what} are not",),
         FORWARD: (*tanh, slower),
         MEMORY: ("--algorithm bptt", *tanh, slower),
         BACKWARD: (*shorter, *tanh, slower),
@@ -299,7 +303,7 @@ def _advice(
         UPDATE: ("lower --learning-rate or --clip",),
         LOOP: (slower,),
     }
-    return remedies[found.stage]
+    return remedies[trouble.stage]
 
 
 def growing(norms: Float[AnyArray, " N"], factor: float = 100.0) -> int | None:
