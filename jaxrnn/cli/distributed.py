@@ -60,10 +60,10 @@ class Machines:
     write the same run folder. On clusters that JAX detects (Slurm, MPI, …) no other option is
     needed."""
     coordinator: str | None = None
-    """HOST:PORT of the first process, to which the others connect; default
-    $JAX_COORDINATOR_ADDRESS."""
+    """HOST:PORT of the first process, to which the others connect; default the environment variable
+    JAX_COORDINATOR_ADDRESS."""
     process_id: int | None = None
-    """Index of this process, from 0; default $JAX_PROCESS_ID."""
+    """Index of this process, from 0; default the environment variable JAX_PROCESS_ID."""
     timeout: int = 60
     """Seconds to wait for the other processes."""
     restarts: int = 3

@@ -298,11 +298,11 @@ def sample(
     Args:
         path: The folder of a run, or a checkpoint.
         prime: The beginning of the text; default the start of a line.
-        length: Maximum number of characters (bytes, words) to generate. A model trained with
-            --lines also stops at the end of the line.
+        length: Maximum number of characters (bytes, words) to generate. A model of lines also stops
+            at the end of its line.
         count: Number of texts.
-        temperature: 1 draws from the model's own distribution, less makes likely symbols likelier,
-            0 always takes the likeliest.
+        temperature: 1 draws from the model's own distribution, less makes likely symbols even
+            likelier, and 0 always takes the likeliest.
         top_k: Draw only from this many of the likeliest symbols.
         top_p: Draw only from the likeliest symbols that together have this probability.
         stop: Stop where this text appears.
