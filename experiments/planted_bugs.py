@@ -1,14 +1,22 @@
-"""Plants every bug of the catalogue in an independent backward pass: is it found, and named?
+"""Does `jaxrnn.verify` find and name the bugs that are planted in a backward pass?
 
-    python experiments/planted_bugs.py
+Question: does it find every bug, does it name those of its catalogue correctly, and does it ever
+report a correct gradient as wrong?
 
-The backward pass is somebody's own: NumPy, batch-first, a step at a time, and nothing of it from
-jaxrnn. Each bug is planted in it for many random networks and batches, all sizes at random, and
-`jaxrnn.verify` is asked; so it is for bugs that the catalogue does not have. A bug that changes
-nothing on some network, such as a missing slope of the identity, must pass there. Then it is asked
-about gradients that are right, in float64 and float32, of networks with weights from tiny to huge;
-about such that are computed in float32 inside and handed over in float64; and, with weights up to
-ordinary size, about gradients of a cross-entropy with a guard, log(p + ε).
+Setting, planted bugs: the backward pass is written in NumPy, batch-first, one step at a time, and
+shares no code with jaxrnn. Every bug of the catalogue, and a few others, are planted in it for many
+random networks and batches of random sizes, and `jaxrnn.verify` checks the result. A bug that does
+not change the gradient of some network (for example a missing slope of the identity) must pass
+there.
+
+Setting, correct gradients: `jaxrnn.verify` checks
+
+- gradients in float64 and in float32, with weights from 0.01 to 10 times their usual size;
+- gradients that are computed in float32 and returned in float64, with the same weights;
+- gradients of a cross-entropy with a guard, log(p + ε), with weights up to their usual size.
+
+    python experiments/planted_bugs.py            about five minutes on two cores
+    python experiments/planted_bugs.py --quick    one network, for tests
 """
 
 import argparse
@@ -36,7 +44,7 @@ PHI = {
     "identity": (lambda a: a, np.ones_like),
 }
 
-# What is planted, and the name that the report must give it.
+# The planted bugs of the catalogue, and the name by which the report must call each.
 NAMED = {
     "one-hop": "one-hop",
     "truncated": "truncated at",
@@ -86,7 +94,7 @@ NAMED = {
     "target not subtracted": "target not subtracted",
 }
 
-# Not in the catalogue: only to be found, at the right leaves.
+# Planted bugs outside the catalogue. The report need only find them, at the right leaves.
 UNNAMED = (
     "credit halved at every step",
     "wrong sign of the recurrent credit",
@@ -99,7 +107,7 @@ UNNAMED = (
 
 
 def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[0].W_hh", other=""):
-    """Write a backward pass by hand, with or without a bug: (params, batch) -> (loss, grads)."""
+    """Build a NumPy backward pass, (params, batch) -> (loss, grads), with at most one bug."""
     phi, slope = PHI[rnn.activation]
     layers, leak = rnn.num_layers, rnn.leak
 
@@ -176,7 +184,7 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
 
         # backward
         def walk(errors, first, last):
-            """Go back from step `last` to step `first`; return every layer's deltas."""
+            """Compute the deltas of every layer, from step `last` back to step `first`."""
             ds = [np.zeros((B, T, rnn.hidden_size)) for _ in range(layers)]
             dh_next = [np.zeros((B, rnn.hidden_size)) for _ in range(layers)]
             times = range(last, first - 1, -1)
@@ -225,23 +233,23 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
         # gradients
         grads = {}
         for l, d in enumerate(deltas):
-            saw = after[l] if bug == "h_t for h_{t-1}" else before[l].copy()
-            saw[:, 0] *= {"h_0 forgotten": 0, "h_0 counted twice": 2}.get(bug, 1)
+            h_before = after[l] if bug == "h_t for h_{t-1}" else before[l].copy()
+            h_before[:, 0] *= {"h_0 forgotten": 0, "h_0 counted twice": 2}.get(bug, 1)
             grads[f"cells[{l}].W_xh"] = np.einsum("bti,bth->ih", read[l], d)
-            grads[f"cells[{l}].W_hh"] = np.einsum("bti,bth->ih", saw, d)
+            grads[f"cells[{l}].W_hh"] = np.einsum("bti,bth->ih", h_before, d)
             grads |= {f"cells[{l}].b_h": d.sum((0, 1))} if rnn.use_bias else {}
         grads["readout.W_hy"] = np.einsum("bth,bto->ho", x, dy)
         grads |= {"readout.b_y": dy.sum((0, 1))} if rnn.use_bias else {}
-        outside(grads, deltas, B, T, count)
-        return loss, packed(grads)
+        change_grads(grads, deltas, B, T, count)
+        return loss, to_params(grads)
 
-    def outside(grads, deltas, B, T, count):
-        """Do what is done to a gradient that is already there, in place."""
+    def change_grads(grads, deltas, B, T, count):
+        """Plant the bugs that act on finished gradients, in place."""
         g = grads[leaf]
-        every = {"sum for mean": count, "mean over steps only": B, "mean over sequences only": T}
-        every |= {"mean for sum": 1 / (B * T), "divided by the batch again": 1 / B}
-        if bug in every:
-            grads.update({name: every[bug] * each for name, each in grads.items()})
+        scales = {"sum for mean": count, "mean over steps only": B, "mean over sequences only": T}
+        scales |= {"mean for sum": 1 / (B * T), "divided by the batch again": 1 / B}
+        if bug in scales:
+            grads.update({name: scales[bug] * each for name, each in grads.items()})
         elif bug == "norm clip":
             norm = np.sqrt(sum((each**2).sum() for each in grads.values()))
             clip = float(f"{limit * norm:.2g}") / norm
@@ -277,7 +285,7 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
         elif bug == "= for +=":
             grads["cells[0].b_h"] = deltas[0][:, 0].sum(0)
 
-    def packed(grads):
+    def to_params(grads):
         cells = [
             jaxrnn.Cell(*(grads.get(f"cells[{l}].{name}") for name in jaxrnn.Cell._fields))
             for l in range(layers)
@@ -289,7 +297,7 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
 
 
 def draw(rng, *, B=None, T=None):
-    """Draw a network, its parameters, a state and a batch, all sizes and kinds at random."""
+    """Draw a network of random sizes and options, its parameters, h_0 and a batch."""
     B, T = B or int(rng.integers(2, 6)), T or int(rng.integers(5, 13))
     I, H, O = (int(rng.integers(low, low + 6)) for low in (3, 3, 2))
     O = int(rng.choice([O, H, I]))
@@ -314,7 +322,7 @@ def draw(rng, *, B=None, T=None):
 
 
 def applies(bug, rnn, batch):
-    """Say whether a bug can be made in a network, on a batch, at all."""
+    """Return whether a bug can be planted in this network, on this batch."""
     needs = {
         "mean for sum": rnn.reduction == "sum",
         "sum for mean": rnn.reduction == "mean",
@@ -338,7 +346,7 @@ def applies(bug, rnn, batch):
 
 
 def knobs(bug, rng):
-    """Draw where a bug is, and how large."""
+    """Draw the place and the size of a bug: keyword arguments of `somebodys`."""
     leaves = ["cells[0].W_xh", "cells[0].W_hh", "readout.W_hy"]
     anywhere = bug not in ("swapped", "transposed", "W_hh from the wrong layer's input")
     return {
@@ -350,34 +358,37 @@ def knobs(bug, rng):
 
 
 def in_float64(params):
-    """Turn parameters to NumPy float64."""
+    """Convert parameters to NumPy arrays in float64."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
 def plant(networks, seed):
-    """Plant every bug in each of many networks: how often it was called what."""
+    """Plant every bug in random networks; return how often it got each name."""
     rng = np.random.default_rng(seed)
-    said = {bug: Counter() for bug in (*NAMED, *UNNAMED)}
+    calls = {bug: Counter() for bug in (*NAMED, *UNNAMED)}
     for _ in range(networks):
         rnn, params, h, batch = draw(rng)
         _, right = somebodys(rnn, h)(in_float64(params), batch)
-        for bug in filter(partial(applies, rnn=rnn, batch=batch), said):
+        for bug in filter(partial(applies, rnn=rnn, batch=batch), calls):
             wrong = somebodys(rnn, h, bug, **knobs(bug, rng))
             report = jaxrnn.verify(wrong, rnn, params, batch, h=h)
             names = {finding.bug for finding in report.findings}
-            if len(report.findings) == 1 and (wanted := NAMED.get(bug)) in report.findings[0].alike:
-                names = {wanted}
+            if (
+                len(report.findings) == 1
+                and (expected := NAMED.get(bug)) in report.findings[0].alike
+            ):
+                names = {expected}
             if report.ok:
                 _, grads = wrong(in_float64(params), batch)
                 pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(right), strict=True)
                 same = all(np.abs(a - b).max() <= 1e-12 * np.abs(b).max() for a, b in pairs)
                 names = {"changes nothing" if same else "not found"}
-            said[bug]["; ".join(sorted(names))] += 1
-    return said
+            calls[bug]["; ".join(sorted(names))] += 1
+    return calls
 
 
-def accuse(networks, draws, seed):
-    """Ask about right gradients: how many were called wrong, how many left open, of how many."""
+def check_correct(networks, draws, seed):
+    """Check correct gradients; count all, those reported as wrong, and those left undecided."""
     rng, counts = np.random.default_rng(seed), {}
     for _ in range(networks):
         rnn, params, h, batch = draw(rng)
@@ -386,7 +397,7 @@ def accuse(networks, draws, seed):
             "float64": (by_hand, somebodys(rnn, h)),
             "float32": (by_hand, autodiff),
         }
-        low = [inside(side, h) for side in (by_hand, autodiff)]
+        in_float32 = [computed_in_float32(side, h) for side in (by_hand, autodiff)]
         entropy = dataclasses.replace(rnn, loss_function="softmax_cross_entropy")
         guarded = [with_guard(entropy, h, guard) for guard in GUARDS]
         ids = np.random.default_rng(seed).integers(0, rnn.output_size, batch.inputs.shape[:2])
@@ -401,10 +412,10 @@ def accuse(networks, draws, seed):
                 for side in sides:
                     report = jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype)
                     add(counts, dtype, report)
-            for side in low:
+            for side in in_float32:
                 add(counts, "float32 inside", jaxrnn.verify(side, rnn, weights, batch, h=h))
-            most = max(scale, 1)
-            ordinary = jax.tree.map(lambda leaf, most=most: leaf / most, weights)
+            excess = max(scale, 1)
+            ordinary = jax.tree.map(lambda leaf, excess=excess: leaf / excess, weights)
             for side in guarded:
                 report = jaxrnn.verify(side, entropy, ordinary, batch._replace(targets=ids), h=h)
                 add(counts, "epsilon guard", report)
@@ -412,7 +423,7 @@ def accuse(networks, draws, seed):
 
 
 def add(counts, column, report):
-    """Count a report on a right gradient."""
+    """Count the report on a correct gradient."""
     certain = any(finding.certain for finding in report.findings)
     count = counts.setdefault(column, Counter())
     count["asked"] += 1
@@ -420,14 +431,14 @@ def add(counts, column, report):
     count["cannot tell"] += bool(report.findings) and not certain
 
 
-def inside(algorithm, h_0):
-    """Make a candidate that computes in float32 and returns its gradient in float64."""
+def computed_in_float32(algorithm, h_0):
+    """Build a candidate that computes in float32 and returns its gradient in float64."""
     value_and_grad = jax.jit(algorithm.value_and_grad)
 
     def candidate(params, batch):
-        low = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
-        carry = algorithm.init(low, np.asarray(h_0, np.float32))
-        (loss, _), grads = value_and_grad(low, carry, batch)
+        params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+        carry = algorithm.init(params, np.asarray(h_0, np.float32))
+        (loss, _), grads = value_and_grad(params, carry, batch)
         return loss, in_float64(grads)
 
     return candidate
@@ -437,7 +448,7 @@ GUARDS = (1e-12, 1e-9)
 
 
 def with_guard(rnn, h_0, guard):
-    """Make a candidate whose loss has a guard, -log(p + guard), differentiated by JAX."""
+    """Build a candidate whose loss is -log(p + guard), differentiated by JAX."""
 
     def loss(outputs, targets):
         p = jax.nn.softmax(outputs)
@@ -453,11 +464,11 @@ def with_guard(rnn, h_0, guard):
     return candidate
 
 
-def plot(said, path):
-    """Draw what each bug was called, as shares of the cases in which it changed anything."""
-    called = sorted({name for counts in said.values() for name in counts} - {"changes nothing"})
-    shares = np.zeros((len(said), len(called)))
-    for row, counts in enumerate(said.values()):
+def plot(calls, path):
+    """Plot how often each bug got each name, of the cases in which it changed the gradient."""
+    called = sorted({name for counts in calls.values() for name in counts} - {"changes nothing"})
+    shares = np.zeros((len(calls), len(called)))
+    for row, counts in enumerate(calls.values()):
         total = sum(count for name, count in counts.items() if name != "changes nothing")
         for name in counts.keys() & set(called):
             shares[row, called.index(name)] = counts[name] / max(total, 1)
@@ -465,49 +476,51 @@ def plot(said, path):
     figure = Figure(figsize=(11, 11), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares[:, order], cmap="Blues", vmin=0, vmax=1)
-    axes.set_yticks(range(len(said)), list(said))
+    axes.set_yticks(range(len(calls)), list(calls))
     axes.set_xticks(range(len(called)), [called[i] for i in order], rotation=90)
-    axes.set(ylabel="planted", xlabel="reported")
+    axes.set(ylabel="planted bug", xlabel="name in the report")
     axes.xaxis.set_label_position("top")
     axes.axhline(len(NAMED) - 0.5, color="gray", linewidth=0.7)
-    figure.colorbar(image, shrink=0.5, label="share of the cases")
+    figure.colorbar(
+        image, shrink=0.5, label="share of the cases in which the bug changed the gradient"
+    )
     figure.savefig(path, dpi=110)
 
 
 def main():
-    """Run the experiment and write its results."""
+    """Run the experiment, print a summary, and write the results and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few networks, for tests")
+    parser.add_argument("--quick", action="store_true", help="one network, for tests")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     networks, draws = (1, 2) if arguments.quick else (50, 10)
 
     started = time.perf_counter()
-    said = plant(networks, arguments.seed)
-    accused = accuse(networks, draws, arguments.seed + 1)
-    planted = sum(sum(counts.values()) for counts in said.values())
-    nothing = sum(counts["changes nothing"] for counts in said.values())
-    missed = sum(counts["not found"] for counts in said.values())
+    calls = plant(networks, arguments.seed)
+    verdicts = check_correct(networks, draws, arguments.seed + 1)
+    planted = sum(sum(counts.values()) for counts in calls.values())
+    nothing = sum(counts["changes nothing"] for counts in calls.values())
+    missed = sum(counts["not found"] for counts in calls.values())
     named = sum(
         count
         for bug, name in NAMED.items()
-        for called, count in said[bug].items()
+        for called, count in calls[bug].items()
         if called.startswith(name) and ";" not in called
     )
     nameable = sum(
         count
         for bug in NAMED
-        for called, count in said[bug].items()
+        for called, count in calls[bug].items()
         if called not in ("changes nothing", "not found")
     )
     print(f"seed {arguments.seed}, {networks} random networks")
-    print(f"planted {planted}, of which {nothing} changed nothing; not found: {missed}")
-    print(f"named by their own name: {named} of {nameable}")
-    for dtype, counts in accused.items():
+    print(f"{planted} bugs planted, {nothing} of them change nothing; not found: {missed}")
+    print(f"bugs of the catalogue with the right name: {named} of {nameable}")
+    for column, counts in verdicts.items():
         print(
-            f"right gradients in {dtype}: {counts['accused']} accused of {counts['asked']}, "
-            f"{counts['cannot tell']} left open"
+            f"correct gradients, {column}: {counts['accused']} of {counts['asked']} "
+            f"reported as wrong, {counts['cannot tell']} left undecided"
         )
     print(f"{time.perf_counter() - started:.0f} s")
     result = {
@@ -518,14 +531,14 @@ def main():
         "not found": missed,
         "named": named,
         "of those in the catalogue": nameable,
-        "called": said,
-        "right gradients": accused,
+        "called": calls,
+        "right gradients": verdicts,
         "versions": {name: version(name) for name in ("jaxrnn", "jax", "jaxlib", "numpy")},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "planted_bugs.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(said, path.with_suffix(".png"))
+    plot(calls, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
