@@ -1,24 +1,27 @@
-"""What are the rules for an RNN's gradient worth, and what do networks learn by them?
+"""How accurate are the gradient rules, and what do networks learn with them?
 
-Three questions, on tasks whose best losses are known:
+Questions, on tasks whose lowest possible losses are known:
 
-- quality: how near does each rule come to the exact gradient of a chunk, on four tasks, before
-  training, on the way, and after it?
-- size: how do bias and noise grow with H?
-- learning: on the add task with two delays, which rules find the first dependency, which both?
+- quality: how close is each rule to the exact gradient of a chunk, on four tasks, before, during
+  and after training?
+- size: how do bias and variance grow with H?
+- learning: on the add task with two delays, which rules learn the first dependency, and which
+  learn both?
+
+Setting of quality and size: a leaky network (leak 0.5, so that RFLO has a memory) is trained by
+BPTT with Adam. `jaxrnn.compare` then compares the gradients of all rules on one fixed chunk, from
+h = 0 and a fresh memory. KeRNL learns its kernel and DNI its prediction of the credit; one chunk is
+too short for that, so their gradients are those of nearly untrained estimates.
+
+Setting of learning: a vanilla network (leak 1, where RFLO equals the one-hop gradient) is trained
+online with Adam. An endless sequence is read in chunks of ten steps, with an update after each; the
+state and the memory of the rule are carried from chunk to chunk. Every rule starts from the same
+weights and sees the same coins. BPTT assigns no credit beyond the start of its chunk; truncated
+BPTT carries a window of ten steps. The floors (lowest possible losses) are those of Marschall, Cho
+& Savin (2020).
 
     python experiments/rules.py            about seven minutes on two cores
     python experiments/rules.py --quick    seconds: tiny, and its numbers mean nothing
-
-Quality and size are of a leaky network (leak 0.5, so that RFLO has a memory), trained by BPTT with
-Adam, and `jaxrnn.compare` asks every rule about one fixed chunk from h = 0 and a fresh memory. The
-kernel of KeRNL and the forecast of DNI are learned, and in one chunk they have hardly begun to be.
-
-Learning is of a vanilla network (leak 1, where RFLO is the one-hop gradient), by Adam, online:
-an endless sequence in chunks of ten steps, with an update after each, the state and the rule's
-memory carried along. Every rule sees the same coins from the same weights. BPTT sees no further
-back than its chunk's beginning; truncated BPTT carries a window of ten steps. The floors are those
-of Marschall, Cho & Savin (2020).
 """
 
 import argparse
@@ -74,7 +77,22 @@ QUANTILES = {"min": 0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1}
 
 
 class Sizes(NamedTuple):
-    """How large everything is; `moments` are updates before a comparison."""
+    """Sizes of the experiment.
+
+    Attributes:
+        hidden: H, except for the comparison over H.
+        batch: sequences in a batch, for quality and size.
+        moments: numbers of updates after which the rules are compared.
+        draws: random gradients of each stochastic rule.
+        hidden_sizes: H, for the comparison over H.
+        seeds: seeds of learning.
+        updates: updates of learning.
+        rows: sequences read in parallel, for learning.
+        chunk: steps of a chunk, for learning.
+        rules: rules to compare.
+        learners: rules to train with.
+        tasks: tasks for quality.
+    """
 
     hidden: int = 16
     batch: int = 16
@@ -106,7 +124,7 @@ QUICK = Sizes(
 
 
 def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
-    """Make the four tasks, each with the length of its chunks."""
+    """Make the four tasks, each with the length of a chunk."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     vocabulary = jaxrnn.lm.Vocabulary.from_text(text)
     return {
@@ -118,16 +136,16 @@ def all_tasks() -> dict[str, tuple[jaxrnn.tasks.Task, int]]:
 
 
 def network(task: jaxrnn.tasks.Task, hidden_size: int, leak: float) -> jaxrnn.RNN:
-    """Describe a network for a task."""
+    """Build the network for a task."""
     return jaxrnn.RNN(
         task.input_size, hidden_size, task.output_size, loss_function=task.loss, leak=leak
     )
 
 
-def trained(
+def train_by_bptt(
     rnn: jaxrnn.RNN, task: jaxrnn.tasks.Task, length: int, moments: tuple[int, ...], batch_size: int
 ) -> list[tuple[jaxrnn.Params, float]]:
-    """Train by BPTT; return the parameters at each moment, and the loss just before it."""
+    """Train by BPTT; return the parameters at each moment, and the mean loss just before it."""
     params_key, state_key, data_key = jax.random.split(jax.random.key(0), 3)
     algorithm = jaxrnn.gradients.stateless(jaxrnn.gradients.bptt(rnn))
     optimizer = optax.adam(0.003)
@@ -140,27 +158,27 @@ def trained(
     state = jaxrnn.init_train_state(
         algorithm, optimizer, rnn.init(params_key), start, key=state_key
     )
-    keys, found = jax.random.split(data_key, max(moments) + 1), []
+    keys, results = jax.random.split(data_key, max(moments) + 1), []
     train = jax.jit(partial(lax.scan, one))
     for before, now in zip((0, *moments), moments, strict=False):
         loss = float("nan")
         if now > before:
             state, metrics = train(state, keys[before:now])
             loss = float(metrics.loss[-min(100, now - before) :].mean())
-        found.append((state.params, loss))
-    return found
+        results.append((state.params, loss))
+    return results
 
 
 def quality(sizes: Sizes) -> dict[str, Any]:
     """Compare all rules on all tasks, at every moment of training."""
-    results, drawn_from = {}, all_tasks()
+    results, tasks = {}, all_tasks()
     for name in sizes.tasks:
-        task, length = drawn_from[name]
+        task, length = tasks[name]
         rnn = network(task, sizes.hidden, leak=0.5)
         batch = task.draw(jax.random.key(1), sizes.batch, length)
         algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
         results[name] = {"floors": task.floors}
-        moments = trained(rnn, task, length, sizes.moments, sizes.batch)
+        moments = train_by_bptt(rnn, task, length, sizes.moments, sizes.batch)
         for updates, (params, loss) in zip(sizes.moments, moments, strict=True):
             table = jaxrnn.compare(
                 algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=1
@@ -171,12 +189,12 @@ def quality(sizes: Sizes) -> dict[str, Any]:
 
 
 def over_sizes(sizes: Sizes) -> dict[int, Any]:
-    """Compare all rules over H, on the add task after some training."""
+    """Compare all rules at every H, on the add task after some training."""
     results, (task, length) = {}, all_tasks()["add"]
     batch = task.draw(jax.random.key(1), sizes.batch, length)
     for hidden_size in sizes.hidden_sizes:
         rnn = network(task, hidden_size, leak=0.5)
-        [(params, _)] = trained(rnn, task, length, sizes.moments[1:2], sizes.batch)
+        [(params, _)] = train_by_bptt(rnn, task, length, sizes.moments[1:2], sizes.batch)
         algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
         table = jaxrnn.compare(
             algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=5
@@ -187,7 +205,7 @@ def over_sizes(sizes: Sizes) -> dict[int, Any]:
 
 
 def summary(table: jaxrnn.Comparison) -> dict[str, Any]:
-    """Keep what the plots and the README need of a comparison."""
+    """Return the values of a comparison that the plots and the README need."""
     return {
         row.rule: {
             **{name: rounded(value) for name, value in row.whole._asdict().items()},
@@ -200,13 +218,13 @@ def summary(table: jaxrnn.Comparison) -> dict[str, Any]:
 
 
 def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Train by every rule, all seeds at once; return the losses (seeds, updates) and the floors."""
+    """Train with every rule, all seeds at once; return losses (seeds, updates) and floors."""
     task = jaxrnn.tasks.delayed_add(*DELAYS)
     rnn = network(task, sizes.hidden, leak=1.0)
     optimizer = optax.adam(0.003)
 
     def chunks(key):
-        """Draw one long sequence, without the first steps, which depend on coins before it."""
+        """Draw a long sequence, without the first steps, whose targets depend on earlier coins."""
         before = max(DELAYS)
         batch = task.draw(key, sizes.rows, before + sizes.updates * sizes.chunk)
         return jax.tree.map(
@@ -232,18 +250,20 @@ def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     for rule in sizes.learners:
         algorithm = LEARNERS[rule](rnn)
         losses[rule] = np.asarray(jax.jit(jax.vmap(partial(train, algorithm)))(keys))
-        print(f"learned by {rule}", flush=True)
+        print(f"trained with {rule}", flush=True)
     return losses, task.floors
 
 
 def blocks(losses: np.ndarray, number: int) -> np.ndarray:
-    """Average over so many blocks of updates: (seeds, number)."""
+    """Average the losses over `number` blocks of updates: (seeds, number)."""
     return losses.reshape(len(losses), number, -1).mean(-1)
 
 
 def print_learning(losses: dict[str, np.ndarray], floors: dict[str, float]) -> None:
-    """Print where each rule ended: quantiles over the seeds, and how many are below each floor."""
-    print("\nloss over the last tenth of training, in nats; quantiles are over the seeds")
+    """Print the final losses: quantiles over seeds, and the number of seeds below each floor."""
+    print(
+        "\nmean loss of the last tenth of training, in nats (lower is better); quantiles over seeds"
+    )
     heads = "".join(f"{head:>9}" for head in QUANTILES)
     counts = "".join(f"{f'< {floor:.4f}':>10}" for floor in floors.values())
     print(f"{'':20}{heads}{counts}{'best tenth':>12}")
@@ -256,7 +276,7 @@ def print_learning(losses: dict[str, np.ndarray], floors: dict[str, float]) -> N
 
 
 def rounded(value: float) -> float | None:
-    """Keep four significant digits; None for what is not finite."""
+    """Return `value` rounded to four significant digits, or None if it is not finite."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
@@ -268,11 +288,11 @@ def plot(
     sizes: Sizes,
     path: Path,
 ) -> None:
-    """Draw the cosines as a table of colours, noise over H, and the learning curves."""
+    """Plot the cosines as a heat map, the variance over H, and the learning curves."""
     figure = Figure(figsize=(12, 9), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
     colours, noise, curves = (
-        figure.add_subplot(grid[at]) for at in ((0, 0), (0, 1), (1, slice(0, 2)))
+        figure.add_subplot(grid[cell]) for cell in ((0, 0), (0, 1), (1, slice(0, 2)))
     )
 
     columns = [(task, moment) for task in results for moment in sizes.moments]
@@ -291,17 +311,23 @@ def plot(
     labels = [f"{task}\n{moment}" for task, moment in columns]
     colours.set_xticks(range(len(columns)), labels, fontsize=8)
     colours.set_title(
-        f"cosine to the exact gradient, by task and updates (H={sizes.hidden}, leak 0.5)",
+        f"cosine to the exact gradient (1 is exact) by task and updates; H={sizes.hidden}",
         fontsize=10,
     )
 
-    at = list(by_size)
+    hidden_sizes = list(by_size)
     for rule in [rule for rule in sizes.rules if rule in UNBIASED]:
-        noise.plot(at, [by_size[H][rule]["variance"] for H in at], "o-", label=rule, markersize=4)
-    noise.set(xscale="log", yscale="log", xlabel="H", ylabel="variance / ‖exact‖²")
-    noise.set_xticks(at, map(str, at))
+        variances = [by_size[H][rule]["variance"] for H in hidden_sizes]
+        noise.plot(hidden_sizes, variances, "o-", label=rule, markersize=4)
+    noise.set(
+        xscale="log",
+        yscale="log",
+        xlabel="H",
+        ylabel="variance / ‖exact gradient‖²\n(lower is better)",
+    )
+    noise.set_xticks(hidden_sizes, map(str, hidden_sizes))
     noise.set_xticks([], minor=True)
-    noise.set_title(f"noise of unbiased rules (add task, {sizes.draws} draws)", fontsize=10)
+    noise.set_title(f"variance of unbiased rules (add task, {sizes.draws} draws)", fontsize=10)
     noise.legend(fontsize=8)
 
     number = min(60, sizes.updates)
@@ -315,10 +341,10 @@ def plot(
         curves.annotate(
             f"{name}: {floor:.4f}", (sizes.updates, floor), fontsize=8, ha="right", va="bottom"
         )
-    curves.set(xlabel="updates", ylabel="loss (nats)", xlim=(0, sizes.updates))
+    curves.set(xlabel="updates", ylabel="loss (nats, lower is better)", xlim=(0, sizes.updates))
     curves.set_title(
         f"add task, delays {DELAYS[0]} and {DELAYS[1]}, H={sizes.hidden}: median and quartiles of "
-        f"{sizes.seeds} seeds, and the least loss with nothing, one or both coins known",
+        f"{sizes.seeds} seeds. Dotted: lowest loss if no coin, the first or both are known",
         fontsize=10,
     )
     curves.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.34))
@@ -328,14 +354,14 @@ def plot(
 
 
 def main() -> None:
-    """Answer all three questions; print the tables; write the results and the plot."""
-    parser = argparse.ArgumentParser(description="Every rule on tasks with known floors.")
+    """Run all three parts, print the tables, and write the results and the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny: 3 seeds, 20 updates")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     sizes = QUICK if arguments.quick else Sizes()
     versions = {package: version(package) for package in ("jax", "jaxrnn", "numpy", "optax")}
-    print(f"seeds 0 … {sizes.seeds - 1} of learning, float32, {versions}")
+    print(f"learning with seeds 0 … {sizes.seeds - 1}, float32, {versions}")
     results, by_size = quality(sizes), over_sizes(sizes)
     losses, floors = learning(sizes)
     print_learning(losses, floors)

@@ -1,22 +1,32 @@
 """Does the one-hop gradient fail to learn the word "vector"?
 
-One "vector", fourteen "ectoaxg": whether "r" or "a" comes after "o" is for a memory of the "v",
-four letters back, to say. The one-hop gradient passes no credit between steps. It was reported to
-write "vectoaxg" from a "v", and full BPTT "vector", from one run of each. Here are 64 seeds of
-each: the loss on the way, and the trained network's exact probability of going on from "v" with
-"ector" and the end of the line.
+Question: the corpus has one word "vector" and fourteen words "ectoaxg". To choose between "r" and
+"a" after "o", a network must remember the "v" four letters before. The one-hop gradient passes no
+credit between steps. The source reports, from one run of each, that after a "v" a network trained
+with the one-hop gradient writes "vectoaxg" and one trained with full BPTT writes "vector". Does
+this hold for other seeds?
+
+Setting: 64 seeds of each rule. The experiment measures the loss during training, and the exact
+probability that the trained network continues "v" with "ector" and the end of the line.
 
     python experiments/vector_word.py            about a minute on two cores
     python experiments/vector_word.py --quick    seconds: tiny, and its numbers mean nothing
 
 Source: the notebook "Vanilla RNN: Character-level language model with RNN" (2019-01-03), sections
-4 and 5 (002_67cb450799f41c8f.txt), whose setting is kept, with what its program does but does not
-say: the newline is a word of its own, input and target; a word's gradient is a sum, never divided
-by its length; and an iteration is a pass over the words plus one for each word, so "iteration i" is
-pass i - len(words), counted from 0. Its text of 15 lines ends without a newline (nothing blank
-follows where it is printed), hence no empty word. Weights are 0.01 · standard normal, biases 0, in
-float64; SGD of rate 0.1 after every word, in order, each read from h = 0. When a one-hop seed turns
-the corner depends on rounding, so another machine may count a seed or two differently.
+4 and 5 (002_67cb450799f41c8f.txt). The experiment uses its setting: weights are 0.01 · standard
+normal, biases are 0, in float64; SGD with rate 0.1 makes an update after every word, in order, and
+each word starts from h = 0. It also follows the program of the notebook where the text does not
+describe it:
+
+- The newline is a word of its own, as input and target.
+- The gradient of a word is a sum, which is not divided by the length of the word.
+- The iteration number is the number of the pass plus the number of words, so "iteration i" is pass
+  i - len(words), counted from 0.
+- The text of 15 lines ends without a newline (no blank line follows where it is printed), so there
+  is no empty word.
+
+The pass in which a one-hop seed learns the word depends on rounding, so counts may differ by a seed
+or two on another machine.
 """
 
 import argparse
@@ -39,16 +49,26 @@ import jaxrnn
 
 ONE_WORD = ("vector", "\n")
 CORPUS = ("vector", *["ectoaxg"] * 14, "\n")
-SAMPLES = 10  # words from each seed
-LONGEST = 20  # characters after the "v", at most
+SAMPLES = 10  # words sampled from the network of each seed
+LONGEST = 20  # maximum number of characters after the "v"
 QUANTILES = {"min": 0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "max": 1}
 SMALL = jax.nn.initializers.normal(0.01)
-# The best that a model of the last letter alone can do: unsure of r or a after each "o".
+# The lowest loss of a model that knows only the last letter, so not whether r or a follows "o".
 BIGRAM_LOSS = (math.log(15) + 14 * math.log(15 / 14)) / len(CORPUS)
 
 
 class Setting(NamedTuple):
-    """One way to train; `printed` has the iterations to report, with the source's loss if any."""
+    """A training setting.
+
+    Attributes:
+        name: its name in the tables and in the JSON file.
+        rule: builds the gradient rule of a network.
+        clip: the gradient clip of SGD, or None.
+        passes: passes over the words.
+        printed: iterations whose loss is reported, with the loss that the source prints, if any.
+        words: the words of the corpus.
+        hidden_size: H.
+    """
 
     name: str
     rule: Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
@@ -60,12 +80,12 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a setting, for S seeds.
+    """Result of a setting, for S seeds.
 
     Attributes:
-        losses: the mean loss of a word in each pass, in nats, (S, passes).
-        probability: P("vector" | "v") after the last pass, with the end of the line, (S,).
-        samples: what each seed then wrote from "v", SAMPLES words each.
+        losses: the mean loss per word in each pass, in nats, (S, passes).
+        probability: P("vector" | "v") after the last pass, including the end of the line, (S,).
+        samples: SAMPLES words that each trained network writes after "v".
     """
 
     losses: np.ndarray
@@ -74,7 +94,7 @@ class Outcome(NamedTuple):
 
 
 def settings(quick: bool) -> list[Setting]:
-    """List the settings: the source's three, and two that tell its claims apart."""
+    """Return the three settings of the source, and two more that separate its claims."""
     passes, more = (101, 151) if quick else (1001, 5001)
     bptt, one_hop = jaxrnn.gradients.bptt, partial(jaxrnn.gradients.truncated_bptt, window=0)
     one_word = {100: 0.024105, 500: 0.002570, 1000: 0.001153}
@@ -91,7 +111,7 @@ def settings(quick: bool) -> list[Setting]:
 
 
 def run(setting: Setting, seeds: int) -> Outcome:
-    """Train from `jax.random.key(0)`, …, `key(seeds - 1)`, all at once, and question the result."""
+    """Train with the keys of seeds 0, …, `seeds - 1`, all at once, and sample from the result."""
     vocabulary = jaxrnn.lm.Vocabulary.from_text("".join(setting.words))
     rnn = jaxrnn.RNN(
         vocabulary.size,
@@ -131,12 +151,12 @@ def run(setting: Setting, seeds: int) -> Outcome:
     return Outcome(np.asarray(losses), np.asarray(probability), samples)
 
 
-# Compiled once for all settings of one network.
+# These two functions compile once for all settings with the same network.
 
 
 @partial(jax.jit, static_argnums=0)
 def draw(rnn: jaxrnn.RNN, keys: jax.Array) -> jaxrnn.Params:
-    """Draw initial parameters from each key."""
+    """Draw initial parameters with each key."""
     return jax.vmap(rnn.init)(keys)
 
 
@@ -144,7 +164,7 @@ def draw(rnn: jaxrnn.RNN, keys: jax.Array) -> jaxrnn.Params:
 def write(
     rnn: jaxrnn.RNN, params: jaxrnn.Params, keys: jax.Array, prime: int, end: int
 ) -> jax.Array:
-    """Let each network go on from the id `prime`: (S, SAMPLES, LONGEST) ids."""
+    """Draw samples from each network after the id `prime`: ids (S, SAMPLES, LONGEST)."""
 
     def sample(params, key):
         primes = jnp.full((SAMPLES, 1), prime)
@@ -155,16 +175,16 @@ def write(
 
 
 def summarize(setting: Setting, outcome: Outcome) -> dict[str, Any]:
-    """Reduce an outcome to what the JSON file keeps: a number a seed, and what was written."""
-    places = {i: i - len(setting.words) for i in setting.printed}
-    reached = {i: place for i, place in places.items() if place < setting.passes}
+    """Return the entry of the JSON file: one number per seed, and the most frequent samples."""
+    indices = {i: i - len(setting.words) for i in setting.printed}
+    reached = {i: index for i, index in indices.items() if index < setting.passes}
     written = Counter(word for words in outcome.samples for word in words)
     return {
         "words": len(setting.words),
         "hidden_size": setting.hidden_size,
         "passes": setting.passes,
         "printed": setting.printed,
-        "loss_at": {i: rounded(outcome.losses[:, place]) for i, place in reached.items()},
+        "loss_at": {i: rounded(outcome.losses[:, index]) for i, index in reached.items()},
         "probability": rounded(outcome.probability),
         "samples_of_vector": [words.count("vector") for words in outcome.samples],
         "samples": dict(written.most_common(3)),
@@ -172,14 +192,14 @@ def summarize(setting: Setting, outcome: Outcome) -> dict[str, Any]:
 
 
 def rounded(values: np.ndarray) -> list[float]:
-    """Keep four significant digits."""
+    """Return the values rounded to four significant digits."""
     return [float(f"{value:.4g}") for value in values]
 
 
 def print_tables(results: dict[str, dict[str, Any]]) -> None:
-    """Print the losses, and then what the trained networks write; quantiles are over the seeds."""
+    """Print the losses, and the samples of the trained networks; quantiles are over the seeds."""
     heads = "".join(f"{head:>10}" for head in QUANTILES)
-    print(f"mean loss of a word, in nats; the best bigram model has {BIGRAM_LOSS:.4f}")
+    print(f"mean loss per word, in nats; the best bigram model has {BIGRAM_LOSS:.4f}")
     print(f"{'':20}{'iteration':>9}{heads}{'source':>10}{'seeds below':>13}")
     for name, result in results.items():
         for iteration, losses in result["loss_at"].items():
@@ -188,7 +208,7 @@ def print_tables(results: dict[str, dict[str, Any]]) -> None:
             if source is not None:
                 row += f"{source:10.4g}{np.mean(np.less(losses, source)):13.0%}"
             print(f"{name:20}{iteration:9}{row}")
-    print(f'\nP("vector" | "v") after the last pass, and {SAMPLES} samples from each seed')
+    print(f'\nP("vector" | "v") after the last pass, and {SAMPLES} samples per seed')
     print(f"{'':20}{'passes':>9}{heads}{'above 1/2':>12}   samples")
     for name, result in results.items():
         learned = np.array(result["probability"]) > 0.5
@@ -199,7 +219,7 @@ def print_tables(results: dict[str, dict[str, Any]]) -> None:
 
 
 def plot(outcomes: dict[str, Outcome], path: Path) -> None:
-    """Draw the corpus's loss curves, every seed of them, and where P("vector" | "v") ended."""
+    """Plot the loss curve of every seed, and a histogram of the final P("vector" | "v")."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = {"one-hop, longer": "tab:orange", "BPTT, clipped at 1": "tab:blue"}
@@ -212,10 +232,18 @@ def plot(outcomes: dict[str, Outcome], path: Path) -> None:
         left.plot(passes, median, color=colour, linewidth=2, label=name.split(",")[0])
     left.axhline(BIGRAM_LOSS, color="black", linestyle=":", label="best bigram model")
     left.axvline(
-        outcomes["one-hop"].losses.shape[1], color="gray", linestyle="--", label="the source stops"
+        outcomes["one-hop"].losses.shape[1],
+        color="gray",
+        linestyle="--",
+        label="last pass of the source",
     )
-    left.set(xscale="log", yscale="log", xlabel="passes", ylabel="mean loss of a word (nats)")
-    left.set_title("every seed (thin), median and quartiles", fontsize=10)
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="passes",
+        ylabel="mean loss per word (nats, lower is better)",
+    )
+    left.set_title("loss of every seed (thin), median and quartiles", fontsize=10)
 
     colours = {"one-hop": "moccasin", **colours}
     right.hist(
@@ -224,8 +252,10 @@ def plot(outcomes: dict[str, Outcome], path: Path) -> None:
         color=[*colours.values()],
         label=[f"{name}: {outcomes[name].losses.shape[1]} passes" for name in colours],
     )
-    right.set(xlabel='P("vector" | "v") after the last pass', ylabel="seeds", xlim=(0, 1))
-    right.set_title(f"{len(outcomes['one-hop'].losses)} seeds of each", fontsize=10)
+    right.set(xlabel='P("vector" | "v") after the last pass', ylabel="number of seeds", xlim=(0, 1))
+    right.set_title(
+        f"probability of the word, {len(outcomes['one-hop'].losses)} seeds per setting", fontsize=10
+    )
     for axes in (left, right):
         axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -233,17 +263,17 @@ def plot(outcomes: dict[str, Outcome], path: Path) -> None:
 
 
 def main() -> None:
-    """Run every setting; print the tables; write the results and the plot."""
-    parser = argparse.ArgumentParser(description="One-hop against BPTT on a word to remember.")
+    """Run every setting, print the tables, and write the results and the plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny: 3 seeds, 101 passes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to fill")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     seeds = 3 if arguments.quick else 64
-    chosen = settings(arguments.quick)
+    selected = settings(arguments.quick)
     with jax.enable_x64(True):
-        outcomes = {setting.name: run(setting, seeds) for setting in chosen}
+        outcomes = {setting.name: run(setting, seeds) for setting in selected}
 
-    results = {setting.name: summarize(setting, outcomes[setting.name]) for setting in chosen}
+    results = {setting.name: summarize(setting, outcomes[setting.name]) for setting in selected}
     versions = {package: version(package) for package in ("jax", "jaxrnn", "numpy")}
     report = {"seeds": seeds, "dtype": "float64", "versions": versions, "settings": results}
     print(f"seeds 0 … {seeds - 1}, float64, {versions}\n")
