@@ -1,19 +1,23 @@
-"""How time and memory grow: with H for rules that work forward, with T for backward ones.
+"""Measure how time and memory grow with H, and how memory grows with T.
 
     python -m experiments.benchmarks.growth            about two minutes on two cores
     python -m experiments.benchmarks.growth --quick    tiny, and its numbers mean nothing
 
-An exponent is the slope of log cost over log size at the three largest sizes. Operations are
-counted in the program that is compiled, bytes are the compiled program's (its working memory and
-what it is given, the influence among it), and times are medians of rounds in which the rules take
-turns: `jaxrnn.compare`. H is far above the fixed I = O = 2, so N = I + H + 1 grows as H; T = 4,
-float32. At these sizes the arithmetic outweighs the calls, and what a rule holds, with its copies,
-stays below 32 MiB: beyond that neither caches nor the allocator keep it, and the clock shows that
-cliff instead.
+Growth with H, for every rule, with `jaxrnn.compare`: operations are counted in the compiled
+program. Bytes are its working memory and its arguments, among them the influence. Times are medians
+of interleaved rounds. T = 4, in float32. H is much larger than the fixed I = O = 2, so that
+N = I + H + 1 grows as H. The sizes are large enough that the arithmetic takes longer than the
+calls, and small enough that the arrays of a rule and their copies stay below 32 MiB. Larger arrays
+do not stay in the caches, and the allocator returns them to the system after each call; the times
+would then show that jump.
 
-For T, the working memory of the compiled program alone, with H = I = O = 32 and B = 4: nothing is
-run. Last, BPTT against its parallel prefix at H = 8, T = 16384, in float64: whether both are equal,
-how often each loop of the compiled program runs, and the time.
+Growth with T, for the rules that run backward: the working memory of the compiled program, with
+H = I = O = 32 and B = 4. The program is not run.
+
+Parallel prefix: `bptt` and `parallel_bptt` at H = 8, T = 16384, in float64. The benchmark compares
+their gradients, the number of iterations of each loop of the compiled program, and their times.
+
+An exponent is the slope of log cost over log size at the three largest sizes.
 """
 
 import argparse
@@ -33,7 +37,7 @@ from experiments.benchmarks.measure import slope, where
 
 
 class Group(NamedTuple):
-    """Rules to measure at the same sizes."""
+    """Rules that are measured at the same sizes."""
 
     batch_size: int
     hidden_sizes: tuple[int, ...]
@@ -67,14 +71,14 @@ MEASURES = ("flops", "bytes", "seconds")
 
 
 def ids_batch(size: int, batch_size: int, steps: int) -> jaxrnn.Batch:
-    """Draw ids to read and to foretell."""
+    """Draw a batch of input ids and of the ids that follow them."""
     ids = np.random.default_rng(0).integers(0, size, (batch_size, steps + 1))
     return jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
 
 
 def over_hidden_size(groups: list[Group], rounds: int) -> dict[str, dict]:
     """Measure every rule at every H of its group."""
-    found = {}
+    results = {}
     for batch_size, sizes, rules in groups:
         for H in sizes:
             rnn = jaxrnn.RNN(2, H, 2, leak=0.5)
@@ -89,21 +93,21 @@ def over_hidden_size(groups: list[Group], rounds: int) -> dict[str, dict]:
             )
             print(f"\nH={H}\n{table}", flush=True)
             for row in table.rows:
-                costs = found.setdefault(row.rule, {"H": [], **{name: [] for name in MEASURES}})
+                costs = results.setdefault(row.rule, {"H": [], **{name: [] for name in MEASURES}})
                 costs["H"].append(H)
                 costs["flops"].append(row.cost.flops)
                 costs["bytes"].append(row.cost.temp_bytes + row.cost.argument_bytes)
                 costs["seconds"].append(4 * row.seconds)
-    for costs in found.values():
+    for costs in results.values():
         costs["exponents"] = {name: slope(costs["H"], costs[name]) for name in MEASURES}
-    return found
+    return results
 
 
 def over_time(steps: list[int]) -> dict[str, dict]:
-    """Count the working memory of programs compiled for every T."""
+    """Measure the working memory of the program that is compiled for each T."""
     rnn = jaxrnn.RNN(32, 32, 32)
     params, h = rnn.init(jax.random.key(0)), rnn.initial_state(4)
-    found = {}
+    results = {}
     for name, rule in OVER_T.items():
         algorithm = rule(rnn)
         costs = [
@@ -114,17 +118,17 @@ def over_time(steps: list[int]) -> dict[str, dict]:
         ]
         temp = [cost.temp_bytes for cost in costs]
         flops = [cost.flops for cost in costs]
-        found[name] = {
+        results[name] = {
             "T": steps,
             "bytes": temp,
             "flops": flops,
             "exponent": slope(steps, temp),
         }
-    return found
+    return results
 
 
 def parallel(steps: int, rounds: int) -> dict:
-    """Set BPTT and its parallel prefix side by side, in float64."""
+    """Compare BPTT with its parallel prefix, in float64."""
     with jax.enable_x64(True):
         rnn = jaxrnn.RNN(8, 8, 8)
         params = rnn.init(jax.random.key(0), jnp.float64)
@@ -148,7 +152,7 @@ def parallel(steps: int, rounds: int) -> dict:
 
 
 def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None:
-    """Draw time and memory over H, and memory over T."""
+    """Plot time and memory over H, and memory over T."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     time, memory, backward = figure.subplots(1, 3)
     for i, (name, costs) in enumerate(by_size.items()):
@@ -167,9 +171,9 @@ def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None
         backward.plot(
             costs["T"], np.multiply(costs["bytes"], 2**-20), "o-", markersize=3, label=label
         )
-    time.set(xlabel="H", ylabel="ms for 4 steps")
-    memory.set(xlabel="H", ylabel="MiB held")
-    backward.set(xlabel="T", ylabel="MiB of working memory")
+    time.set(xlabel="H", ylabel="time of 4 steps (ms, lower is better)")
+    memory.set(xlabel="H", ylabel="working memory and arguments (MiB, lower is better)")
+    backward.set(xlabel="T", ylabel="working memory (MiB, lower is better)")
     for axes in (time, memory, backward):
         axes.set(xscale="log", yscale="log")
         if axes is not backward:
@@ -181,32 +185,32 @@ def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None
 
 
 def main() -> None:
-    """Measure; print the exponents; write the figures and the plot."""
+    """Run the benchmark, print the exponents, and write the results and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
-    groups, steps, long, rounds = OVER_H, [2**n for n in range(8, 23, 2)], 16384, 7
+    groups, steps, longest, rounds = OVER_H, [2**n for n in range(8, 23, 2)], 16384, 7
     if arguments.quick:
         groups = [Group(2, (2, 3, 4), {"rtrl": jaxrnn.gradients.rtrl})]
-        steps, long, rounds = [16, 64, 256], 64, 1
+        steps, longest, rounds = [16, 64, 256], 64, 1
     by_size = over_hidden_size(groups, rounds)
     by_time = over_time(steps)
-    side_by_side = parallel(long, rounds)
+    parallel_costs = parallel(longest, rounds)
 
-    print(f"\n{'exponent of H':20}{'operations':>12}{'bytes':>8}{'time':>8}")
+    print(f"\n{'exponent in H':20}{'operations':>12}{'bytes':>8}{'time':>8}")
     for name, costs in by_size.items():
         row = "".join(f"{costs['exponents'][measure]:8.2f}" for measure in MEASURES)
         print(f"{name:24}{row}")
-    print("\nexponent of T in bytes")
+    print("\nexponent of the bytes in T")
     for name, costs in by_time.items():
         print(f"{name:24}{costs['exponent']:8.2f}")
-    for name, figures in side_by_side.items():
-        print(f"{name}: {1e3 * figures['seconds']:.1f} ms, loops of {figures['loops']}")
+    for name, costs in parallel_costs.items():
+        print(f"{name}: {1e3 * costs['seconds']:.1f} ms, iterations of its loops: {costs['loops']}")
     report = {
         "over_H": by_size,
         "over_T": by_time,
-        "parallel": side_by_side,
+        "parallel": parallel_costs,
         "versions": where(),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

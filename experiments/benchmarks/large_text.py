@@ -1,11 +1,11 @@
-"""Trains on a text that is larger than memory ought to be, and measures how much it takes.
+"""Measure the memory and the time of training on a large text.
 
-    python -m experiments.benchmarks.large_text             1 GiB, about two minutes
-    python -m experiments.benchmarks.large_text --mib 100   a tenth of it
+    python -m experiments.benchmarks.large_text             1 GiB of text, about two minutes
+    python -m experiments.benchmarks.large_text --mib 100   100 MiB of text
 
-The text is made of the documentation topics of Python, cut at random places, with every character
-that they have. Its ids lie in a cache in the same temporary folder. Memory is the largest resident
-set of the whole process, what is mapped from files included.
+The text repeats the documentation topics of Python, each time from another random position, so it
+contains every character of them. The cache with its ids is in the same temporary folder. Memory is
+the largest resident set of the whole process, including the pages that are mapped from files.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.benchmarks import measure
 
 
 def write_text(file: Path, size: int, seed: int = 0) -> None:
-    """Write a text of at least so many bytes."""
+    """Write a text of at least `size` bytes."""
     source = "\n".join(topics.topics[name] for name in sorted(topics.topics))
     rng, written = np.random.default_rng(seed), 0
     with file.open("wb") as out:
@@ -34,9 +34,9 @@ def write_text(file: Path, size: int, seed: int = 0) -> None:
             written += out.write((source[start:] + source[:start]).encode())
 
 
-def trained(file: Path, folder: Path, name: str, steps: int) -> tuple[float, str]:
-    """Train in a process of its own; return its seconds and what it printed."""
-    begun = time.perf_counter()
+def train(file: Path, folder: Path, name: str, steps: int) -> tuple[float, str]:
+    """Train in a separate process; return its seconds and its output."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", "jaxrnn.cli", "train", file, "--out", folder / name]
     result = subprocess.run(
         [*map(str, command), "--steps", str(steps), "--evaluate-every", str(steps)],
@@ -45,34 +45,34 @@ def trained(file: Path, folder: Path, name: str, steps: int) -> tuple[float, str
         text=True,
         check=True,
     )
-    return time.perf_counter() - begun, result.stdout
+    return time.perf_counter() - start, result.stdout
 
 
 def main() -> None:
-    """Make the text, train twice, write the figures."""
+    """Write the text, train twice, and print and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mib", type=int, default=1024, help="size of the text")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--mib", type=int, default=1024, help="size of the text in MiB")
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_text(folder / "text.txt", arguments.mib * 2**20)
-        first, _ = trained(folder / "text.txt", folder, "first", arguments.steps)
-        again, told = trained(folder / "text.txt", folder, "again", arguments.steps)
+        first, _ = train(folder / "text.txt", folder, "first", arguments.steps)
+        again, output = train(folder / "text.txt", folder, "again", arguments.steps)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         size = (folder / "text.txt").stat().st_size / 2**30
-    print(told)
-    figures = {
+    print(output)
+    results = {
         "text, GiB": round(size, 3),
         "largest resident memory, GiB": round(peak, 3),
         f"{arguments.steps} steps and evaluation, the text encoded first, s": round(first, 1),
         "the same with the ids in the cache, s": round(again, 1),
     }
-    for name, figure in figures.items():
-        print(f"{name:<70} {figure}")
+    for name, value in results.items():
+        print(f"{name:<70} {value}")
     path = arguments.out / "large_text.json"
-    path.write_text(json.dumps(figures | {"versions": measure.where()}, indent=1) + "\n")
+    path.write_text(json.dumps(results | {"versions": measure.where()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""Times whole training, in characters per second, against everybody else's loop.
+"""Time whole training, in characters per second, against training loops of other libraries.
 
     python -m experiments.benchmarks.loop             some minutes on two cores
     python -m experiments.benchmarks.loop --quick     tiny, and its numbers mean nothing
 
-A network of one tanh layer with biases reads a stream of ids, chunk after chunk, and carries h from
-one to the next. Every step is the gradient of the mean cross-entropy of one chunk, each element
-clipped to ±5, and Adagrad at 0.1 as min-char-rnn has it, in float32. What is read are random ids:
-the arithmetic is that of a text, and nothing is to be learnt. Batches are made beforehand, one-hot
-rows for torch and NumPy included.
+A network with one tanh layer and biases reads a stream of ids in chunks and carries h from chunk to
+chunk. Each step computes the gradient of the mean cross-entropy of one chunk, clips each element to
+±5, and makes an Adagrad update with rate 0.1 as min-char-rnn does, in float32. The ids are random:
+the arithmetic is the same as for a text, but there is nothing to learn. All batches are made in
+advance, including the one-hot rows for torch and NumPy.
 
-A call trains for the same steps from the same parameters in every contender; they take turns, in
-another order each round. Before a contender is timed, the losses of its first 20 steps are compared
-with those of jaxrnn, at a rate of 0.003: at 0.1 the first steps make the network chaotic, and two
-that differ by a rounding error, in float64 too, are far apart 20 steps later. One whose library is
-not installed is left out: pip install '.[bench]'.
+In every contender, a call trains for the same steps from the same parameters. The contenders are
+timed in interleaved rounds, in a new random order in each round. Before a contender is timed, the
+losses of its first 20 steps are compared with those of jaxrnn, with a rate of 0.003. With a rate of
+0.1 the first steps make the network chaotic: two runs that differ by a rounding error, even in
+float64, are far apart 20 steps later. A contender whose library is not installed is skipped; `pip
+install '.[bench]'` installs all of them.
 
-A ratio is the median over the rounds of a contender's time over that of jaxrnn in one jit in the
-same round.
+A ratio is the median over the rounds of the time of a contender divided by the time of jaxrnn in
+one jit in the same round.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from jaxrnn import RNN, Batch, Params, exchange
 
 
 class Size(NamedTuple):
-    """O = I, H, T and B, and how many steps a call trains for."""
+    """Sizes of a problem, with O = I, and the number of steps of a call."""
 
     O: int
     H: int
@@ -46,7 +47,7 @@ class Size(NamedTuple):
     steps: int
 
 
-Run = Callable[[], Any]  # trains from the first parameters, and returns the loss of each step
+Run = Callable[[], Any]  # trains from the initial parameters; returns the loss of each step
 
 GRID = [
     Size(65, 100, 25, 1, 100),
@@ -55,12 +56,12 @@ GRID = [
 ]
 QUICK = [Size(7, 5, 4, 1, 3), Size(7, 5, 4, 3, 3)]
 CHECKED = 20  # steps whose losses are compared
-RATE, CHECKED_RATE = 0.1, 0.003  # Adagrad's, when timed and when compared
-SAME = 1e-5  # relative, between two losses in float32
+RATE, CHECKED_RATE = 0.1, 0.003  # learning rates of the timing and of the comparison
+SAME = 1e-5  # relative tolerance between two losses in float32
 
 
 def one_jit(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
-    """All steps in one call of `make_train_loop`."""
+    """Build a call that runs all steps in one jitted `make_train_loop`."""
     step, first = _training(jaxrnn.gradients.bptt, rnn, params, batches, rate)
     loop = jaxrnn.make_train_loop(step)
     batches = jax.tree.map(jnp.asarray, batches)
@@ -79,7 +80,7 @@ def one_by_one(
     batches: Batch,
     rate: float,
 ) -> Run:
-    """A loop in Python around one jitted step."""
+    """Build a Python loop around one jitted step."""
     step, first = _training(rule, rnn, params, batches, rate)
     step = jax.jit(step, donate_argnums=0)
     pairs = zip(batches.inputs, batches.targets, strict=True)
@@ -97,9 +98,10 @@ def one_by_one(
 
 
 def torch(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
-    """PyTorch: `nn.RNN`, an `nn.Linear` and `optim.Adagrad`, eager.
+    """Build a loop in eager PyTorch, with `nn.RNN`, `nn.Linear` and `optim.Adagrad`.
 
-    Of the RNN's two biases one stays as it is: were both to learn, their sum would go twice as far.
+    Only one of the two biases of the RNN is trained, because their sum would change twice as fast
+    if both were.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -108,7 +110,7 @@ def torch(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
     layer = torch.nn.RNN(rnn.input_size, rnn.hidden_size, batch_first=True)
     linear = torch.nn.Linear(rnn.hidden_size, rnn.output_size)
     layer.bias_hh_l0.requires_grad_(False)
-    learnt = [leaf for leaf in (*layer.parameters(), *linear.parameters()) if leaf.requires_grad]
+    trained = [leaf for leaf in (*layer.parameters(), *linear.parameters()) if leaf.requires_grad]
     first = [
         {name: torch.from_numpy(leaf) for name, leaf in state.items()}
         for state in exchange.to_torch(rnn, params)
@@ -117,8 +119,8 @@ def torch(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
     def run():
         for module, state in zip((layer, linear), first, strict=True):
             module.load_state_dict(state)
-        # Torch adds its eps to √s; this puts min-char-rnn's under the root.
-        optimizer = torch.optim.Adagrad(learnt, rate, initial_accumulator_value=1e-8, eps=0)
+        # Torch adds eps outside the root; this puts it inside, as in min-char-rnn.
+        optimizer = torch.optim.Adagrad(trained, rate, initial_accumulator_value=1e-8, eps=0)
         h, losses = torch.zeros(1, targets.shape[1], rnn.hidden_size), []
         for x, answers in chunks:
             states, h = layer(x, h.detach())
@@ -126,7 +128,7 @@ def torch(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
             loss = torch.nn.functional.cross_entropy(outputs, answers.flatten())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_value_(learnt, 5)
+            torch.nn.utils.clip_grad_value_(trained, 5)
             optimizer.step()
             losses.append(loss.detach())
         return losses
@@ -135,7 +137,7 @@ def torch(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run:
 
 
 def numpy(rnn: RNN, params: Params, batches: Batch, rate: float) -> Run | None:
-    """NumPy, one sequence: min-char-rnn's loops over characters, on columns."""
+    """Build the loop of min-char-rnn in NumPy, for one sequence, with column vectors."""
     if batches.inputs.shape[1] > 1:
         return None
     columns = exchange.to_min_char_rnn(rnn, params)
@@ -202,7 +204,7 @@ def _one_hot(rnn, batches):
 
 
 def problem(size: Size, steps: int) -> tuple[RNN, Params, Batch]:
-    """Draw a network, and the batches of so many steps through a stream of ids."""
+    """Draw the parameters of a network, and the batches of `steps` steps of a stream of ids."""
     rnn = RNN(size.O, size.H, size.O)
     ids = np.random.default_rng(0).integers(0, size.O, size.B * size.T * steps + 1, np.int32)
     batches = jaxrnn.lm.batches.stream(ids, size.B, size.T)(np.arange(steps))
@@ -210,14 +212,14 @@ def problem(size: Size, steps: int) -> tuple[RNN, Params, Batch]:
 
 
 def contenders(size: Size) -> Iterator[tuple[str, Run]]:
-    """Yield those that are installed and right, each with its call."""
+    """Yield the name and the call of every installed contender, after checking its losses."""
     reference = None
     for name, make in CONTENDERS.items():
         try:
             check = make(*problem(size, CHECKED), CHECKED_RATE)
             run = make(*problem(size, size.steps), RATE)
         except ImportError as error:
-            print(f"{name} is left out: {error.name} is not installed", flush=True)
+            print(f"skipped {name}: {error.name} is not installed", flush=True)
             continue
         if check is None or run is None:
             continue
@@ -225,29 +227,31 @@ def contenders(size: Size) -> Iterator[tuple[str, Run]]:
         reference = losses if reference is None else reference
         difference = np.max(np.abs(losses / reference - 1))
         if not difference < SAME:
-            raise ValueError(f"{name} trains another way at {size}: a loss is off by {difference}")
+            raise ValueError(
+                f"{name} does not train as jaxrnn does at {size}: a loss differs by {difference}"
+            )
         yield name, run
 
 
-def measured(size: Size, rounds: int) -> dict[str, Any]:
-    """Time every contender at one size."""
+def measure_size(size: Size, rounds: int) -> dict[str, Any]:
+    """Time every contender at one size; return its row of the report."""
     seconds = measure.in_turns(dict(contenders(size)), rounds)
     characters = size.steps * size.B * size.T
     return {
         "size": size._asdict(),
         "characters per second": {
-            name: float(characters / np.median(found)) for name, found in seconds.items()
+            name: float(characters / np.median(times)) for name, times in seconds.items()
         },
         "ratios": {
-            name: measure.ratio(found, seconds[OURS])
-            for name, found in seconds.items()
+            name: measure.ratio(times, seconds[OURS])
+            for name, times in seconds.items()
             if name != OURS
         },
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write thousands of characters per second, and the ratios, down in Markdown."""
+    """Return a Markdown table of thousands of characters per second, and the ratios."""
     speeds = [row["characters per second"] for row in rows]
     names = [name for name in CONTENDERS if any(name in speed for speed in speeds)]
     lines = [
@@ -268,18 +272,18 @@ def _thousands(speed: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw every contender's characters per second, size by size."""
+    """Plot the characters per second of every contender at each size."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(CONTENDERS):
         speeds = [row["characters per second"].get(name, np.nan) for row in rows]
-        places = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
-        bars = axes.bar(places, speeds, width=0.15, label=name)
+        positions = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
+        bars = axes.bar(positions, speeds, width=0.15, label=name)
         labels = ["" if np.isnan(speed) else _thousands(speed) for speed in speeds]
         axes.bar_label(bars, labels, fontsize=8, padding=2)
     sizes = ["O={O} H={H} T={T} B={B}".format(**row["size"]) for row in rows]
     axes.set_xticks(range(len(rows)), sizes)
-    axes.set(yscale="log", ylabel="characters per second")
+    axes.set(yscale="log", ylabel="characters per second (higher is better)")
     axes.margins(y=0.15)
     figure.legend(loc="outside upper center", ncols=len(CONTENDERS))
     axes.spines[["top", "right"]].set_visible(False)
@@ -287,15 +291,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure; print the table; write the figures and the plot."""
+    """Run the benchmark, print the table, and write the results and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each contender")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--rounds", type=int, default=25, help="number of rounds")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     rows = []
     for size in QUICK if arguments.quick else GRID:
-        rows.append(measured(size, 1 if arguments.quick else arguments.rounds))
+        rows.append(measure_size(size, 1 if arguments.quick else arguments.rounds))
         print(f"\n{table(rows[-1:])}", flush=True)
     print(f"\n{table(rows)}")
     arguments.out.mkdir(parents=True, exist_ok=True)

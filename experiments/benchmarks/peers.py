@@ -1,9 +1,10 @@
-"""The same loss and gradients as others compute them: one function a library.
+"""Contenders of the benchmarks: the same loss and gradients, computed with other libraries.
 
-Each takes a network of one tanh layer with biases, its parameters and a batch of ids, and returns a
-call that computes the mean cross-entropy and all its gradients, from h = 0 and in float32, and is
-over when they are there. Libraries whose layers take vectors are given the ids as one-hot rows,
-made beforehand. Everything else is as their users write it.
+There is one function per library. Each takes a network with one tanh layer and biases, its
+parameters and a batch of ids, and returns a call. The call computes the mean cross-entropy and all
+its gradients, from h = 0 and in float32, and returns only when they are computed. Libraries whose
+layers take vectors get the ids as one-hot rows, which are made in advance. Everything else is
+written as users of the library write it.
 """
 
 # pyright: reportMissingImports=false
@@ -21,12 +22,12 @@ from jax import lax
 import jaxrnn
 from jaxrnn import RNN, Batch, Params, exchange
 
-# A call, and what makes (loss, gradient) as jaxrnn has it of what the call returned.
+# A call, and a function that converts its result to (loss, gradients) in the form of jaxrnn.
 Contender = tuple[Callable[[], Any], Callable[[Any], tuple[Any, Params]]]
 
 
 def rule(make: Callable[[RNN], jaxrnn.GradientAlgorithm]) -> Callable[..., Contender]:
-    """Make a contender of one of jaxrnn's own rules."""
+    """Build a contender from a rule of jaxrnn."""
 
     def contender(rnn: RNN, params: Params, batch: Batch) -> Contender:
         algorithm, h = make(rnn), rnn.initial_state(len(batch.inputs))
@@ -38,14 +39,14 @@ def rule(make: Callable[[RNN], jaxrnn.GradientAlgorithm]) -> Callable[..., Conte
 
 
 def devices(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
-    """Run bptt on all devices, each with its rows: as `jaxrnn train --devices N` does."""
+    """Build bptt on all devices, with the batch sharded as by `jaxrnn train --devices N`."""
     mesh, h = jaxrnn.make_mesh(), rnn.initial_state(len(batch.inputs))
     if mesh.size == 1 or len(batch.inputs) % mesh.size:
         return None
 
     def put(tree, *axes):
-        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-        return jax.device_put(jax.tree.map(jnp.asarray, tree), place)
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.device_put(jax.tree.map(jnp.asarray, tree), sharding)
 
     (rows,) = mesh.axis_names
     algorithm = jaxrnn.sharded(jaxrnn.gradients.bptt, rnn, mesh)
@@ -55,7 +56,7 @@ def devices(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
 
 
 def scan(rnn: RNN, params: Params, batch: Batch) -> Contender:
-    """Everything inside one `lax.scan`, and `jax.grad` through it."""
+    """Build `jax.grad` through a single `lax.scan` that contains all computations."""
 
     def loss(params, inputs, targets):
         (cell,), readout = params
@@ -73,7 +74,7 @@ def scan(rnn: RNN, params: Params, batch: Batch) -> Contender:
 
 
 def flax(rnn: RNN, params: Params, batch: Batch) -> Contender:
-    """Flax linen: `RNN(SimpleCell)` and a `Dense`."""
+    """Build the network in Flax linen, with `RNN(SimpleCell)` and `Dense`."""
     from flax import linen
 
     layer, dense = linen.RNN(linen.SimpleCell(rnn.hidden_size)), linen.Dense(rnn.output_size)
@@ -92,7 +93,7 @@ def flax(rnn: RNN, params: Params, batch: Batch) -> Contender:
 
 
 def haiku(rnn: RNN, params: Params, batch: Batch) -> Contender:
-    """Haiku: its VanillaRNN, with tanh for its ReLU, in `dynamic_unroll`, and a `Linear`."""
+    """Build the network in Haiku: its VanillaRNN with tanh in place of ReLU, and `Linear`."""
     import haiku as hk
 
     class Vanilla(hk.RNNCore):
@@ -129,7 +130,7 @@ def haiku(rnn: RNN, params: Params, batch: Batch) -> Contender:
 
 
 def equinox(rnn: RNN, params: Params, batch: Batch) -> Contender:
-    """Equinox: a cell of two `Linear`s for one sequence, in `lax.scan`, under `vmap`."""
+    """Build the network in Equinox: a cell of two `Linear`s, in `lax.scan`, under `vmap`."""
     import equinox as eqx
 
     class Elman(eqx.Module):
@@ -148,9 +149,9 @@ def equinox(rnn: RNN, params: Params, batch: Batch) -> Contender:
 
     def linear(weight, bias):
         fan_in, fan_out = weight.shape
-        made = eqx.nn.Linear(fan_in, fan_out, use_bias=bias is not None, key=jax.random.key(0))
-        made = eqx.tree_at(lambda layer: layer.weight, made, weight.T)
-        return made if bias is None else eqx.tree_at(lambda layer: layer.bias, made, bias)
+        module = eqx.nn.Linear(fan_in, fan_out, use_bias=bias is not None, key=jax.random.key(0))
+        module = eqx.tree_at(lambda layer: layer.weight, module, weight.T)
+        return module if bias is None else eqx.tree_at(lambda layer: layer.bias, module, bias)
 
     model = Elman(linear(cell.W_xh, cell.b_h), linear(cell.W_hh, None), linear(*readout))
 
@@ -166,7 +167,7 @@ def equinox(rnn: RNN, params: Params, batch: Batch) -> Contender:
 
 
 def torch(rnn: RNN, params: Params, batch: Batch, *, compiled: bool = False) -> Contender:
-    """PyTorch: `nn.RNN` and an `nn.Linear`, eager or compiled."""
+    """Build the network in PyTorch, eager or compiled, with `nn.RNN` and `nn.Linear`."""
     import torch
 
     layer = torch.nn.RNN(rnn.input_size, rnn.hidden_size, batch_first=True)
@@ -193,7 +194,7 @@ def torch(rnn: RNN, params: Params, batch: Batch, *, compiled: bool = False) -> 
             {name: leaf.grad for name, leaf in module.named_parameters()}
             for module in (layer, linear)
         ]
-        for name in ("bias_hh_l0",):  # the two biases have the same gradient: take it once
+        for name in ("bias_hh_l0",):  # both biases have the same gradient; count it once
             grads[0][name] = torch.zeros_like(grads[0][name])
         return loss.item(), exchange.from_torch(*grads)[1]
 
@@ -201,7 +202,7 @@ def torch(rnn: RNN, params: Params, batch: Batch, *, compiled: bool = False) -> 
 
 
 def numpy(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
-    """NumPy, one sequence: a loop over its characters forward, and one back, on columns."""
+    """Build NumPy loops over the characters of one sequence, with column vectors."""
     if len(batch.inputs) > 1:
         return None
     columns = exchange.to_min_char_rnn(rnn, params)
@@ -231,7 +232,7 @@ def numpy(rnn: RNN, params: Params, batch: Batch) -> Contender | None:
             dh_next = Whh.T @ dh_raw
         return loss, (dWxh, dWhh, dWhy, dbh, dby)
 
-    def read(result):  # a sum, where the others take the mean
+    def read(result):  # this loss is a sum, that of the others a mean
         loss, grads, steps = *result, len(rows)
         columns = {name: grad / steps for name, grad in zip(names, grads, strict=True)}
         return loss / steps, exchange.from_min_char_rnn(columns)[1]
