@@ -1,14 +1,16 @@
-"""How much memory one gradient step takes: with T, with B, and with a large vocabulary.
+"""Measure the memory of one gradient step, over T, over B, and with a large vocabulary.
 
     python -m experiments.benchmarks.memory             about five minutes on two cores
     python -m experiments.benchmarks.memory --quick     tiny, and its numbers mean nothing
 
-The step is the loss and all gradients of one batch of ids, as the contenders of peers.py compute
-them, in float32. It is measured twice. The program's memory is the working memory that XLA lays out
-for it, besides arguments and outputs; nothing is run, and torch has no such figure. The process's
-is how far three steps raise the largest resident set of a fresh process above what it held before
-them, when everything was imported, made and compiled. It counts outputs too, and whatever else a
-library allocates behind the program's back, and is not the same twice: an allocator may keep more.
+A step computes the loss and all gradients of one batch of ids in float32, with the contenders of
+peers.py. Its memory is measured in two ways:
+
+- program: the working memory that XLA plans for the compiled program, without arguments and
+  outputs. The program is not run. There is no such value for torch.
+- process: the increase of the largest resident set during three steps, in a new process in which
+  everything is already imported, allocated and compiled. It includes the outputs and all other
+  memory that a library allocates. It varies from run to run, since an allocator may keep memory.
 
 An exponent is the slope of log bytes over log size at the three largest sizes.
 """
@@ -54,7 +56,7 @@ MIB = 2**20
 
 
 def compiled(name: str, size: Size) -> tuple[jax.stages.Compiled, tuple[Params, Batch]]:
-    """Compile a contender as one program; return it and its arguments."""
+    """Compile a contender into one program; return the program and its arguments."""
     rnn, params, batch = measure.problem(size)
 
     def step(params, batch):
@@ -66,20 +68,20 @@ def compiled(name: str, size: Size) -> tuple[jax.stages.Compiled, tuple[Params, 
 
 @cache
 def of_program(name: str, size: Size) -> int:
-    """Compile a step, and read off the bytes of its working memory."""
+    """Compile a step, and return the bytes of its working memory."""
     memory = compiled(name, size)[0].memory_analysis()
     return getattr(memory, "temp_size_in_bytes", 0)
 
 
 def of_process(name: str, size: Size) -> int:
-    """Take three steps in a fresh process; return by how many bytes they raised its peak."""
+    """Run three steps in a new process; return the increase of its peak memory, in bytes."""
     command = [sys.executable, "-m", "experiments.benchmarks.memory", "--one", name]
     result = subprocess.run([*command, *map(str, size)], stdout=subprocess.PIPE, check=True)
     return int(result.stdout)
 
 
 def one(name: str, size: Size) -> int:
-    """Take three steps in this process, small ones first; return how far they raised its peak."""
+    """Run three steps in this process, after three small ones; return the increase of its peak."""
 
     def ready(size):
         if name not in COMPILED:
@@ -89,8 +91,10 @@ def one(name: str, size: Size) -> int:
 
     before = 0
     for run in (ready(size._replace(T=2)), ready(size)):
-        ctypes.CDLL(None).malloc_trim(0)  # what compiling freed must not serve the steps
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+        # Return memory that the compiler freed, so that the steps cannot reuse it.
+        ctypes.CDLL(None).malloc_trim(0)
+        # Reset the peak to the current resident set.
+        Path("/proc/self/clear_refs").write_text("5")
         before = peak()
         for _ in range(3):
             run()
@@ -98,25 +102,25 @@ def one(name: str, size: Size) -> int:
 
 
 def peak() -> int:
-    """Read the largest resident set of this process, in bytes: getrusage cannot start it anew."""
+    """Return the largest resident set of this process, in bytes (getrusage cannot be reset)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def over(axis: str, sizes: list[Size]) -> dict[str, Any]:
-    """Measure every program at every T, or at every B."""
-    along = [getattr(size, axis) for size in sizes]
-    found = {name: [of_program(name, size) for size in sizes] for name in COMPILED}
+    """Measure the memory of every program at every T, or at every B."""
+    values = [getattr(size, axis) for size in sizes]
+    program_bytes = {name: [of_program(name, size) for size in sizes] for name in COMPILED}
     return {
         "sizes": [size._asdict() for size in sizes],
-        axis: along,
-        "bytes": found,
-        "exponents": {name: measure.slope(along, costs) for name, costs in found.items()},
+        axis: values,
+        "bytes": program_bytes,
+        "exponents": {name: measure.slope(values, costs) for name, costs in program_bytes.items()},
     }
 
 
 def largest(sizes: list[Size]) -> Iterator[dict[str, Any]]:
-    """Measure program and process side by side, size by size."""
+    """Measure the memory of program and process at each size; yield the rows of the report."""
     installed = [name for name in CONTENDERS if name in COMPILED or find_spec(name)]
     for size in sizes:
         yield {
@@ -126,53 +130,55 @@ def largest(sizes: list[Size]) -> Iterator[dict[str, Any]]:
         }
 
 
-def table(rows: list[dict[str, Any]], grown: dict[str, dict[str, Any]]) -> str:
-    """Write MiB and exponents down, in Markdown."""
+def table(rows: list[dict[str, Any]], growth_over: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table of memory in MiB and of exponents."""
     lines = [
         "| O, H, T, B | | " + " | ".join(CONTENDERS) + " |",
         "|---" * (len(CONTENDERS) + 2) + "|",
     ]
 
-    def line(label, kind, figures, digits):
-        cells = [f"{figures[name]:,.{digits}f}" if name in figures else "" for name in CONTENDERS]
+    def line(label, kind, values, digits):
+        cells = [f"{values[name]:,.{digits}f}" if name in values else "" for name in CONTENDERS]
         lines.append(f"| {label} | {kind} | {' | '.join(cells)} |")
 
     for row in rows:
         for kind in ("program", "process"):
-            figures = {name: found / MIB for name, found in row[kind].items()}
-            line(", ".join(map(str, row["size"].values())), f"{kind}, MiB", figures, 1)
-    for axis, found in grown.items():
-        line(f"exponent of {axis}", "program", found["exponents"], 2)
+            values = {name: size / MIB for name, size in row[kind].items()}
+            line(", ".join(map(str, row["size"].values())), f"{kind}, MiB", values, 1)
+    for axis, growth in growth_over.items():
+        line(f"exponent of {axis}", "program", growth["exponents"], 2)
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], grown: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw the programs over T and over B, and the processes at the largest sizes."""
+def plot(rows: list[dict[str, Any]], growth_over: dict[str, dict[str, Any]], path: Path) -> None:
+    """Plot the programs over T and over B, and the processes at the largest sizes."""
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     *lines, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.4])
-    for axes, (axis, found) in zip(lines, grown.items(), strict=True):
-        for name, costs in found["bytes"].items():
-            label = f"{name}: {found['exponents'][name]:.2f}"
-            axes.plot(found[axis], np.divide(costs, MIB), "o-", markersize=4, label=label)
-        others = {name: size for name, size in found["sizes"][0].items() if name != axis}
+    for axes, (axis, growth) in zip(lines, growth_over.items(), strict=True):
+        for name, costs in growth["bytes"].items():
+            label = f"{name}: {growth['exponents'][name]:.2f}"
+            axes.plot(growth[axis], np.divide(costs, MIB), "o-", markersize=4, label=label)
+        others = {name: size for name, size in growth["sizes"][0].items() if name != axis}
         title = ", ".join(f"{name}={size}" for name, size in others.items())
-        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="MiB of working memory")
+        axes.set(
+            xscale="log", yscale="log", xlabel=axis, ylabel="working memory (MiB, lower is better)"
+        )
         axes.set_title(title, fontsize=9)
-        axes.set_xticks(found[axis], found[axis])
+        axes.set_xticks(growth[axis], growth[axis])
         axes.set_xticks([], minor=True)
         axes.legend(fontsize=8, title="exponent", title_fontsize=8)
     for i, name in enumerate(CONTENDERS):
-        places = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
+        positions = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
         process = [row["process"].get(name, np.nan) / MIB for row in rows]
         program = [row["program"].get(name, np.nan) / MIB for row in rows]
-        drawn = bars.bar(places, process, width=0.14, color=f"C{i}", label=name)
+        container = bars.bar(positions, process, width=0.14, color=f"C{i}", label=name)
         labels = ["" if np.isnan(size) else f"{size:.0f}" for size in process]
-        bars.bar_label(drawn, labels, fontsize=7, padding=2)
-        label = "the program's working memory" if name == "torch" else None
-        bars.plot(places, program, "_", color="black", markersize=13, label=label)
+        bars.bar_label(container, labels, fontsize=7, padding=2)
+        label = "working memory of the program" if name == "torch" else None
+        bars.plot(positions, program, "_", color="black", markersize=13, label=label)
     sizes = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
     bars.set_xticks(range(len(rows)), sizes, fontsize=8)
-    bars.set(ylabel="MiB of the process")
+    bars.set(ylabel="memory of the process (MiB, lower is better)")
     bars.margins(y=0.4)
     bars.legend(fontsize=8, ncols=2, loc="upper left")
     for axes in (*lines, bars):
@@ -181,28 +187,28 @@ def plot(rows: list[dict[str, Any]], grown: dict[str, dict[str, Any]], path: Pat
 
 
 def main() -> None:
-    """Measure; print the table; write the figures and the plot."""
+    """Run the benchmark, print the table, and write the results and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     parser.add_argument("--one", nargs=5, metavar=("NAME", *Size._fields),
-                        help="take steps in this process, and print its peak")  # fmt: skip
+                        help="run steps in this process, print the rise of its peak")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.one:
         name, *size = arguments.one
         print(one(name, Size(*map(int, size))))
         return
     sizes = QUICK if arguments.quick else OVER
-    grown = {axis: over(axis, along) for axis, along in sizes.items()}
+    growth_over = {axis: over(axis, axis_sizes) for axis, axis_sizes in sizes.items()}
     rows = []
     for row in largest([sizes["T"][-1]] if arguments.quick else PROCESSES):
         rows.append(row)
         print(f"\n{table([row], {})}", flush=True)
-    print(f"\n{table(rows, grown)}")
+    print(f"\n{table(rows, growth_over)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report = {"over": grown, "largest": rows, "versions": measure.where("torch")}
+    report = {"over": growth_over, "largest": rows, "versions": measure.where("torch")}
     (arguments.out / "memory.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(rows, grown, arguments.out / "memory.png")
+    plot(rows, growth_over, arguments.out / "memory.png")
 
 
 if __name__ == "__main__":

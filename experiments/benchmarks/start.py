@@ -1,12 +1,17 @@
-"""Times the start: from a new process to the end of its first training step, of the default model.
+"""Time the start of the default model, from a new process to the end of its first training step.
 
     python -m experiments.benchmarks.start
 
-`imported` is when JAX and jaxrnn are there, `prepared` when the text is read and the state made,
-`first step` when that is trained, compiled and all. The command does this and first compares its
-gradient with jax.grad: `the command` is `jaxrnn train --steps 1` from end to end, with its
-evaluation, its samples and its picture. Each is done in processes of their own, without and with a
-folder of compiled programs (--compilation-cache) that an earlier process filled.
+The benchmark measures the seconds from the start of a process until
+
+- imported: JAX and jaxrnn are imported;
+- prepared: the text is read, and the parameters and the optimizer state are made;
+- first step: the first step is compiled and done;
+- the command: `jaxrnn train --steps 1` has ended. It first compares its gradient with that of
+  `jax.grad`, and includes the evaluation, the samples and the figure.
+
+Every start is a new process, without and with a folder of compiled programs (--compilation-cache)
+that an earlier process filled.
 """
 
 import argparse
@@ -24,50 +29,55 @@ from experiments.benchmarks import measure
 
 LIBRARY = """
 import json, time
-begun = BEGUN
+start = START
 times = {}
 import jaxrnn
-times["imported"] = time.time() - begun
+times["imported"] = time.time() - start
 from jaxrnn import corpus
-started = jaxrnn.lm.prepare(corpus.open_text(None), jaxrnn.lm.Options())
-times["prepared"] = time.time() - begun
-next(jaxrnn.lm.train(started))
-times["first step"] = time.time() - begun
+run = jaxrnn.lm.prepare(corpus.open_text(None), jaxrnn.lm.Options())
+times["prepared"] = time.time() - start
+next(jaxrnn.lm.train(run))
+times["first step"] = time.time() - start
 print(json.dumps(times))
 """
 
 
-def started(folder: Path, cache: bool) -> dict[str, float]:
-    """Start once: seconds from the start of the process."""
-    place = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")} if cache else {}
-    place |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    script = LIBRARY.replace("BEGUN", str(time.time()))
+def measure_start(folder: Path, cache: bool) -> dict[str, float]:
+    """Start once; return the seconds from the start of the process to each point."""
+    cache_options = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")} if cache else {}
+    cache_options |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    script = LIBRARY.replace("START", str(time.time()))
     command = [sys.executable, "-c", script]
-    told = subprocess.run(command, capture_output=True, check=True, env=os.environ | place).stdout
+    output = subprocess.run(
+        command, capture_output=True, check=True, env=os.environ | cache_options
+    ).stdout
     command = [sys.executable, "-m", "jaxrnn.cli", "train", "--steps", "1", "--quiet"]
     command += ["--out", str(folder / "run"), "--overwrite"]
     command += ["--compilation-cache", str(folder / "commands")] if cache else []
     run = lambda: subprocess.run(command, capture_output=True, check=True)  # noqa: E731
-    return json.loads(told) | {"the command": measure.once(run)}
+    return json.loads(output) | {"the command": measure.once(run)}
 
 
 def main() -> None:
-    """Start often; write the medians."""
+    """Start several times, and print and write the medians."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--starts", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument(
+        "--starts", type=int, default=7, help="starts with and without the cache, each"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
-    figures = {}
+    results = {}
     with TemporaryDirectory() as temporary:
-        started(Path(temporary), cache=True)  # fills the cache, and the text's
+        # Fill the caches of the compiled programs and of the encoded text.
+        measure_start(Path(temporary), cache=True)
         for name, cache in (("compiled", False), ("from the cache", True)):
-            runs = [started(Path(temporary), cache) for _ in range(arguments.starts)]
-            for what in runs[0]:
-                figures[f"{what}, {name}, s"] = float(np.median([run[what] for run in runs]))
-    for name, figure in figures.items():
-        print(f"{name:<40} {figure:.2f}")
+            runs = [measure_start(Path(temporary), cache) for _ in range(arguments.starts)]
+            for point in runs[0]:
+                results[f"{point}, {name}, s"] = float(np.median([run[point] for run in runs]))
+    for name, seconds in results.items():
+        print(f"{name:<40} {seconds:.2f}")
     path = arguments.out / "start.json"
-    path.write_text(json.dumps(figures | {"versions": measure.where()}, indent=1) + "\n")
+    path.write_text(json.dumps(results | {"versions": measure.where()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

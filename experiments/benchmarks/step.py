@@ -1,23 +1,25 @@
-"""Times one gradient step, the loss and all gradients of one batch, against everybody else's.
+"""Time one gradient step, the loss and all gradients of one batch, against other libraries.
 
     python -m experiments.benchmarks.step             some ten minutes on two cores
     python -m experiments.benchmarks.step --quick     tiny, and its numbers mean nothing
 
-All in one process, in float32, of a network of one tanh layer with biases that reads ids; the
-contenders (peers.py) take turns, in another order each round. Before a contender is timed its loss
-and its gradient are compared with those of `bptt`. One whose library is not installed is left out:
-pip install '.[bench]'.
+The network has one tanh layer with biases and reads ids, in float32. The contenders of peers.py run
+in one process, in interleaved rounds, in a new random order in each round. Before a contender is
+timed, its loss and gradients are compared with those of `bptt`. A contender whose library is not
+installed is skipped; `pip install '.[bench]'` installs all of them.
 
-The floor is the time of the step's matrix products alone, in the order in which they depend on
-each other, with nothing between them: T products (B, H)(H, H) one after another forward and as many
-back, and the four of the readout and the gradients, over all T·B. Each library at hand does them,
-and the fastest is the floor.
+The floor is the time of only the matrix products of a step, in the order of their dependencies:
+T successive products (B, H)(H, H) forward and as many backward, and the four products of the
+readout and the gradients over all T·B rows. Each installed library computes them, and the fastest
+is the floor.
 
-A ratio is the median over the rounds of a contender's time over that of `bptt` in the same round.
+A ratio is the median over the rounds of the time of a contender divided by the time of `bptt` in
+the same round.
 
-Each core is a CPU device, and all contenders but one run on the first, whose matrix products use
-all cores: XLA's threads are every device's. `bptt on devices` shares the rows out over them, as
-`jaxrnn train --devices` does. The second mean is over it where there are rows for all devices.
+Each core is a CPU device. All contenders but one run on the first device. Their matrix products
+still use all cores, since the devices share the threads of XLA. The exception is `bptt on devices`,
+which shards the rows of the batch over all devices as `jaxrnn train --devices` does. The second
+mean of the table is relative to `bptt on devices`, at the sizes with rows for all devices.
 """
 
 import argparse
@@ -50,38 +52,41 @@ GRID = [
     Size(65, 64, 200, 128),
 ]
 QUICK = [Size(7, 5, 4, 1), Size(7, 5, 4, 4)]
-SAME = 1e-4  # norm-relative, between two gradients in float32
+SAME = 1e-4  # norm-relative tolerance between two gradients in float32
 FLOOR, OVER = "floor: ", "over the floor"
 ALL = "bptt on devices"
 
 
 def contenders(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield those that are installed and right, each with its call."""
+    """Yield the name and the call of every installed contender, after checking its gradients."""
     rnn, params, batch = measure.problem(size)
     reference = None
     for name, make in CONTENDERS.items():
         try:
-            made = make(rnn, params, batch)
+            contender = make(rnn, params, batch)
         except ImportError as error:
-            print(f"{name} is left out: {error.name} is not installed", flush=True)
+            print(f"skipped {name}: {error.name} is not installed", flush=True)
             continue
-        if made is None:
+        if contender is None:
             continue
-        run, read = made
-        found = jax.tree.map(np.asarray, read(run()))
-        reference = found if reference is None else reference
-        for ours, theirs in zip(*map(jax.tree.leaves, (reference, found)), strict=True):
+        run, read = contender
+        result = jax.tree.map(np.asarray, read(run()))
+        reference = result if reference is None else reference
+        for ours, theirs in zip(*map(jax.tree.leaves, (reference, result)), strict=True):
             difference = np.linalg.norm(theirs - ours) / np.linalg.norm(ours)
             if not difference < SAME:
-                raise ValueError(f"{name} computes something else at {size}: off by {difference}")
+                raise ValueError(
+                    f"{name} and bptt do not agree at {size}: a gradient differs by {difference}"
+                )
         yield name, run
 
 
 def floors(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the step's matrix products alone, by each library at hand."""
+    """Yield the matrix products of a step, computed by each installed library."""
     O, H, T, B = size
     rng = np.random.default_rng(0)
-    W_hh = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(np.float32)  # keeps norms
+    # An orthogonal W_hh keeps the norms of states and deltas.
+    W_hh = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(np.float32)
     W_hy, d_outputs = (
         rng.standard_normal(shape).astype(np.float32) for shape in ((H, O), (T * B, O))
     )
@@ -98,9 +103,9 @@ def floors(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
         matmul(states[:-1].reshape(T * B, H).T, delta[1:].reshape(T * B, H), out=dW_hh)
         matmul(rows.T, d_outputs, out=dW_hy)
 
-    room = [np.empty(shape, np.float32) for shape in ((T * B, O), (T * B, H))]
-    room += [states.copy(), np.empty_like(W_hh), np.empty_like(W_hy)]
-    arrays = [W_hh, W_hy, states, d_outputs, *room]
+    buffers = [np.empty(shape, np.float32) for shape in ((T * B, O), (T * B, H))]
+    buffers += [states.copy(), np.empty_like(W_hh), np.empty_like(W_hy)]
+    arrays = [W_hh, W_hy, states, d_outputs, *buffers]
     yield "NumPy", partial(products, np.matmul, *arrays)
 
     @jax.jit
@@ -119,8 +124,8 @@ def floors(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
         grads = rows.T @ delta.reshape(T * B, H), rows.T @ d_outputs
         return rows @ W_hy, d_outputs @ W_hy.T, grads
 
-    given = list(map(jnp.asarray, (W_hh, W_hy, states[0], d_outputs, states[-1])))
-    yield "XLA", lambda: jax.block_until_ready(compiled(*given))
+    inputs = list(map(jnp.asarray, (W_hh, W_hy, states[0], d_outputs, states[-1])))
+    yield "XLA", lambda: jax.block_until_ready(compiled(*inputs))
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -129,8 +134,8 @@ def floors(size: Size) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "torch", partial(products, torch.matmul, *tensors)
 
 
-def measured(size: Size, rounds: int) -> dict[str, Any]:
-    """Time every contender and every floor at one size."""
+def measure_size(size: Size, rounds: int) -> dict[str, Any]:
+    """Time every contender and every floor at one size; return its row of the report."""
     runs = dict(contenders(size))
     runs |= {FLOOR + name: run for name, run in floors(size)}
     seconds = measure.in_turns(runs, rounds)
@@ -138,7 +143,7 @@ def measured(size: Size, rounds: int) -> dict[str, Any]:
                  key=lambda name: np.median(seconds[name]))  # fmt: skip
     report = {
         "size": size._asdict(),
-        "seconds": {name: float(np.median(found)) for name, found in seconds.items()},
+        "seconds": {name: float(np.median(times)) for name, times in seconds.items()},
         "floor": lowest.removeprefix(FLOOR),
     }
     for devices, name in (("one", "bptt"), ("all", ALL if ALL in seconds else "bptt")):
@@ -153,7 +158,7 @@ def measured(size: Size, rounds: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write the ratios down, in Markdown."""
+    """Return a Markdown table of the ratios."""
     names = [name for name in CONTENDERS if any(name in row["one"]["ratios"] for row in rows)]
     lines = [
         f"| O, H, T, B | bptt, ms | {' | '.join(names)} | {OVER} |",
@@ -161,19 +166,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         size, ratios = ", ".join(map(str, row["size"].values())), row["one"]["ratios"]
-        shown = [f"{ratios[name]:.2f}" if name in ratios else "" for name in names]
+        columns = [f"{ratios[name]:.2f}" if name in ratios else "" for name in names]
         floor = f"{row['one'][OVER]:.2f} ({row['floor']})"
-        cells = [size, f"{1e3 * row['seconds']['bptt']:.3g}", *shown, floor]
+        cells = [size, f"{1e3 * row['seconds']['bptt']:.3g}", *columns, floor]
         lines.append(f"| {' | '.join(cells)} |")
     for devices, what in (("one", "mean over bptt"), ("all", f"mean over {ALL}")):
         means = summary(rows, devices)
-        shown = [f"{means[name]:.2f}" if name in means else "" for name in (*names, OVER)]
-        lines.append(f"| {what} | | {' | '.join(shown)} |")
+        columns = [f"{means[name]:.2f}" if name in means else "" for name in (*names, OVER)]
+        lines.append(f"| {what} | | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def summary(rows: list[dict[str, Any]], devices: str) -> dict[str, float]:
-    """Average geometrically over the sizes at which a contender was timed."""
+    """Return the geometric means of the ratios over the sizes at which a contender was timed."""
     names = dict.fromkeys(name for row in rows for name in row[devices]["ratios"] if name != ALL)
     every = [row[devices]["ratios"] for row in rows]
     means = {
@@ -187,22 +192,29 @@ def summary(rows: list[dict[str, Any]], devices: str) -> dict[str, float]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw every contender's time as a multiple of that of bptt, size by size."""
+    """Plot the time of every contender divided by that of bptt, at each size."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots()
     names = [name for name in CONTENDERS if any(name in row["one"]["ratios"] for row in rows)]
     every = [row["one"]["ratios"] for row in rows]
     for i, name in enumerate(names):
-        there = [(n, ratios[name]) for n, ratios in enumerate(every) if name in ratios]
-        places, ratios = zip(*there, strict=True)
-        places = np.array(places) + 0.08 * (i - len(names) / 2)
-        axes.plot(places, ratios, "o", markersize=5, label=name)
+        points = [(n, ratios[name]) for n, ratios in enumerate(every) if name in ratios]
+        positions, ratios = zip(*points, strict=True)
+        positions = np.array(positions) + 0.08 * (i - len(names) / 2)
+        axes.plot(positions, ratios, "o", markersize=5, label=name)
     floors = [1 / row["one"][OVER] for row in rows]
-    axes.plot(range(len(rows)), floors, "_", color="black", markersize=24, label="matmuls alone")
+    axes.plot(
+        range(len(rows)),
+        floors,
+        "_",
+        color="black",
+        markersize=24,
+        label="floor: matrix products only",
+    )
     axes.axhline(1, color="black", linewidth=1)
     labels = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
     axes.set_xticks(range(len(rows)), labels, fontsize=8)
-    axes.set(yscale="log", ylabel="time over that of bptt")
+    axes.set(yscale="log", ylabel="time / time of bptt (lower is better)")
     axes.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     axes.legend(fontsize=8, ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
@@ -210,17 +222,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure; print the table; write the figures and the plot."""
+    """Run the benchmark, print the table, and write the results and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round")
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each contender")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--rounds", type=int, default=25, help="number of rounds")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     rows = []
     for size in QUICK if arguments.quick else GRID:
-        rows.append(measured(size, 1 if arguments.quick else arguments.rounds))
+        rows.append(measure_size(size, 1 if arguments.quick else arguments.rounds))
         print(f"\n{table(rows[-1:])}", flush=True)
     print(f"\n{table(rows)}")
     arguments.out.mkdir(parents=True, exist_ok=True)

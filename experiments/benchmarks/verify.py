@@ -1,8 +1,9 @@
-"""Times `jaxrnn.verify` from a cold start and once compiled: H=64, T=50, B=8.
+"""Time `jaxrnn.verify` from a cold start and once compiled: H=64, T=50, B=8.
 
     python -m experiments.benchmarks.verify
 
-Each cold start is a process of its own, timed from after JAX is imported and has found its device.
+Each cold start is a new process, timed from the moment when JAX is imported and has found its
+device. A right and a wrong gradient are checked.
 """
 
 import argparse
@@ -44,11 +45,13 @@ print(json.dumps(seconds))
 
 
 def main():
-    """Run and write the figures."""
+    """Run the benchmark, and print and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--starts", type=int, default=7, help="cold starts")
-    parser.add_argument("--calls", type=int, default=21, help="calls in each, the first cold")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument(
+        "--calls", type=int, default=21, help="calls per start and gradient, the first of them cold"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="output folder")
     arguments = parser.parse_args()
     script = COLD.replace("CALLS", str(arguments.calls))
     runs = [
@@ -57,16 +60,16 @@ def main():
         )
         for _ in range(arguments.starts)
     ]
-    figures = {}
+    results = {}
     for name in ("right", "wrong"):
         seconds = np.array([run[name] for run in runs])
-        figures[f"{name}: first call, s"] = float(np.median(seconds[:, 0]))
-        figures[f"{name}: slowest first call, s"] = float(seconds[:, 0].max())
-        figures[f"{name}: later calls, ms"] = float(1e3 * np.median(seconds[:, 1:]))
-    for name, figure in figures.items():
-        print(f"{name:<32} {figure:.3g}")
+        results[f"{name}: first call, s"] = float(np.median(seconds[:, 0]))
+        results[f"{name}: slowest first call, s"] = float(seconds[:, 0].max())
+        results[f"{name}: later calls, ms"] = float(1e3 * np.median(seconds[:, 1:]))
+    for name, value in results.items():
+        print(f"{name:<32} {value:.3g}")
     path = arguments.out / "verify.json"
-    path.write_text(json.dumps(figures | {"versions": measure.where()}, indent=1) + "\n")
+    path.write_text(json.dumps(results | {"versions": measure.where()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
