@@ -81,23 +81,23 @@ def last_state(
 def credit(activation: Activation, draws: Draws, before: int, back: int) -> Float[Array, "N H"]:
     """Compute dL/dh after `before` steps, from the gradient at the state `back` steps later."""
 
-    def one(W_hh, h_0, d_last):
+    def through_network(W_hh, h_0, d_last):
         h = last_state(activation, W_hh, h_0, before) if before else h_0
         _, pull_back = jax.vjp(lambda h: last_state(activation, W_hh, h, back), h)
         return pull_back(d_last)[0]
 
-    return jax.vmap(one)(*draws)
+    return jax.vmap(through_network)(*draws)
 
 
 @partial(jax.jit, static_argnames="activation")
 def end_jacobian(activation: Activation, draws: Draws) -> Float[Array, "N H H"]:
     """Compute the one-step Jacobian ∂h_{T+1}/∂h_T."""
 
-    def one(W_hh, h_0, _):
+    def of_network(W_hh, h_0, _):
         h_last = last_state(activation, W_hh, h_0, STEPS)
         return jax.jacrev(lambda h: last_state(activation, W_hh, h, 1))(h_last)
 
-    return jax.vmap(one)(*draws)
+    return jax.vmap(of_network)(*draws)
 
 
 def spectral_radius(matrices: np.ndarray) -> np.ndarray:

@@ -216,9 +216,9 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
             reach = 0 if bug == "one-hop" else window
             deltas = [np.zeros_like(gain) for gain in gains]
             for t in range(T):
-                one = np.zeros_like(errors)
-                one[:, t] = errors[:, t]
-                for total, part in zip(deltas, walk(one, max(0, t - reach), t), strict=True):
+                error_t = np.zeros_like(errors)
+                error_t[:, t] = errors[:, t]
+                for total, part in zip(deltas, walk(error_t, max(0, t - reach), t), strict=True):
                     total += part
         else:
             deltas = walk(errors, 0, T - 1)

@@ -249,11 +249,11 @@ def main() -> None:
         whole = dict(zip(of_kinds, outcomes, strict=True))
         shares = rng.random(len(kinds)).tolist()
 
-        def one(i):
+        def kill_run(i):
             return kill(folder, i, kinds[i], whole[kinds[i]], shares[i])
 
         kills = []
-        for row in pool.map(one, range(len(kinds))):
+        for row in pool.map(kill_run, range(len(kinds))):
             kills.append(row)
             if not row["same bytes"] or len(kills) % 20 == 0 or len(kinds) < 20:
                 print(f"{len(kills):>4} {row}", flush=True)

@@ -151,7 +151,7 @@ def train_by_bptt(
     optimizer = optax.adam(0.003)
     step = jaxrnn.make_train_step(algorithm, optimizer)
 
-    def one(state, key):
+    def update(state, key):
         return step(state, task.draw(key, batch_size, length))
 
     start = rnn.initial_state(batch_size)
@@ -159,7 +159,7 @@ def train_by_bptt(
         algorithm, optimizer, rnn.init(params_key), start, key=state_key
     )
     keys, results = jax.random.split(data_key, max(moments) + 1), []
-    train = jax.jit(partial(lax.scan, one))
+    train = jax.jit(partial(lax.scan, update))
     for before, now in zip((0, *moments), moments, strict=False):
         loss = float("nan")
         if now > before:
