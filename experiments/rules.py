@@ -311,7 +311,8 @@ def plot(
     labels = [f"{task}\n{moment}" for task, moment in columns]
     colours.set_xticks(range(len(columns)), labels, fontsize=8)
     colours.set_title(
-        f"cosine to the exact gradient (1 is exact) by task and updates; H={sizes.hidden}",
+        "cosine to the exact gradient (1 is best), by task and updates "
+        f"(H={sizes.hidden}, leak 0.5)",
         fontsize=10,
     )
 

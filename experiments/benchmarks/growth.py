@@ -172,7 +172,7 @@ def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None
             costs["T"], np.multiply(costs["bytes"], 2**-20), "o-", markersize=3, label=label
         )
     time.set(xlabel="H", ylabel="time of 4 steps (ms, lower is better)")
-    memory.set(xlabel="H", ylabel="working memory and arguments (MiB, lower is better)")
+    memory.set(xlabel="H", ylabel="working memory and arguments\n(MiB, lower is better)")
     backward.set(xlabel="T", ylabel="working memory (MiB, lower is better)")
     for axes in (time, memory, backward):
         axes.set(xscale="log", yscale="log")
