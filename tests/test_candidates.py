@@ -47,7 +47,9 @@ def test_a_right_gradient_of_a_loss_in_float32_is_right_to_float32():
     assert check(jax.value_and_grad(in_float32), in_float32, W, X).ok
     report = check(by_hand, in_float32, W, X)
     assert report.ok, report.diagnosis
-    assert report.verdict.startswith("right, to float32: the loss computes in float32")
+    assert report.verdict.startswith(
+        "right, to float32 precision because the loss computes in float32"
+    )
 
 
 def test_a_wrong_gradient_of_a_loss_in_float32_is_wrong():
@@ -167,7 +169,7 @@ def with_a_float32_state(w, x):
 def test_a_loss_that_cannot_be_traced_in_float64_is_compared_in_float32():
     report = check(jax.value_and_grad(with_a_float32_state), with_a_float32_state, W, X)
     assert report.ok, report.diagnosis
-    assert "to float32: it cannot be traced in float64" in report.verdict
+    assert "to float32 precision because the loss cannot be traced in float64" in report.verdict
     wrong = lambda w, x: (with_a_float32_state(w, x), jnp.ones_like(w))  # noqa: E731
     assert "wrong" in check(wrong, with_a_float32_state, W, X).diagnosis
 
@@ -299,7 +301,7 @@ def test_what_gives_another_answer_the_second_time_is_not_repeatable():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     (finding,) = check(Accumulates(), loss, W, X).findings
     assert finding.bug == "not repeatable"
-    assert "gives twice the gradient: is zero_grad forgotten" in finding.text
+    assert "gives twice the gradient: was zero_grad forgotten" in finding.text
     rng = np.random.default_rng(0)
 
     def dropout(w, x):
@@ -314,7 +316,7 @@ def test_what_gives_another_answer_the_second_time_is_not_repeatable():
         calls.append(1)
         return by_hand(w, x) if len(calls) == 1 else 1 / 0
 
-    assert "a second call at the same arguments fails" in check(once, loss, W, X).diagnosis
+    assert "a second call with the same arguments fails" in check(once, loss, W, X).diagnosis
 
 
 class Tensor:
@@ -376,13 +378,13 @@ def test_the_sizes_of_the_command_all_differ():
 def test_a_leaf_of_zeros_is_zero_and_nothing_else():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     diagnosis = check(lambda w, x: (loss(w, x), 0 * w), loss, W, X).diagnosis
-    assert diagnosis == "wrong: zero in array: zero: nothing was ever added to it"
+    assert diagnosis == "wrong: zero in array: every element is zero: nothing was added to it"
 
 
 def test_a_factor_near_1_is_written_to_where_it_differs():
     loss = lambda w: (w[0] * w[1] + w[2]).sum()  # noqa: E731
     report = check(lambda w: (loss(w), (1 + 1e-5) * jax.grad(loss)(w)), loss, np.arange(1.0, 4.0))
-    assert "it is 1.00001 times the right one" in report.diagnosis
+    assert "it is 1.00001 times the exact gradient" in report.diagnosis
 
 
 def test_the_leaves_of_a_dict_have_their_keys_for_names():
@@ -396,9 +398,7 @@ def test_a_leaf_with_too_few_numbers_for_its_lags_says_so():
     case = make_case(T=12, H=1, I=1, ids=True)
     rule = jaxrnn.gradients.truncated_bptt(case.rnn, 2)
     report = jaxrnn.verify(rule, case.rnn, case.params, case.batch)
-    assert "lags in cells[0].b_h: too few numbers in this leaf to tell its lags apart" in str(
-        report
-    )
+    assert "lag weights of cells[0].b_h: this leaf has too few elements" in str(report)
 
 
 @pytest.mark.parametrize(

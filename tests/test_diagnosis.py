@@ -135,7 +135,7 @@ def test_a_lag_that_a_leaf_cannot_tell_has_no_coefficient():
     coefficients = {profile.leaf: profile.coefficients for profile in report.profiles}
     assert np.isnan(coefficients["cells[0].b_h"]).all()
     assert not np.isnan(coefficients["cells[0].W_hh"]).any()
-    assert "lags in cells[0].b_h: too few numbers in this leaf" in str(report)
+    assert "lag weights of cells[0].b_h: this leaf has too few elements" in str(report)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

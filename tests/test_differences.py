@@ -65,7 +65,7 @@ def test_elements_at_a_kink_are_left_out_and_counted():
     )
     assert report.ok
     assert report.leaves[0].left_out == 1
-    assert "1 elements left out, for the loss has a kink there" in str(report)
+    assert "1 elements left out, because the loss has a kink there" in str(report)
 
 
 def test_nothing_is_claimed_where_every_element_is_at_a_kink():
@@ -100,7 +100,7 @@ def test_a_complex_step_refuses_a_loss_that_is_not_analytic():
 
 
 def test_a_complex_step_refuses_a_loss_that_takes_no_complex_numbers():
-    with pytest.raises(ValueError, match="takes no complex numbers"):
+    with pytest.raises(ValueError, match="the loss does not accept complex numbers"):
         jaxrnn.check_grad(
             lambda x: (float(x[0]), np.ones(1)),
             lambda x: float(x[0]),

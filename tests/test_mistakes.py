@@ -80,7 +80,7 @@ MISTAKES = {
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), reference=grads)": "the reference",
     "jaxrnn.finite_difference(directions=0)": "directions must be at least 1, got 0",
     "jaxrnn.complex_step(elements=-1)": "elements must be at least 0, got -1",
-    "jaxrnn.check_grad(grads, float)": "nothing to differentiate by",
+    "jaxrnn.check_grad(grads, float)": "args must not be empty",
     "jaxrnn.check_grad(grads, lambda x: float(x), x)": "JAX cannot differentiate the loss",
     "jaxrnn.gradient_flow(rnn, params, jaxrnn.Batch(x, ids), lags=9)": "lags must lie in 1 … 6",
     "compare({})": "algorithms is empty: give {name: algorithm, …}",

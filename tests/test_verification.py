@@ -142,7 +142,9 @@ def test_a_loss_of_shifted_targets_is_named():
 
     report = jaxrnn.verify(off_by_one, case.rnn, case.params, case.batch)
     assert [finding.bug for finding in report.findings] == ["loss", "targets shifted"]
-    assert "shifted by one step: each step has the next one's" in report.findings[0].text
+    assert (
+        "shifted by one step: each step has the target of the next step" in report.findings[0].text
+    )
 
 
 def answer(change):
@@ -177,7 +179,7 @@ ODD_ANSWERS = {
     "the loss must be one number, but is a tuple": lambda loss, grads: grads,
     "the loss must be one number, but is a NoneType": lambda loss, grads: (None, grads),
     "is an array of shape (3,)": lambda loss, grads: (np.ones(3), grads),
-    "leaves that the parameters have not: more": lambda loss, grads: (loss, {"more": 1.0}),
+    "leaves that are not in the parameters: more": lambda loss, grads: (loss, {"more": 1.0}),
     "they are compared in this order": lambda loss, grads: (loss, jax.tree.leaves(grads)),
 }
 
@@ -185,7 +187,7 @@ ODD_ANSWERS = {
 ODD_LEAVES = {
     "missing in cells[0].W_xh: there is no gradient, or it is None": lambda W_xh: None,
     "transposed in cells[0].W_xh: it has shape (4, 5), but": lambda W_xh: W_xh.T,
-    "with another shape it would be right; reshape it": lambda W_xh: W_xh[None],
+    "its values are right; reshape it to (5, 4)": lambda W_xh: W_xh[None],
     "shape in cells[0].W_xh: it has shape (2, 2), but": lambda W_xh: np.ones((2, 2)),
     "dtype in cells[0].W_xh: has dtype float32, but": lambda W_xh: W_xh.astype(np.float32),
     "not an array of numbers but a str": lambda W_xh: "W",
@@ -245,7 +247,7 @@ def test_a_gradient_computed_in_float32_is_told_from_a_bug():
 
     report = jaxrnn.verify(single, case.rnn, case.params, case.batch)
     assert {finding.bug for finding in report.findings if finding.leaves} >= {"dtype"}
-    assert "fewer digits" in report.diagnosis
+    assert "it was computed in lower precision than the float64" in report.diagnosis
     assert jaxrnn.verify(single, case.rnn, case.params, case.batch, dtype="float32").ok
 
 

@@ -22,13 +22,13 @@ from jaxrnn.verification.report import Finding, Report
 def assess(
     answer: Answer, problem: Problem, reference: Reference | ValueAndGrad | None, dtype: Dtype
 ) -> Report:
-    """Compare an answer with a reference; whatever is wrong with the answer is in the report.
+    """Compare a candidate's answer with a reference, and return the report.
 
     Args:
-        answer: the candidate's.
-        problem: the loss and the point.
-        reference: as in `verify`, a function of the problem's arguments.
-        dtype: in which the candidate should compute.
+        answer: the answer of the candidate.
+        problem: the loss and its arguments.
+        reference: the reference as in `verify`; a function takes the arguments of the problem.
+        dtype: the dtype in which the candidate should compute.
 
     Raises:
         ValueError: if the reference fails.
@@ -55,33 +55,36 @@ def assess(
 
 
 def cannot_tell(finding: Finding) -> Report:
-    """Return the report that nothing could be compared."""
+    """Return a report without a comparison; the finding is the reason."""
     return Report(np.nan, np.nan, (), (finding,), (), "none", ())
 
 
 def _notes(
     comparison: Comparison, dtype: Dtype, answer: Answer, expected: Expected
 ) -> Iterator[str]:
-    """Yield what a reader of the report should know beside the table."""
+    """Yield the limits of the comparison, for the reader of the report."""
     leaves = comparison.leaves
     if answer.changed:
         yield f"the candidate wrote to its arguments ({', '.join(answer.changed)})"
     if expected.own_rules:
         yield (
-            f"the loss holds a derivative written by hand ({', '.join(expected.own_rules)}): it "
+            f"the loss contains a derivative written by hand ({', '.join(expected.own_rules)}): it "
             f"was compared with finite differences of the loss"
         )
     loosest = max(leaves, key=lambda leaf: leaf.tolerance, default=None)
     if loosest is not None and loosest.tolerance > EXACT:
         yield (
-            f"in {dtype} an error of up to {loosest.tolerance:.1g} ({loosest.name}) may be rounding"
+            f"in {dtype} an error of up to {loosest.tolerance:.1g} ({loosest.name}) may be due to "
+            f"rounding"
         )
-    if along := [leaf for leaf in leaves if leaf.directions]:
+    if sampled := [leaf for leaf in leaves if leaf.directions]:
         yield (
-            f"{', '.join(leaf.name for leaf in along)}: known along {along[0].directions} random "
-            "directions, which show any error at about its relative size but not where it is"
+            f"{', '.join(leaf.name for leaf in sampled)}: compared along {sampled[0].directions} random "
+            "directions, which show the relative size of an error but not where it is"
         )
     for leaf in leaves:
         if leaf.left_out:
-            what = "directions" if leaf.directions else "elements"
-            yield f"{leaf.name}: {leaf.left_out} {what} left out, for the loss has a kink there"
+            unit = "directions" if leaf.directions else "elements"
+            yield (
+                f"{leaf.name}: {leaf.left_out} {unit} left out, because the loss has a kink there"
+            )

@@ -1,4 +1,7 @@
-"""Taking apart what a candidate answers, whatever it is: what cannot be compared is a finding."""
+"""Calls to a candidate, and the conversion of its answer to NumPy arrays.
+
+A candidate may return anything. What cannot be compared becomes a finding, never an exception.
+"""
 
 import traceback
 from collections.abc import Callable, Iterable
@@ -13,16 +16,15 @@ from jaxrnn.verification.report import Finding
 
 
 class Answer(NamedTuple):
-    """A candidate's loss (nan if there is none), its leaves by name, and what is wrong with them.
-
-    The leaves are NumPy arrays in float64, of any shape; one that is missing is not among them.
+    """The answer of a candidate.
 
     Attributes:
-        loss: its loss.
-        leaves: its gradient.
+        loss: its loss; nan if there is none.
+        leaves: the leaves of its gradient by name, as NumPy arrays in float64, of any shape. A
+            missing leaf is left out.
         findings: what cannot be compared.
-        changed: the arguments' leaves that the candidate wrote to.
-        again: what it answered to a second call at the same arguments; None if it was not called.
+        changed: the names of the arguments' leaves that the candidate wrote to.
+        again: its answer to a second call with the same arguments; None if there was none.
     """
 
     loss: float
@@ -41,12 +43,12 @@ def ask_twice(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any)
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Return a pytree's leaves in NumPy, by their names."""
+    """Return the leaves of a pytree as NumPy arrays by name."""
     return {name: np.asarray(leaf) for name, leaf in by_name(tree).items()}
 
 
 def is_floats(leaf: Any) -> bool:
-    """Return whether a leaf is a real number or an array of them, in floating point."""
+    """Return whether a leaf is a real floating-point number or an array of them."""
     dtype = getattr(leaf, "dtype", None)
     return isinstance(leaf, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
 
@@ -54,10 +56,10 @@ def is_floats(leaf: Any) -> bool:
 def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
     """Call a candidate that should return (loss, gradient in the structure of params).
 
-    It gets copies of the arrays: to what it shares memory with, it may write.
+    It gets copies of the arrays, since it may write to an array that shares memory with them.
     """
     copies = jax.tree.map(lambda leaf: jnp.array(leaf) if is_floats(leaf) else leaf, args)
-    answer = _answer(candidate, copies, params)
+    answer = _call(candidate, copies, params)
     pairs = zip(by_name(copies).items(), jax.tree.leaves(args), strict=True)
     changed = (
         name
@@ -67,88 +69,95 @@ def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> An
     return answer._replace(changed=tuple(changed))
 
 
-def _answer(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
+def _call(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
+    """Call a candidate and convert its answer to NumPy."""
 
-    def nothing(bug, text):
+    def without_gradient(bug, text):
         return Answer(np.nan, {}, (Finding(bug, (), text),))
 
     try:
         answer = candidate(*args)
-    except Exception as error:  # whatever somebody's function does is a finding
-        said = (str(error).strip().splitlines() or [""])[0]
-        return nothing("raised", f"it raised {type(error).__name__}: {said} ({_place(error)})")
+    except Exception as error:  # the candidate may raise anything, which is a finding
+        text = f"it raised {type(error).__name__}: {_first_line(error)} ({_source_of(error)})"
+        return without_gradient("raised", text)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         kind = type(answer).__name__
-        many = f" of {len(answer)}" if isinstance(answer, tuple | list) else ""
-        return nothing("structure", f"it must return (loss, gradient), but returned a {kind}{many}")
+        size = f" of {len(answer)}" if isinstance(answer, tuple | list) else ""
+        text = f"it must return (loss, gradient), but returned a {kind}{size}"
+        return without_gradient("structure", text)
     loss, grads = answer
     try:
         number = np.asarray(_detached(loss))
         if number.dtype == object:
-            raise TypeError("no number")
+            raise TypeError("not a number")
         loss = number.astype(np.float64).item()
     except (TypeError, ValueError, RuntimeError):
         shape = getattr(loss, "shape", None)
-        what = f"a {type(loss).__name__}" if shape is None else f"an array of shape {tuple(shape)}"
-        return nothing("structure", f"the loss must be one number, but is {what}")
-    given, findings = _in_structure(by_name(grads), params)
+        kind = f"a {type(loss).__name__}" if shape is None else f"an array of shape {tuple(shape)}"
+        return without_gradient("structure", f"the loss must be one number, but is {kind}")
+    grads_by_name, findings = _match_structure(by_name(grads), params)
     leaves = {}
     for name, parameter in arrays(params).items():
-        if name in given:
-            leaf, finding = _as_array(name, given[name], parameter.dtype)
+        if name in grads_by_name:
+            leaf, finding = _as_array(name, grads_by_name[name], parameter.dtype)
             leaves |= {} if leaf is None else {name: leaf}
             findings += [] if finding is None else [finding]
     return Answer(loss, leaves, tuple(findings))
 
 
-def _in_structure(given: dict[str, Any], params: Any) -> tuple[dict[str, Any], list[Finding]]:
-    """Find the leaves by name, or where all have other names, by their order."""
+def _match_structure(grads: dict[str, Any], params: Any) -> tuple[dict[str, Any], list[Finding]]:
+    """Match gradient leaves with parameters by name, or by order if no name agrees."""
     expected = list(by_name(params))
-    if not given.keys() & set(expected) and len(given) == len(expected):
+    if not grads.keys() & set(expected) and len(grads) == len(expected):
         text = (
-            f"the gradient has the leaves {_some(given)}, and must have those of the parameters, "
-            f"{_some(expected)}; they are compared in this order"
+            f"the gradient has the leaves {_list_names(grads)}, but must have those of the "
+            f"parameters, {_list_names(expected)}; they are compared in this order"
         )
-        return dict(zip(expected, given.values(), strict=True)), [Finding("structure", (), text)]
+        return dict(zip(expected, grads.values(), strict=True)), [Finding("structure", (), text)]
     findings = []
-    if extra := [name for name in given if name not in expected]:
-        text = f"the gradient has leaves that the parameters have not: {_some(extra)}"
+    if extra := [name for name in grads if name not in expected]:
+        text = f"the gradient has leaves that are not in the parameters: {_list_names(extra)}"
         findings.append(Finding("structure", (), text))
-    if missing := tuple(name for name in expected if name not in given):
+    if missing := tuple(name for name in expected if name not in grads):
         findings.append(Finding("missing", missing, "there is no gradient, or it is None"))
-    return given, findings
+    return grads, findings
 
 
 def _as_array(name: str, leaf: Any, dtype: np.dtype) -> tuple[np.ndarray | None, Finding | None]:
+    """Convert a leaf to float64, and return a finding if it has not the dtype of its parameter."""
     try:
         array = np.asarray(_detached(leaf))
         if not (np.issubdtype(array.dtype, np.number) or array.dtype == dtype):
             raise TypeError(f"dtype {array.dtype}")
-        plain = np.real(array).astype(np.float64)
-    except Exception as error:  # somebody's array type may raise anything
-        said = (str(error).strip().splitlines() or [""])[0]
-        text = f"not an array of numbers but a {type(leaf).__name__} ({said})"
+        values = np.real(array).astype(np.float64)
+    except Exception as error:  # a foreign array type may raise anything
+        text = f"not an array of numbers but a {type(leaf).__name__} ({_first_line(error)})"
         return None, Finding("dtype", (name,), text)
     if array.dtype == dtype or isinstance(leaf, float | int):
-        return plain, None
+        return values, None
     text = f"has dtype {array.dtype}, but the parameter has {dtype}"
     if np.finfo(dtype).bits > array.dtype.itemsize * 8:
-        text += ": it was computed with fewer digits than asked for"
-    return plain, Finding("dtype", (name,), text)
+        text += f": it was computed in lower precision than the {dtype} of its arguments"
+    return values, Finding("dtype", (name,), text)
 
 
 def _detached(value: Any) -> Any:
-    """Return an array that NumPy can read: a tensor of PyTorch's without its graph, on the CPU."""
+    """Return an array that NumPy can read: a PyTorch tensor is detached and moved to the CPU."""
     return value.detach().cpu() if hasattr(value, "detach") else value
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
+    """Return the first six names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _place(error: Exception) -> str:
-    """Say in which file and line it was raised: the last that belongs to no library."""
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _source_of(error: Exception) -> str:
+    """Return the file, line and function of the last frame outside installed libraries."""
     frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(
         error.__traceback__
     )

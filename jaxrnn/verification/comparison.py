@@ -1,4 +1,4 @@
-"""The comparison of a candidate with what is expected, within tolerances that are measured."""
+"""The comparison of a candidate with the expected gradient, within measured tolerances."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from jaxrnn.verification.tolerances import measured_tolerances
 
 
 class Comparison(NamedTuple):
-    """A candidate beside what is expected.
+    """The result of the comparison of a candidate with the expected gradient.
 
     Attributes:
-        leaves: one for each leaf of the candidate that has the shape of its parameter.
+        leaves: the comparison of each leaf of the candidate that has the shape of its parameter.
         same_loss: whether the losses agree.
-        tolerance: of each leaf by name, and of the "loss".
-        precision: how far the comparison reaches and why, if not to the rounding of `dtype`.
+        tolerance: the tolerance of each leaf by name, and of the "loss".
+        precision: the precision of the comparison and its reason, if lower than that of `dtype`.
     """
 
     leaves: tuple[Leaf, ...]
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 def compare_leaves(
     answer: Answer, expected: Expected, problem: Problem, dtype: Dtype
 ) -> Comparison:
-    """Compare within one tolerance after another, until everything agrees or there is no other."""
+    """Compare within the strictest tolerance, and within the next one until everything agrees."""
     comparison = Comparison((), False, {}, "")
     for tolerance, precision in _tolerances(expected, problem, dtype):
         leaves = tuple(
@@ -51,7 +51,7 @@ def compare_leaves(
         if comparison.agrees:
             break
     if problem.precision:
-        return comparison._replace(precision=f"to float32: {problem.precision}")
+        return comparison._replace(precision=f"to float32 precision because {problem.precision}")
     return comparison
 
 
@@ -64,11 +64,11 @@ def fitting_leaves(answer: Answer, problem: Problem) -> list[str]:
 def _tolerances(
     expected: Expected, problem: Problem, dtype: Dtype
 ) -> Iterator[tuple[dict[str, float], str]]:
-    """Yield tolerances from the strictest, each with a word on the precision that it stands for.
+    """Yield tolerances, the strictest first, each with a description of its precision.
 
-    They are exactness to 1e-12, rounding in `dtype`, and rounding in the narrowest type in which
-    the loss computes. Rounding is measured by autodiff; where JAX cannot differentiate the loss,
-    the noise of the loss itself is measured.
+    They are 1e-12, the measured rounding error of `dtype`, and that of the lowest precision in
+    which the loss computes. Rounding errors are measured by autodiff; if JAX cannot differentiate
+    the loss, the rounding noise of the loss itself is measured.
     """
     exact = dict.fromkeys(["loss", *problem.shapes], EXACT)
     if expected.failure:
@@ -83,4 +83,4 @@ def _tolerances(
     narrow = trace_program(problem).precision
     if narrow is not None and jnp.finfo(narrow).eps > jnp.finfo(dtype).eps:
         tolerance = measured_tolerances(problem, narrow)
-        yield tolerance, f"to {narrow}: the loss computes in {narrow}"
+        yield tolerance, f"to {narrow} precision because the loss computes in {narrow}"

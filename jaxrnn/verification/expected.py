@@ -1,4 +1,4 @@
-"""The expected gradient: by `jax.grad`, by differences of the loss, or by another function."""
+"""The expected gradient: from `jax.grad`, from differences of the loss, or from a function."""
 
 from typing import Any, NamedTuple
 
@@ -16,17 +16,17 @@ Leaves = dict[str, np.ndarray]
 
 
 class Expected(NamedTuple):
-    """What a candidate is compared with.
+    """The loss and gradient that a candidate is compared with.
 
     Attributes:
-        title: what the reference is.
-        loss: its loss.
-        values: what it knows of each leaf.
-        exact: the leaves of which every element is known, for the diagnosis; those of autodiff if
-            JAX can differentiate the loss.
+        title: a description of the reference.
+        loss: the loss of the reference.
+        values: the gradient of each leaf by name, as far as the reference knows it.
+        exact: the leaves of which every element is known, for the diagnosis. They come from
+            autodiff if JAX can differentiate the loss, else from the reference.
         failure: why JAX cannot differentiate the loss; "" if it can.
-        measured: whether the reference is measured, by differences of the loss.
-        own_rules: functions in the loss whose derivative is written by hand.
+        measured: whether the reference only evaluates the loss, as finite differences do.
+        own_rules: the functions in the loss that have a `custom_vjp` or `custom_jvp`.
     """
 
     title: str
@@ -71,16 +71,17 @@ def not_finite(expected: Expected) -> Finding | None:
 
 
 def find_not_finite(what: str, leaves: dict[str, Any]) -> Finding | None:
-    """Return a finding that names the leaves that are not finite, if there are any."""
+    """Return a finding with the names of the leaves that are not finite, or None."""
     names = tuple(name for name, leaf in leaves.items() if not np.isfinite(leaf).all())
-    text = f"{what} are not finite: nothing can be compared here"
+    text = f"{what} are not finite: no gradient can be compared here"
     return Finding("not finite", names, text, certain=False) if names else None
 
 
 def check_own_rules(problem: Problem, expected: Expected) -> Expected:
-    """Compare autodiff with finite differences, and expect those where the two disagree.
+    """Compare autodiff with finite differences if the loss has derivative rules of its own.
 
-    Autodiff takes a `custom_vjp` or `custom_jvp` in the loss at its word, and so cannot judge it.
+    Autodiff uses a `custom_vjp` or `custom_jvp` as it is, right or wrong. If the two disagree, the
+    finite differences are returned as the expected gradient.
     """
     if not expected.own_rules:
         return expected
@@ -93,14 +94,14 @@ def check_own_rules(problem: Problem, expected: Expected) -> Expected:
     if all(leaf.ok or cannot_be_judged(leaf) for leaf in leaves):
         return expected
     title = (
-        f"central differences of the loss, for jax.grad gives another gradient: the derivative of "
+        f"central differences of the loss, because jax.grad disagrees with them: the derivative of "
         f"{' or '.join(expected.own_rules)}, written by hand, is wrong"
     )
     return expected._replace(title=title, values=measured, exact=_known_in_full(measured))
 
 
 def _differentiate(problem: Problem) -> tuple[float, Leaves, str]:
-    """Differentiate by JAX: return the loss, the gradient's leaves, and why it failed if it did."""
+    """Return the loss and the gradient by autodiff, and the reason if JAX cannot differentiate."""
     try:
         loss, grads = problem.value_and_grad(*problem.args)
     except Exception as error:  # the caller's function, traced, may raise anything
@@ -111,7 +112,7 @@ def _differentiate(problem: Problem) -> tuple[float, Leaves, str]:
 def _ask_reference(
     reference: Reference | ValueAndGrad, problem: Problem
 ) -> tuple[str, float, dict[str, ReferenceValues]]:
-    """Return what a reference is, its loss and what it knows of the gradient."""
+    """Return the description of a reference, its loss, and its gradient as far as it is known."""
     if isinstance(reference, Reference):
         params = jax.tree.map(np.asarray, problem.params)
         return reference.description, *reference.measure(problem.loss, params)

@@ -1,4 +1,4 @@
-"""Findings: what is wrong with a candidate's gradient, or why nothing can be told."""
+"""Findings: what is wrong with a candidate's gradient, or why it cannot be judged."""
 
 from collections.abc import Iterator
 
@@ -15,30 +15,30 @@ from jaxrnn.verification.problem import Dtype, Problem, forward_by_hand, gradien
 from jaxrnn.verification.report import Finding, LagProfile
 from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
 
-# Errors by rounding or by a guard are of one size: those of all leaves are within ALIKE of the
-# largest, and so are those of most elements, each relative to its own size. A planted bug of 1e-6
-# in one leaf or element leaves the others exact to 1e-15, nine orders of magnitude below it.
+# Rounding or a guard in the loss changes all leaves, and most elements of each, by relative errors
+# that are similar: none is below ALIKE times the largest. A bug of 1e-6 in one leaf or element leaves
+# the others exact to 1e-15, nine orders of magnitude below it.
 ALIKE = 1e-3
 
-# Bugs that explain a leaf by a number that is fitted to it. They say little about a leaf of two
-# elements, which rounding may have moved.
+# Bugs with a number that is fitted to the leaf. In a leaf of two elements such a bug may fit what is
+# only a rounding error.
 FITTED = ("unknown", "scale", "element-wise clip")
 
 
 def find_bugs(
     answer: Answer, expected: Expected, comparison: Comparison, problem: Problem, dtype: Dtype
 ) -> tuple[tuple[Finding, ...], tuple[LagProfile, ...]]:
-    """Return what is wrong with an answer, and the lag profiles of the leaves that are wrong."""
+    """Return the findings about an answer, and the lag profiles of the leaves that are wrong."""
     findings = [*answer.findings, *_leaves_that_cannot_be_judged(comparison)]
     findings += _leaves_of_wrong_shape(answer, expected, comparison, problem)
     wrong = [leaf.name for leaf in comparison.leaves if not (leaf.ok or cannot_be_judged(leaf))]
     if not wrong and comparison.same_loss:
         return tuple(findings), ()
     case = _case(answer, expected, comparison, problem)
-    with np.errstate(all="ignore"):  # a wrong gradient may well overflow
+    with np.errstate(all="ignore"):  # a wrong gradient may overflow
         bugs = diagnose(case)
-        nothing_else = not (findings or expected.failure) and dtype == "float64"
-        if nothing_else and all(bug.bug in FITTED for bug in bugs):
+        no_other_reason = not (findings or expected.failure) and dtype == "float64"
+        if no_other_reason and all(bug.bug in FITTED for bug in bugs):
             nearly = _nearly_right(answer.loss, expected.loss, case, problem)
             if nearly is not None:
                 return (nearly,), ()
@@ -51,13 +51,13 @@ def find_bugs(
 
 
 def not_repeatable(answer: Answer, tolerance: dict[str, float]) -> Finding | None:
-    """Return a finding if the two answers of a candidate to the same question differ."""
+    """Return a finding if two calls of the candidate with the same arguments differ, or None."""
     again = answer.again
     if again is None:
         return None
-    remedy = "is zero_grad forgotten, dropout on, or a state kept from call to call?"
+    remedy = "was zero_grad forgotten, is dropout on, or is state kept between calls?"
     if again.findings:
-        text = f"a second call at the same arguments fails ({again.findings[0]}): {remedy}"
+        text = f"a second call with the same arguments fails ({again.findings[0]}): {remedy}"
         return Finding("not repeatable", (), text)
     first, second = ({"loss": np.asarray(one.loss)} | one.leaves for one in (answer, again))
     errors = {
@@ -69,22 +69,27 @@ def not_repeatable(answer: Answer, tolerance: dict[str, float]) -> Finding | Non
     if not errors:
         return None
     twice = all(relative_error(second[name], 2 * first[name]) <= 1e-6 for name in answer.leaves)
-    how = "twice the gradient" if twice else f"another answer (by {max(errors.values()):.2g} of it)"
-    text = f"a second call at the same arguments gives {how}: {remedy}"
+    largest = max(errors.values())
+    what = "twice the gradient" if twice else f"another answer (relative error {largest:.2g})"
+    text = f"a second call with the same arguments gives {what}: {remedy}"
     return Finding("not repeatable", tuple(sorted(errors.keys() & answer.leaves)), text)
 
 
 def _leaves_that_cannot_be_judged(comparison: Comparison) -> Iterator[Finding]:
+    """Yield a finding for each leaf that is not finite or has a tolerance that is too large."""
     for leaf in filter(cannot_be_judged, comparison.leaves):
         if leaf.not_finite:
             text = f"{leaf.not_finite} elements are infinite or not a number, one at {leaf.worst}"
             yield Finding("not finite", (leaf.name,), text)
         elif np.isnan(leaf.tolerance):
-            text = "the loss has a kink, or bends too sharply for a difference, everywhere"
+            text = (
+                "the loss has a kink, or too much curvature for finite differences, everywhere: "
+                "compare at other parameters"
+            )
             yield Finding("kinks", (leaf.name,), text, certain=False)
         else:
             text = (
-                f"rounding alone may move it by {leaf.tolerance:.1g} of its size here: use "
+                f"rounding errors alone may change it by {leaf.tolerance:.1g} of its norm: use "
                 f"float64, smaller weights or fewer steps"
             )
             yield Finding("ill-conditioned", (leaf.name,), text, certain=False)
@@ -101,7 +106,7 @@ def _leaves_of_wrong_shape(
 
 
 def _case(answer: Answer, expected: Expected, comparison: Comparison, problem: Problem) -> Case:
-    """Collect what the catalogue is asked to explain: the leaves that can be judged."""
+    """Return the leaves that can be judged, with what the diagnosis needs to explain them."""
     tolerance = {
         leaf.name: leaf.tolerance
         for leaf in comparison.leaves
@@ -113,10 +118,11 @@ def _case(answer: Answer, expected: Expected, comparison: Comparison, problem: P
 
 
 def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) -> Finding | None:
-    """Return the finding that a gradient may be right but for rounding or a guard, or None.
+    """Return a finding if rounding or a guard in the loss may explain the whole error, or None.
 
-    Both move all leaves by about as much, most elements of each, and none by more than a
-    computation in float32 does. A bug that is so small moves some and leaves the others exact.
+    Both change all leaves, and most elements of each, by similar relative errors that are not
+    larger than those of float32. A bug that is so small changes some leaves or elements and leaves
+    the others exact.
     """
     errors = {name: relative_error(case.g[name], r) for name, r in case.exact.items() if r.any()}
     if not errors or min(errors.values()) < ALIKE * max(errors.values()):
@@ -126,25 +132,26 @@ def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) ->
         return None
     if not abs(loss - expected) <= tolerance["loss"] * abs(expected):
         return None
-    if not all(_most_elements_are_off(case.g[name], case.exact[name]) for name in errors):
+    if not all(_most_elements_differ(case.g[name], case.exact[name]) for name in errors):
         return None
     text = (
-        f"it agrees to {max(errors.values()):.1g}, as far as a computation in float32 would, or "
-        f"one with a guard such as log(p + 1e-9); nothing beyond that can be told"
+        f"it agrees to {max(errors.values()):.1g}, as a right gradient does that is computed in "
+        f"float32 or has a guard in its loss, such as log(p + 1e-9): whether the rest is a bug "
+        f"cannot be decided"
     )
     return Finding("nearly right", (), text, certain=False)
 
 
-def _most_elements_are_off(g: np.ndarray, r: np.ndarray) -> bool:
-    """Return whether most elements of a leaf are off, each relative to its size."""
-    off, size = np.abs(g - r), np.abs(r)
-    return bool(np.mean((off > ALIKE * off.max() / size.max() * size)[size > 0]) > 0.5)
+def _most_elements_differ(g: np.ndarray, r: np.ndarray) -> bool:
+    """Return whether most elements of a leaf have similar errors relative to their own size."""
+    error, size = np.abs(g - r), np.abs(r)
+    return bool(np.mean((error > ALIKE * error.max() / size.max() * size)[size > 0]) > 0.5)
 
 
 def _unlike_autodiff(expected: Expected, problem: Problem) -> str:
     if expected.exact:
         return f"it equals {problem.name}, but not the reference: is the loss smooth here?"
-    return "it is not what the reference has"
+    return "it differs from the reference"
 
 
 def _profiles(case: Case) -> Iterator[LagProfile]:

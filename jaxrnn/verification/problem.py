@@ -1,4 +1,4 @@
-"""The problem on which a candidate is checked: a loss, a point, and the gradient by autodiff."""
+"""The problem on which a candidate is checked: a loss, its arguments, and its gradient."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -25,10 +25,9 @@ class Network(NamedTuple):
     Attributes:
         rnn: the network.
         h: the state before the first step, (L, B, H).
-        batch: the checked batch, in which a target that does not count is replaced by one that
-            does.
+        batch: the checked batch, in which a masked target is replaced by a valid one.
         as_given: the batch with the targets that the caller gave, since they matter to a candidate
-            that forgets the mask; lengths are a part of its mask.
+            that forgets the mask. Its mask is already multiplied by the lengths.
     """
 
     rnn: RNN
@@ -38,15 +37,15 @@ class Network(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A loss at one point, in float64.
+    """A loss and the arguments at which its gradient is compared, in float64.
 
     Attributes:
-        args: the point; the gradient is that of the first argument.
-        loss: first argument -> loss.
+        args: the arguments; the gradient is taken with respect to the first.
+        loss: a function of the first argument -> loss.
         value_and_grad: args -> (loss, gradient) by autodiff.
         terms: the approximate number of terms of the sums in the loss, for the tolerances.
         name: a description of `value_and_grad`.
-        network: what the loss is made of; None for a function of the caller's own.
+        network: the network and its data; None if the loss is a function of the caller's.
         precision: why `value_and_grad` computes in float32; None if it computes in float64.
     """
 
@@ -70,7 +69,7 @@ class Problem(NamedTuple):
 
 
 def trace_program(problem: Problem) -> Program:
-    """Trace the loss, and return what its program shows."""
+    """Trace the loss, and return its custom derivative rules and its precision."""
     network = problem.network
     if network is not None and not callable(network.rnn.loss_function):
         return Program((), None)  # the built-in losses have no derivative rules of their own
@@ -78,7 +77,7 @@ def trace_program(problem: Problem) -> Program:
 
 
 def forward_by_hand(problem: Problem) -> Pass | None:
-    """Run the forward pass from which the catalogue computes wrong gradients; None without one."""
+    """Run the forward pass for the catalogue of bugs; return None if there is no network."""
     if problem.network is None:
         return None
     rnn, h, _, as_given = problem.network
@@ -86,7 +85,7 @@ def forward_by_hand(problem: Problem) -> Pass | None:
 
 
 def gradient_by_lag(problem: Problem) -> tuple[Cell, ...]:
-    """Compute the gradient of each cell by time lag, in NumPy; () for a function."""
+    """Compute the gradient of each cell by time lag, in NumPy; () if there is no network."""
     if problem.network is None:
         return ()
     rnn, h, batch, _ = problem.network

@@ -1,4 +1,4 @@
-"""Telling whether a gradient is right, and if not, what is wrong with it."""
+"""Compare a gradient with a reference: `verify` for an RNN, `check_grad` for any function."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,29 +38,44 @@ def verify(
 ) -> Report:
     """Compare a gradient of an RNN's loss with a reference, and name its bugs.
 
+    A leaf g of the candidate's gradient is right if its error against the reference r is within the
+    tolerance of that leaf:
+
+        ‖g - r‖ ≤ tolerance ‖r‖
+
+    The tolerance is 1e-12 in float64. Where rounding errors are larger, it is measured on this
+    network and batch. A leaf that is wrong is compared with a catalogue of bugs, each of which is
+    computed on this network and batch.
+
     Args:
-        candidate: a `GradientAlgorithm`, or a function (params, batch) -> (loss, gradient in the
-            structure of params), in JAX, NumPy or whatever else makes arrays.
-        rnn: the network whose loss is meant.
-        params: where to compare, in any dtype.
-        batch: on what to compare.
-        h: the state before the first step, (num_layers, B, H); zeros if not given.
-        reference: what to compare with: `jax.grad` of `rnn.loss` if not given;
-            `finite_difference()`, `complex_step()`, or another candidate.
-        dtype: what the candidate is given and should compute in. The reference computes in float64
-            at the same numbers. Neither depends on the process's setting.
+        candidate: the gradient to check: a `GradientAlgorithm`, or a function (params, batch) ->
+            (loss, gradient). The gradient has the structure of params. The function may be written
+            in JAX, NumPy or anything else whose arrays NumPy can read. It is called twice, each
+            time with copies of the arrays.
+        rnn: the network; the gradient is that of `rnn.loss`.
+        params: the parameters at which the gradients are compared, in any dtype.
+        batch: inputs (B, T) or (B, T, I), targets (B, T) or (B, T, O), optionally mask and lengths.
+        h: the state before the first step, (num_layers, B, H); zeros by default. A function does
+            not receive it and must start from the same state.
+        reference: what to compare with; `jax.grad` of `rnn.loss` by default. Alternatives are
+            `finite_difference()`, `complex_step()` or another candidate.
+        dtype: the dtype of the arrays that the candidate gets, and in which it should compute. The
+            reference computes in float64 at the same values. Neither depends on `jax_enable_x64`.
 
     Returns:
-        The report: `report.ok`, `report.diagnosis`, `print(report)`.
+        A `Report`. `report.ok` is whether the gradient is right, `report.diagnosis` is what is
+        wrong, and `print(report)` shows a table of all leaves.
 
     Raises:
-        ValueError: if params, batch or h do not fit the network, or the reference fails. Whatever
-            is wrong with the candidate is in the report.
+        ValueError: if params, batch or h do not fit the network, dtype is not one of the two, or
+            the reference fails. Errors of the candidate are not raised: they are in the report.
 
     >>> import jax, jaxrnn
     >>> rnn = jaxrnn.RNN(5, 4, 2)
     >>> params = rnn.init(jax.random.key(0))
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> jaxrnn.verify(jaxrnn.gradients.bptt(rnn), rnn, params, batch).ok
+    True
     >>> print(jaxrnn.verify(jaxrnn.gradients.truncated_bptt(rnn, 2), rnn, params, batch).diagnosis)
     ... # doctest: +ELLIPSIS
     wrong: truncated at 2 in cells[0].W_xh, cells[0].W_hh, cells[0].b_h: errors reach 2 ...
@@ -68,26 +83,26 @@ def verify(
     checks.one_of("dtype", dtype, ("float64", "float32"))
     check_is_batch(batch)
     with jax.enable_x64(True):
-        start = rnn.initial_state(len(batch.inputs)) if h is None else h
-        given = _as((params, start, batch), dtype)
-        params, start, batch = _as(given, "float64")
+        h_0 = rnn.initial_state(len(batch.inputs)) if h is None else h
+        candidate_args = _cast((params, h_0, batch), dtype)
+        params, h_0, batch = _cast(candidate_args, "float64")
         if finding := find_not_finite("the parameters", arrays(params)):
             return cannot_tell(finding)
         targets = batch.targets
-        batch, start = check_batch(rnn, params, batch, start)
+        batch, h_0 = check_batch(rnn, params, batch, h_0)
 
         # Targets at masked positions matter to a candidate that forgets the mask.
-        as_given = _with_lengths_in_the_mask(batch._replace(targets=targets), start.dtype)
+        as_given = _with_lengths_in_the_mask(batch._replace(targets=targets), h_0.dtype)
         problem = Problem(
-            args=(params, start, batch),
-            loss=lambda params: _loss(rnn, params, start, batch),
+            args=(params, h_0, batch),
+            loss=lambda params: _loss(rnn, params, h_0, batch),
             value_and_grad=partial(_autodiff, rnn),
             terms=batch.inputs.shape[0] * batch.inputs.shape[1] + rnn.hidden_size,
             name="jax.grad of rnn.loss",
-            network=Network(rnn, start, batch, as_given),
+            network=Network(rnn, h_0, batch, as_given),
         )
         with jax.enable_x64(dtype == "float64"):
-            answer = ask_twice(partial(_call, candidate), given, given[0])
+            answer = ask_twice(partial(_call, candidate), candidate_args, candidate_args[0])
         if reference is None or isinstance(reference, Reference):
             return assess(answer, problem, reference, dtype)
         return assess(answer, problem, partial(_call, reference), dtype)
@@ -103,47 +118,56 @@ def check_grad(
     """Compare the gradient of any function of a pytree with a reference, as `verify` does.
 
     Args:
-        value_and_grad_fn: args -> (loss, gradient in the structure of the first argument), as
-            `jax.value_and_grad` makes it; in JAX, NumPy or whatever else makes arrays.
-        loss_fn: args -> loss, a number.
-        *args: where to compare. The gradient is that of the first, a pytree of floats. Floats are
-            converted to `dtype`; everything else, such as keys, integers, strings and functions, is
-            passed on as it is.
-        reference: what to compare with: `jax.grad` of `loss_fn` if not given;
-            `finite_difference()`, also for a loss in NumPy, `complex_step()`, or another function
-            like `value_and_grad_fn`.
-        dtype: as in `verify`.
+        value_and_grad_fn: the gradient to check: a function args -> (loss, gradient), like those
+            that `jax.value_and_grad` makes. The gradient has the structure of the first argument.
+            The function may be written in JAX, NumPy or anything else whose arrays NumPy can read.
+        loss_fn: a function args -> loss, one number.
+        *args: the arguments at which to compare. The gradient is taken with respect to the first, a
+            pytree of real floats. Floats are converted to `dtype`; everything else, such as random
+            keys, integers, strings and functions, is passed on unchanged.
+        reference: what to compare with; `jax.grad` of `loss_fn` by default. Alternatives are
+            `finite_difference()`, which also works for a loss in NumPy, `complex_step()`, or
+            another function like `value_and_grad_fn`.
+        dtype: "float64" or "float32", as in `verify`.
+
+    Returns:
+        A `Report`, as from `verify`. There are no lag profiles, and only bugs that can occur in any
+        gradient are named, such as a wrong sign, a wrong factor, a transpose or a clip.
 
     Raises:
         ValueError: if there are no args, the first holds anything but real floats, the loss is not
-            one number, or the reference fails.
+            one number, dtype is not one of the two, or the reference fails. Errors of
+            `value_and_grad_fn` are not raised: they are in the report.
 
     >>> import jax.numpy as jnp, jaxrnn
-    >>> forgot_the_2 = lambda x: (jnp.sum(x**2), x)
-    >>> x = jnp.arange(1.0, 4.0)
-    >>> print(jaxrnn.check_grad(forgot_the_2, lambda x: jnp.sum(x**2), x).diagnosis)
-    wrong: halved in array: it is half the right one: is the 2 of a square's slope missing?
+    >>> loss = lambda x: jnp.sum(x**2)
+    >>> forgot_the_2 = lambda x: (loss(x), x)
+    >>> print(jaxrnn.check_grad(forgot_the_2, loss, jnp.arange(1.0, 4.0)).diagnosis)
+    wrong: halved in array: it is half the exact gradient: is the 2 of d(x²)/dx = 2x missing?
     """
     checks.one_of("dtype", dtype, ("float64", "float32"))
     if not args:
-        raise ValueError("there is nothing to differentiate by: give the function's arguments")
+        raise ValueError(
+            "args must not be empty: pass the parameters to differentiate with respect to, and the "
+            "other arguments of loss_fn"
+        )
     with jax.enable_x64(True):
-        given = _as(args, dtype)
-        args = _as(given, "float64")
+        candidate_args = _cast(args, dtype)
+        args = _cast(candidate_args, "float64")
         _check_params(args[0])
         floats = {name: leaf for name, leaf in by_name(args).items() if is_floats(leaf)}
         if finding := find_not_finite("the arguments", floats):
             return cannot_tell(finding)
-        differentiate, precision = _differentiable(loss_fn, args)
+        differentiate, precision = _make_value_and_grad(loss_fn, args)
         if precision is not None:
-            dtype, given = "float32", _as(given, "float32")
+            dtype, candidate_args = "float32", _cast(candidate_args, "float32")
         with jax.enable_x64(dtype == "float64"):
-            answer = ask_twice(value_and_grad_fn, given, given[0])
+            answer = ask_twice(value_and_grad_fn, candidate_args, candidate_args[0])
 
         def loss(params):
-            every = (params, *args[1:])
+            loss_args = (params, *args[1:])
             with jax.enable_x64(precision is None):
-                return loss_fn(*(every if precision is None else _as(every, "float32")))
+                return loss_fn(*(loss_args if precision is None else _cast(loss_args, "float32")))
 
         problem = Problem(
             args=args,
@@ -156,17 +180,17 @@ def check_grad(
         return assess(answer, problem, reference, dtype)
 
 
-def _call(side: Candidate, params: Params, h: Any, batch: Batch) -> Any:
-    """Call an algorithm, from the state h, or a function (params, batch) -> (loss, gradient)."""
-    if not isinstance(side, GradientAlgorithm):
-        return side(params, batch)
-    carry = side.init(params, h, key=jax.random.key(0))
-    (loss, _), grads = jax.jit(side.value_and_grad)(params, carry, batch)
+def _call(candidate: Candidate, params: Params, h: Any, batch: Batch) -> Any:
+    """Call an algorithm from the state h, or a function of (params, batch) without it."""
+    if not isinstance(candidate, GradientAlgorithm):
+        return candidate(params, batch)
+    carry = candidate.init(params, h, key=jax.random.key(0))
+    (loss, _), grads = jax.jit(candidate.value_and_grad)(params, carry, batch)
     return loss, grads
 
 
 def _with_lengths_in_the_mask(batch: Batch, dtype: Any) -> Batch:
-    """Make lengths a part of the mask, where the catalogue of bugs looks for what counts."""
+    """Multiply the mask by the lengths, since the catalogue of bugs looks only at the mask."""
     if batch.lengths is None:
         return batch
     valid = checks.within(batch.lengths, batch.inputs.shape[1]).astype(dtype)
@@ -184,39 +208,42 @@ def _loss(rnn: RNN, params: Params, h: Any, batch: Batch) -> Any:
     return rnn.loss(params, h, batch)[0]
 
 
-def _as(tree: Any, dtype: Dtype) -> Any:
-    """Convert the floats of a pytree to JAX arrays of a dtype; everything else stays as it is."""
+def _cast(tree: Any, dtype: Dtype) -> Any:
+    """Convert the floats of a pytree to JAX arrays of a dtype; leave everything else unchanged."""
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf).astype(dtype) if is_floats(leaf) else leaf, tree
     )
 
 
 def _check_params(params: Any) -> None:
-    """Raise `ValueError` unless every leaf of a function's first argument is real floats."""
+    """Raise `ValueError` unless every leaf of the first argument holds real floats."""
     for name, leaf in by_name(params).items():
         if not is_floats(leaf):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
             raise ValueError(
-                f"the first argument is what the gradient is taken by, and must hold real floats, "
-                f"but {name} is {kind}: pass it as a further argument, or a complex number as two"
+                f"the gradient is taken with respect to the first argument, which must hold real "
+                f"floats, but {name} is {kind}: pass it as a further argument, or a complex number "
+                f"as its real and imaginary parts"
             )
 
 
-def _differentiable(
+def _make_value_and_grad(
     loss_fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> tuple[ValueAndGrad, str | None]:
-    """Return args -> (loss, gradient) by autodiff, compiled; and why it is in float32, if it is.
+    """Return a compiled function args -> (loss, gradient), and the reason if it is in float32.
 
-    Arrays are traced. Strings, functions and Python's own numbers are constants.
+    Arrays are traced. Strings, functions and Python's own numbers are compile-time constants.
 
     Raises:
-        ValueError: if the loss is no single number.
+        ValueError: if the loss is not a single number.
     """
 
     @jax.jit
-    def of_arrays(leaves):
+    def value_and_grad_of_arrays(leaves):
         pairs = zip(leaves, constants, strict=True)
-        params, *rest = tree.unflatten([leaf if other is None else other for leaf, other in pairs])
+        params, *rest = tree.unflatten(
+            [leaf if constant is None else constant for leaf, constant in pairs]
+        )
         return jax.value_and_grad(loss_fn)(params, *rest)
 
     leaves, tree = jax.tree.flatten(args)
@@ -224,21 +251,23 @@ def _differentiable(
 
     def differentiate(*args):
         pairs = zip(jax.tree.leaves(args), constants, strict=True)
-        return of_arrays([leaf if other is None else None for leaf, other in pairs])
+        return value_and_grad_of_arrays(
+            [leaf if constant is None else None for leaf, constant in pairs]
+        )
 
     def in_float32(*args):
         with jax.enable_x64(False):
-            return differentiate(*_as(args, "float32"))
+            return differentiate(*_cast(args, "float32"))
 
     try:
         loss = jax.eval_shape(lambda: loss_fn(*args))
         shape = getattr(loss, "shape", None)
-    except Exception:  # somebody's function, traced: `assess` says what is wrong with it
+    except Exception:  # the caller's function cannot be traced: `assess` reports the reason
         shape = None
     if shape:
         raise ValueError(
-            f"loss_fn returns an array of shape {shape}, but a loss is one number: take its sum or "
-            f"its mean"
+            f"loss_fn returns an array of shape {shape}, but a loss is one number: return its sum "
+            f"or its mean"
         )
     try:
         jax.eval_shape(differentiate, *args)
@@ -247,5 +276,5 @@ def _differentiable(
             in_float32(*args)
         except Exception:
             return differentiate, None
-        return in_float32, "it cannot be traced in float64"
+        return in_float32, "the loss cannot be traced in float64"
     return differentiate, None
