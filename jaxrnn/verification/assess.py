@@ -79,8 +79,8 @@ def _notes(
         )
     if sampled := [leaf for leaf in leaves if leaf.directions]:
         yield (
-            f"{', '.join(leaf.name for leaf in sampled)}: compared along {sampled[0].directions} random "
-            "directions, which show the relative size of an error but not where it is"
+            f"{', '.join(leaf.name for leaf in sampled)}: compared along {sampled[0].directions} "
+            "random directions, which show the relative size of an error but not where it is"
         )
     for leaf in leaves:
         if leaf.left_out:

@@ -16,12 +16,12 @@ from jaxrnn.verification.report import Finding, LagProfile
 from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
 
 # Rounding or a guard in the loss changes all leaves, and most elements of each, by relative errors
-# that are similar: none is below ALIKE times the largest. A bug of 1e-6 in one leaf or element leaves
-# the others exact to 1e-15, nine orders of magnitude below it.
+# that are similar: none is below ALIKE times the largest. A bug of 1e-6 in one leaf or element
+# leaves the others exact to 1e-15, nine orders of magnitude below it.
 ALIKE = 1e-3
 
-# Bugs with a number that is fitted to the leaf. In a leaf of two elements such a bug may fit what is
-# only a rounding error.
+# Bugs with a number that is fitted to the leaf. In a leaf of two elements, such a bug may fit what
+# is only a rounding error.
 FITTED = ("unknown", "scale", "element-wise clip")
 
 
@@ -135,9 +135,8 @@ def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) ->
     if not all(_most_elements_differ(case.g[name], case.exact[name]) for name in errors):
         return None
     text = (
-        f"it agrees to {max(errors.values()):.1g}, as a right gradient does that is computed in "
-        f"float32 or has a guard in its loss, such as log(p + 1e-9): whether the rest is a bug "
-        f"cannot be decided"
+        f"it agrees to {max(errors.values()):.1g}; an error of this size may come from float32 or "
+        f"from a guard in the loss, such as log(p + 1e-9), so that it need not be a bug"
     )
     return Finding("nearly right", (), text, certain=False)
 

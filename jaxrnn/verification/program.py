@@ -1,4 +1,4 @@
-"""What the traced program of a loss shows: derivative rules of its own, and low precision."""
+"""Analysis of the traced program of a loss: custom derivative rules and low precision."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ _TRUSTED = (str(Path(str(jax.__file__)).parent), str(Path(__file__).parent.paren
 
 
 class Program(NamedTuple):
-    """What is seen in a traced program.
+    """The custom derivative rules and the precision of a traced program.
 
     Attributes:
-        rules: the names of the functions in it with a `custom_vjp` or `custom_jvp`, but for those
-            of JAX and jaxrnn.
-        precision: the dtype of the fewest digits to which float64 numbers are rounded in it; None
-            if none are.
+        rules: the names of the functions with a `custom_vjp` or `custom_jvp`, except those of JAX
+            and jaxrnn.
+        precision: the dtype of lowest precision to which a float64 number is converted; None if
+            there is no such conversion.
     """
 
     rules: tuple[str, ...]
@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
-    """Trace a function and search its program, and the programs within it."""
+    """Trace a function, and analyse its program and all programs nested in it."""
     rules: dict[str, None] = {}
     narrow: set[Any] = set()
     for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):

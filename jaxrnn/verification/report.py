@@ -8,19 +8,29 @@ import numpy as np
 from jaxrnn.tree import plain
 from jaxrnn.verification.leaf import EXACT, Leaf, in_full
 
-# The largest residual of a gradient that some weighting of lags explains.
+# The largest residual with which a gradient counts as a weighted sum of its lags.
 WEIGHTING = 1e-2
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """One thing that is wrong with a gradient, or one reason why it cannot be judged.
 
     Attributes:
-        bug: its name, as in the catalogue; or "loss", "structure", "dtype" and the like.
-        leaves: the leaves that it explains.
-        text: what it is and what to look at, in one line.
-        alike: other bugs that would give just this on this batch.
-        certain: False if nothing can be told here, rather than something be wrong.
+        bug: the name of the bug in the catalogue, such as "one-hop", "no gain" or "unknown"; or
+            "loss", "structure", "shape", "dtype", "raised", "not finite" and the like.
+        leaves: the names of the leaves that the bug explains.
+        text: what is wrong and where to look, in one line.
+        alike: other bugs that give the same gradient on this batch.
+        certain: True if something is wrong; False if it cannot be decided here.
+
+    >>> import jax.numpy as jnp, jaxrnn
+    >>> loss = lambda x: jnp.sum(x**2)
+    >>> wrong_sign = lambda x: (loss(x), -2 * x)
+    >>> (finding,) = jaxrnn.check_grad(wrong_sign, loss, jnp.ones(3)).findings
+    >>> finding.bug, finding.leaves, finding.certain
+    ('sign', ('array',), True)
+    >>> print(finding)
+    sign in array: it has the opposite sign
     """
 
     bug: str
@@ -30,21 +40,24 @@ class Finding(NamedTuple):
     certain: bool = True
 
     def __str__(self) -> str:
-        """Name the bug and its leaves, and say what it is."""
+        """Return the bug's name, its leaves and its text in one line."""
         names = " or ".join([self.bug, *self.alike])
         return f"{names}{' in ' * bool(self.leaves)}{', '.join(self.leaves)}: {self.text}"
 
 
 class LagProfile(NamedTuple):
-    """Which time lags a leaf's gradient holds: the least-squares fit Σ_k c_k G_k.
+    """The weights of the time lags in the gradient g of one leaf: the fit g ≈ Σ_k c_k G_k.
 
-    G_k is the part of the exact gradient in which an output's error acts k recurrent steps back.
+    G_k is the part of the exact gradient in which the error of an output goes back k recurrent
+    steps. The exact gradient is Σ_k G_k; a truncated one has c_k = 0 beyond its window.
 
     Attributes:
-        leaf: its name.
-        coefficients: c_0, c_1, …; all 1 is the exact gradient. nan where G_k is too small, or too
-            much like the others, for this leaf to tell.
-        residual: ‖g - Σ_k c_k G_k‖ / ‖g‖: near 0, the gradient is a weighting of lags; else not.
+        leaf: the name of the leaf.
+        coefficients: the weights c_0, c_1, … of the least-squares fit; all 1 for the exact
+            gradient. A weight is nan if the leaf does not determine it, because G_k is too small or
+            too similar to the other parts.
+        residual: ‖g - Σ_k c_k G_k‖ / ‖g‖. Near 0, the gradient is a weighted sum of the lags;
+            otherwise the weights have no meaning.
     """
 
     leaf: str
@@ -52,33 +65,45 @@ class LagProfile(NamedTuple):
     residual: float
 
     def __str__(self) -> str:
-        """Write the profile out, with long runs in short, where it says anything."""
+        """Return the weights, with repeated values abbreviated, or why there are none."""
         if self.residual > WEIGHTING:
-            return f"no weighting of lags, residual {self.residual:.2g}"
+            return f"none, it is not a weighted sum of lags (residual {self.residual:.2g})"
         if np.isnan(self.coefficients).all():
-            return "too few numbers in this leaf to tell its lags apart"
-        shown = ["?" if np.isnan(c) else f"{round(c, 3) + 0.0:g}" for c in self.coefficients]
-        runs = [(value, len(list(run))) for value, run in itertools.groupby(shown)]
-        written = [
-            ", ".join([value] * count) if count < 4 else f"{value}, … {count} times"
-            for value, count in runs
+            return "this leaf has too few elements to determine them"
+        texts = ["?" if np.isnan(c) else f"{round(c, 3) + 0.0:g}" for c in self.coefficients]
+        runs = [(text, len(list(run))) for text, run in itertools.groupby(texts)]
+        abbreviated = [
+            ", ".join([text] * count) if count < 4 else f"{text}, … {count} times"
+            for text, count in runs
         ]
-        return f"({', '.join(written)}), residual {self.residual:.1e}"
+        return f"({', '.join(abbreviated)}), residual {self.residual:.1e}"
 
 
 class Report(NamedTuple):
-    """What `verify` found.
+    """The result of `verify` and `check_grad`.
 
     Attributes:
-        candidate_loss: the candidate's loss.
-        reference_loss: the reference's.
-        leaves: one comparison for each leaf.
-        findings: what is wrong; nothing if the gradient is right.
-        profiles: the lag profile of each leaf that is wrong.
-        reference: what the reference is.
-        notes: what the tolerances come from, and what the comparison cannot see.
-        precision: how far the comparison reaches and why, such as "to float32: the loss computes in
-            float32"; empty where it reaches to the rounding of float64.
+        candidate_loss: the loss of the candidate.
+        reference_loss: the loss of the reference.
+        leaves: the comparison of each leaf.
+        findings: what is wrong; empty if the gradient is right.
+        profiles: the lag profile of each wrong leaf of a cell.
+        reference: a description of the reference.
+        notes: how the tolerances were found, and what the comparison cannot detect.
+        precision: the precision of the comparison and its reason if it is lower, such as "to
+            float32 precision because the loss computes in float32"; empty otherwise.
+
+    >>> import jax.numpy as jnp, jaxrnn
+    >>> loss = lambda x: jnp.sum(x**2)
+    >>> report = jaxrnn.check_grad(lambda x: (loss(x), 2 * x), loss, jnp.ones(3))
+    >>> report.ok, report.worst.name, report.worst.error
+    (True, 'array', 0.0)
+    >>> print(report)
+    leaf     error    cosine  scale  worst at  candidate  reference
+    array  0.0e+00  1.000000      1       [0]          2          2
+    reference: jax.grad of the loss, in float64
+    loss: 3, reference 3
+    right: every error is at most 1e-12
     """
 
     candidate_loss: float
@@ -97,7 +122,7 @@ class Report(NamedTuple):
 
     @property
     def diagnosis(self) -> str:
-        """What is wrong, one line each; empty when nothing is."""
+        """One line for each finding, "wrong: …" or "cannot tell: …"; empty if there is none."""
         return "\n".join(
             f"{'wrong' if finding.certain else 'cannot tell'}: {finding}"
             for finding in self.findings
@@ -110,17 +135,17 @@ class Report(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The diagnosis, or that the gradient is right and how nearly."""
+        """The diagnosis, or that the gradient is right and within which tolerance."""
         largest = max((leaf.tolerance for leaf in self.leaves), default=EXACT)
-        how_far = f", {self.precision}" if self.precision else ""
-        return self.diagnosis or f"right{how_far}: every error is at most {largest:.1g}"
+        precision = f", {self.precision}" if self.precision else ""
+        return self.diagnosis or f"right{precision}: every error is at most {largest:.1g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, ready for JSON; None for what is no number."""
+        """Return the report as plain values for JSON; numbers that are not finite become None."""
         return plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
 
     def __str__(self) -> str:
-        """Draw the table, and under it what is wrong."""
+        """Return a table of the leaves, the remarks and the verdict."""
         rows = [HEADER, *(cells(leaf) for leaf in self.leaves)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -132,16 +157,16 @@ class Report(NamedTuple):
         return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.verdict])
 
     def remarks(self) -> list[str]:
-        """Say what stands beside the table: losses, profiles and notes."""
-        given, expected = self.candidate_loss, self.reference_loss
-        if abs(given - expected) <= EXACT * abs(expected):
-            losses = f"{given:.12g}, reference {expected:.12g}"
+        """Return the lines below the table: reference, losses, lag profiles and notes."""
+        loss, expected = self.candidate_loss, self.reference_loss
+        if abs(loss - expected) <= EXACT * abs(expected):
+            losses = f"{loss:.12g}, reference {expected:.12g}"
         else:
-            losses = ", reference ".join(in_full(given, expected, 12))
+            losses = ", reference ".join(in_full(loss, expected, 12))
         return [
             f"reference: {self.reference}",
             *([f"loss: {losses}"] if self.leaves else ()),
-            *(f"lags in {profile.leaf}: {profile}" for profile in self.profiles),
+            *(f"lag weights of {profile.leaf}: {profile}" for profile in self.profiles),
             *(f"note: {note}" for note in self.notes),
         ]
 
@@ -150,14 +175,14 @@ HEADER = ("leaf", "error", "cosine", "scale", "worst at", "candidate", "referenc
 
 
 def cells(leaf: Leaf) -> tuple[str, ...]:
-    """Write a leaf's comparison, in the columns of HEADER."""
-    place = ", ".join(map(str, leaf.worst))
+    """Return the cells of a leaf's row in the table, in the order of HEADER."""
+    index = ", ".join(map(str, leaf.worst))
     return (
         leaf.name,
         f"{leaf.error:.1e}",
         f"{leaf.cosine:.6f}",
         f"{leaf.scale:.6g}",
-        f"direction {place}" if leaf.directions else f"[{place}]",
+        f"direction {index}" if leaf.directions else f"[{index}]",
         f"{leaf.candidate:.5g}",
         f"{leaf.reference:.5g}",
     )
