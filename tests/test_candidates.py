@@ -146,7 +146,7 @@ def test_a_candidate_in_float32_of_an_rnn_is_no_accusation_and_one_element_is():
 
     verify = lambda f: jaxrnn.verify(f, case.rnn, case.params, case.batch)  # noqa: E731
     assert [finding.certain for finding in verify(inside).findings] == [False]
-    assert "only 1 of 8 elements are off" in verify(one_element).diagnosis
+    assert "only 1 of 8 elements are wrong" in verify(one_element).diagnosis
 
 
 def test_losses_are_printed_to_the_digit_where_they_differ():

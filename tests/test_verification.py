@@ -87,7 +87,7 @@ def test_a_report_names_leaf_element_scale_and_losses():
     twice, unknown = report.findings
     assert (twice.bug, twice.leaves) == ("counted twice", ("cells[0].W_hh",))
     assert (unknown.bug, unknown.leaves) == ("unknown", ("readout.W_hy",))
-    assert "only 1 of 8 elements are off" in report.diagnosis
+    assert "only 1 of 8 elements are wrong" in report.diagnosis
     assert report.candidate_loss == pytest.approx(report.reference_loss)
     assert json.loads(json.dumps(report.to_dict()))["ok"] is False
 

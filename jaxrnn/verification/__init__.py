@@ -1,1 +1,1 @@
-"""Compare a gradient with a reference, and name the bug if it is wrong."""
+"""Compare a gradient with a reference, and name its bug if it is wrong."""

@@ -102,7 +102,7 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _statistics(g: np.ndarray, r: np.ndarray) -> tuple[float, float, float, float]:
-    """Compute n = ‖r‖ (1 if r is zero), ‖g - r‖ / n, and the cosine and scale of g relative to r."""
+    """Compute n = ‖r‖ (1 if r is zero), ‖g - r‖ / n, and the cosine and scale of g against r."""
     unit = float(np.abs(r).max(initial=0.0)) or 1.0  # so that no square overflows
     g, r = g / unit, r / unit
     r_norm = np.linalg.norm(r)

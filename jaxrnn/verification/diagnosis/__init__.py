@@ -1,1 +1,1 @@
-"""Search for the bug that made a wrong gradient."""
+"""Search for the bug that causes a wrong gradient."""

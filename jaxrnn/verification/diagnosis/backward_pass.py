@@ -1,7 +1,7 @@
-"""A backward pass by hand in NumPy, made of pieces that a bug can replace one at a time.
+"""A backward pass written by hand in NumPy, of pieces that a bug can replace one at a time.
 
-It is what people write: a loop from the last step to the first, time-major. The catalogue of
-`jaxrnn.verification.bugs` computes each wrong gradient with it, on the batch at hand.
+It is a loop from the last step to the first, and all its arrays are time-major. The catalogue in
+`jaxrnn.verification.diagnosis.catalogue` computes each wrong gradient with it.
 """
 
 from collections.abc import Callable, Collection
@@ -22,13 +22,13 @@ Steps = tuple[np.ndarray, ...]  # (T, B, H) for each layer
 
 
 class Pass(NamedTuple):
-    """A forward pass, and what its backward pass starts from; all in NumPy.
+    """A forward pass and the errors at its outputs, in NumPy.
 
     Attributes:
         rnn: the network.
         params: its parameters.
-        batch: what it was run on, batch-major; all else is time-major.
-        x: what each layer read: ids (T, B), or (T, B, I).
+        batch: the batch, batch-major; all other arrays are time-major.
+        x: the input of each layer: ids (T, B), or features (T, B, I).
         h_prev: h_{t-1} of each layer.
         h: h_t of each layer.
         gain: leak φ'(a_t) of each layer.
@@ -58,22 +58,22 @@ def own_h_prev(p: Pass, layer: int) -> np.ndarray:
 
 
 def pull_back(p: Pass, cell: Cell, credit: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """Return what a step sends to the one before: (1 - leak) λ_t + δ_t W_hhᵀ."""
+    """Compute the credit of the previous step: (1 - leak) λ_t + δ_t W_hhᵀ."""
     return (1 - p.rnn.leak) * credit + delta @ cell.W_hh.T
 
 
 def pass_down(p: Pass, cell: Cell, credit: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """Return the error of the layer below: δ_t W_xhᵀ."""
+    """Compute the error of the layer below: δ_t W_xhᵀ."""
     return delta @ cell.W_xh.T
 
 
 def all_steps(delta: np.ndarray) -> np.ndarray:
-    """Return the deltas as they are, to be contracted with what each weight read."""
+    """Return the deltas unchanged, for the contraction with the inputs of the weights."""
     return delta
 
 
 def never(t: int) -> bool:
-    """Return False: no step is cut off from the one before."""
+    """Return False: the error of step t goes on to the previous step."""
     return False
 
 
@@ -81,13 +81,13 @@ class Pieces(NamedTuple):
     """The pieces of a layer's backward pass; each can be replaced by a wrong one.
 
     Attributes:
-        gain: (p, layer) -> what the credit is multiplied by, (T, B, H).
-        h_prev: (p, layer) -> what δ is contracted with for W_hh, (T, B, H).
-        pull: (p, cell, credit, δ) of a step -> what it sends to the step before.
-        down: (p, cell, credit, δ) -> what the layer sends to the one below, (T, B, I).
-        contracted: δ (T, B, H) -> as it is contracted with what each weight saw.
+        gain: (p, layer) -> the factor of the credit in δ, (T, B, H).
+        h_prev: (p, layer) -> the states with which δ is contracted for dL/dW_hh, (T, B, H).
+        pull: (p, cell, credit, δ) of a step -> the credit that it passes to the previous step.
+        down: (p, cell, credit, δ) -> the error of the layer below, (T, B, I).
+        contracted: δ (T, B, H) -> the deltas that are contracted with the inputs of the weights.
         forward: whether the loop runs from the first step to the last.
-        cut: whether step t sends nothing to the next in the loop.
+        cut: t -> whether step t passes no credit to the next step of the loop.
     """
 
     gain: Callable[[Pass, int], np.ndarray] = own_gain
@@ -104,12 +104,12 @@ RIGHT = Pieces()
 
 @partial(jax.jit, static_argnames="rnn")
 def _run(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Any:
-    found = forward_pass(rnn, params, h, batch)
-    return found.tapes, found.trajectories, found.d_outputs
+    result = forward_pass(rnn, params, h, batch)
+    return result.tapes, result.trajectories, result.d_outputs
 
 
 def run_forward(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Pass:
-    """Run the network forward, and its loss back to the outputs."""
+    """Run the network forward, and compute the gradient of the loss at its outputs."""
     tapes, trajectories, d_outputs = jax.tree.map(np.asarray, _run(rnn, params, h, batch))
     params, batch = jax.tree.map(np.asarray, (params, batch))
     return Pass(
@@ -133,40 +133,40 @@ def _loss_and_d_outputs(rnn: RNN, readout: Readout, states: jax.Array, batch: Ba
 
 
 def with_loss_of(p: Pass, batch: Batch, readout: Readout | None = None) -> tuple[float, Pass]:
-    """Take the loss of another batch, or of another readout, of the same states."""
+    """Compute the loss of another batch or readout on the same states, and its forward pass."""
     readout = p.params.readout if readout is None else readout
     loss, d_outputs = _loss_and_d_outputs(p.rnn, readout, jnp.asarray(p.h[-1]), batch)
     return float(loss), with_d_outputs(p, np.asarray(d_outputs))
 
 
 def with_d_outputs(p: Pass, d_outputs: np.ndarray) -> Pass:
-    """Start the backward pass from another dL/dy_t."""
+    """Return the forward pass with another dL/dy_t."""
     return p._replace(d_outputs=d_outputs, error=d_outputs @ p.params.readout.W_hy.T)
 
 
 def gradient(p: Pass, pieces: Pieces = RIGHT, layers: Collection[int] | None = None) -> Params:
-    """Backpropagate through time, with these pieces in some layers and the right ones elsewhere."""
+    """Compute the gradient by BPTT, with these pieces in the given layers (default: all)."""
     steps, error, cells = range(len(p.error)), p.error, []
     for layer in reversed(range(p.rnn.num_layers)):
         cell = p.params.cells[layer]
-        with_ = pieces if layers is None or layer in layers else RIGHT
-        gain = with_.gain(p, layer)
+        own = pieces if layers is None or layer in layers else RIGHT
+        gain = own.gain(p, layer)
         pulled, credit, delta = np.zeros_like(error[0]), np.empty_like(error), np.empty_like(error)
-        for t in steps if with_.forward else reversed(steps):
+        for t in steps if own.forward else reversed(steps):
             credit[t] = error[t] + pulled
             delta[t] = gain[t] * credit[t]
             pulled = np.zeros_like(pulled)
-            if not with_.cut(t):
-                pulled = with_.pull(p, cell, credit[t], delta[t])
-        saw = (p.x[layer], with_.h_prev(p, layer))
-        cells.append(_contract(cell, *saw, with_.contracted(delta)))
+            if not own.cut(t):
+                pulled = own.pull(p, cell, credit[t], delta[t])
+        h_prev = own.h_prev(p, layer)
+        cells.append(_contract(cell, p.x[layer], h_prev, own.contracted(delta)))
         if layer > 0:
-            error = with_.down(p, cell, credit, delta)
+            error = own.down(p, cell, credit, delta)
     return Params(tuple(reversed(cells)), contract_readout(p))
 
 
 def perturbed(p: Pass, change: Callable[[np.ndarray], np.ndarray]) -> Params:
-    """Backpropagate with a change to every slope φ'(a_t)."""
+    """Compute the gradient with `change` applied to every slope φ'(a_t)."""
     leak = p.rnn.leak
     return gradient(p._replace(gain=tuple(leak * change(gain / leak) for gain in p.gain)))
 
@@ -183,7 +183,7 @@ def _contract(cell: Cell, x: np.ndarray, h_prev: np.ndarray, delta: np.ndarray) 
 
 
 def contract_readout(p: Pass) -> Readout:
-    """Contract dL/dy_t with the states: the gradient of the readout."""
+    """Compute the gradient of the readout from dL/dy_t and the states."""
     dW_hy = np.tensordot(p.h[-1], p.d_outputs, ([0, 1], [0, 1]))
     db_y = None if p.params.readout.b_y is None else p.d_outputs.sum((0, 1))
     return p.params.readout._replace(W_hy=dW_hy, b_y=db_y)

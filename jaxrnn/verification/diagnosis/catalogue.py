@@ -1,9 +1,9 @@
-"""The catalogue of named bugs: wrong backward passes that people write.
+"""The catalogue of bugs: common mistakes in a hand-written backward pass.
 
-Each entry computes its wrong gradient on the batch at hand, so that a match to rounding is evidence
-and not a guess. Bugs in a layer's backward pass are wrong `Pieces` of it, in every layer or in one;
-bugs at the outputs start from a wrong dL/dy_t. What was done to a leaf's gradient afterwards is in
-`jaxrnn.verification.leaf_bugs`.
+Each entry computes its wrong gradient on the batch of the candidate, so that a match to rounding
+error is evidence. Bugs in the backward pass of a layer replace some of its `Pieces`, in every layer
+or in one. Bugs at the outputs start from a wrong dL/dy_t. Changes to the finished gradient of a
+leaf, such as a wrong sign or a clip, are in `jaxrnn.verification.diagnosis.leaf_catalogue`.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,15 +29,16 @@ from jaxrnn.verification.diagnosis.backward_pass import (
 
 
 class Wrong(NamedTuple):
-    """A wrong gradient.
+    """The wrong gradient that a bug causes.
 
     Attributes:
-        bug: its name: the field's term.
-        text: what went wrong and where to look.
-        grads: every leaf as this bug makes it.
-        loss: the loss as this bug makes it, where it does.
-        whole: whether it changes all these leaves together, or may be made at one leaf alone.
-        certain: whether it is a bug; False for what somebody may have wanted.
+        bug: the name of the bug.
+        text: what is wrong and where to look.
+        grads: the gradient with this bug.
+        loss: the loss with this bug; None if the bug does not change it.
+        whole: whether the bug changes all these leaves together; False if it may occur in a single
+            leaf.
+        certain: whether it is a mistake; False if it may be intended.
     """
 
     bug: str
@@ -52,10 +53,10 @@ Entry = tuple[str, str, Callable[[Pass], Iterator[tuple[str, Pieces]]]]
 
 
 def _one_hop(p):
-    def nothing(p, cell, credit, delta):
+    def no_credit(p, cell, credit, delta):
         return 0 * credit
 
-    yield "", RIGHT._replace(pull=nothing)
+    yield "", RIGHT._replace(pull=no_credit)
 
 
 def _no_gain(p):
@@ -71,45 +72,45 @@ def _no_gain(p):
         return pass_down(p, cell, credit, leak * credit)
 
     yield "", RIGHT._replace(gain=leak_alone)
-    yield "only in what goes to the step before", RIGHT._replace(pull=pull_without_gain)
-    yield "only in what goes to the layer below", RIGHT._replace(down=down_without_gain)
+    yield "only in the term for the previous step", RIGHT._replace(pull=pull_without_gain)
+    yield "only in the term for the layer below", RIGHT._replace(down=down_without_gain)
 
 
 def _gain_of_the_wrong_step(p):
-    def one_early(p, layer):
+    def gain_of_previous_step(p, layer):
         return np.concatenate([_slope(p, p.h_prev[layer][:1]), p.gain[layer][:-1]])
 
-    def one_late(p, layer):
+    def gain_of_next_step(p, layer):
         return np.concatenate([p.gain[layer][1:], p.gain[layer][-1:]])
 
-    yield "that of t - 1", RIGHT._replace(gain=one_early)
-    yield "that of t + 1", RIGHT._replace(gain=one_late)
+    yield "it is that of step t - 1", RIGHT._replace(gain=gain_of_previous_step)
+    yield "it is that of step t + 1", RIGHT._replace(gain=gain_of_next_step)
 
 
 def _slope_of_the_state(p):
-    def again(p, layer):
+    def slope_of_state(p, layer):
         return _slope(p, np.asarray(p.rnn.dynamics.activation.function(p.h[layer])))
 
-    yield "", RIGHT._replace(gain=again)
+    yield "", RIGHT._replace(gain=slope_of_state)
 
 
 def _leak_forgotten(p):
-    def slope_alone(p, layer):
+    def slope_without_leak(p, layer):
         return p.gain[layer] / p.rnn.leak
 
-    def through_the_gain_alone(p, cell, credit, delta):
+    def pull_without_leak(p, cell, credit, delta):
         return delta @ cell.W_hh.T
 
-    yield "in the gain", RIGHT._replace(gain=slope_alone)
-    way = "in the path (1 - leak) λ to the step before"
-    yield way, RIGHT._replace(pull=through_the_gain_alone)
+    yield "δ_t must be leak φ'(a_t) dL/dh_t", RIGHT._replace(gain=slope_without_leak)
+    variant = "dL/dh_{t-1} lacks the term (1 - leak) dL/dh_t"
+    yield variant, RIGHT._replace(pull=pull_without_leak)
 
 
 def _not_transposed(p):
-    def straight(p, cell, credit, delta):
+    def without_transpose(p, cell, credit, delta):
         return (1 - p.rnn.leak) * credit + delta @ cell.W_hh
 
-    yield "", RIGHT._replace(pull=straight)
+    yield "", RIGHT._replace(pull=without_transpose)
 
 
 def _h_for_h_prev(p):
@@ -120,17 +121,23 @@ def _h_for_h_prev(p):
 
 
 def _time_reversed(p):
-    def in_order_of_the_loop(delta):
+    def order_of_the_loop(delta):
         return delta[::-1]
 
-    yield "the loop runs from the first step to the last", RIGHT._replace(forward=True)
-    reversed_deltas = RIGHT._replace(contracted=in_order_of_the_loop)
-    yield "the deltas, collected from the last step on, were not reversed", reversed_deltas
+    yield "the backward loop runs from the first step to the last", RIGHT._replace(forward=True)
+    reversed_deltas = RIGHT._replace(contracted=order_of_the_loop)
+    yield (
+        "the deltas, collected from the last step to the first, were not reversed",
+        reversed_deltas,
+    )
 
 
 def _cut_into_chunks(p):
     for size in range(2, min(len(p.error), 64)):
-        yield f"{size} steps long", RIGHT._replace(cut=lambda t, size=size: t % size == 0)
+        yield (
+            f"the chunks have {size} steps",
+            RIGHT._replace(cut=lambda t, size=size: t % size == 0),
+        )
 
 
 def _first_state(times):
@@ -144,10 +151,10 @@ def _first_state(times):
 
 
 def _input_error_dropped(p):
-    def nothing(p, cell, credit, delta):
+    def no_error(p, cell, credit, delta):
         return 0 * pass_down(p, cell, credit, delta)
 
-    yield "", RIGHT._replace(down=nothing)
+    yield "", RIGHT._replace(down=no_error)
 
 
 def _input_error_unweighted(p):
@@ -157,69 +164,70 @@ def _input_error_unweighted(p):
     def not_transposed(p, cell, credit, delta):
         return delta @ cell.W_xh
 
-    yield "δ itself was passed down", RIGHT._replace(down=delta_itself)
-    yield "W_xh is not transposed", RIGHT._replace(down=not_transposed)
+    yield "it got δ_t itself", RIGHT._replace(down=delta_itself)
+    yield "it got δ_t W_xh, without the transpose", RIGHT._replace(down=not_transposed)
 
 
 IN_A_LAYER: tuple[Entry, ...] = (
-    ("one-hop", "no credit passes from a step to the one before: add δ_{t+1} W_hhᵀ", _one_hop),
-    ("no gain", "φ'(a_t) is missing between credit and delta: multiply by it", _no_gain),
+    ("one-hop", "no error goes back in time: add δ_{t+1} W_hhᵀ to dL/dh_t", _one_hop),
+    ("no gain", "the slope φ'(a_t) is missing: δ_t is φ'(a_t) times dL/dh_t", _no_gain),
     (
         "gain of the wrong step",
-        "the gain is taken from another step's state: δ_t needs φ'(a_t), such as 1 - h_t²",
+        "the slope in δ_t is that of another step: it must be φ'(a_t), which for tanh is 1 - h_t²",
         _gain_of_the_wrong_step,
     ),
     (
         "slope of the state",
-        "φ' was taken at h_t = φ(a_t) instead of a_t, as if the activation were applied twice",
+        "the slope is φ'(h_t) instead of φ'(a_t): for tanh it is 1 - h_t², not 1 - tanh(h_t)²",
         _slope_of_the_state,
     ),
-    ("leak forgotten", "the leak is missing", _leak_forgotten),
+    ("leak forgotten", "the leak is missing in the backward pass", _leak_forgotten),
     (
         "W_hh not transposed",
-        "credit went back through W_hh instead of W_hhᵀ: rows are what W_hh reads",
+        "δ_t was multiplied by W_hh instead of W_hhᵀ: since a_t = … + h_{t-1} W_hh, "
+        "the previous step gets δ_t W_hhᵀ",
         _not_transposed,
     ),
     (
         "h_t for h_{t-1}",
-        "W_hh's gradient was contracted with h_t: it saw h_{t-1}, so Σ h_{t-1}ᵀ δ_t",
+        "dL/dW_hh was computed with h_t instead of h_{t-1}: it is Σ_t h_{t-1}ᵀ δ_t",
         _h_for_h_prev,
     ),
-    ("time reversed", "steps are paired in the wrong order of time", _time_reversed),
+    ("time reversed", "states and errors of different time steps are combined", _time_reversed),
     (
         "cut into chunks",
-        "credit stops at chunk ends inside the sequence, as after a detach",
+        "errors do not cross chunk boundaries inside the sequence, as after detach or stop_gradient",
         _cut_into_chunks,
     ),
     (
         "h_0 forgotten",
-        "h_0 was taken as zero in W_hh's gradient: the first step saw it, h_0ᵀ δ_1",
+        "dL/dW_hh was computed with h_0 = 0: add the term h_0ᵀ δ_1 of the first step",
         _first_state(0),
     ),
     (
         "h_0 counted twice",
-        "the first step's part h_0ᵀ δ_1 of W_hh's gradient is there twice",
+        "dL/dW_hh contains the term h_0ᵀ δ_1 of the first step twice",
         _first_state(2),
     ),
     (
         "input error dropped",
-        "a layer handed no error to the layer below: add δ W_xhᵀ to what that one gets",
+        "the layer below gets no error: its dL/dh_t must include δ_t W_xhᵀ of the layer above",
         _input_error_dropped,
     ),
     (
         "input error through the wrong matrix",
-        "the layer below gets δ W_xhᵀ",
+        "the layer below gets a wrong error: it must be δ_t W_xhᵀ",
         _input_error_unweighted,
     ),
 )
 
 
 def wrongs(p: Pass, parts: tuple[Cell, ...]) -> Iterator[Wrong]:
-    """Compute the wrong gradients of the catalogue, the likelier first.
+    """Yield the wrong gradients of the catalogue, the more common bugs first.
 
     Args:
         p: the forward pass.
-        parts: the gradient of each cell by time lag, each leaf with a leading K.
+        parts: the gradient of each cell by time lag, each leaf with a leading axis of lags.
     """
     yield from _in_a_layer(p)
     yield from _truncated(p, parts)
@@ -233,17 +241,19 @@ def _in_a_layer(p: Pass) -> Iterator[Wrong]:
         for variant, pieces in pieces_of(p):
             if pieces.down is not RIGHT.down and layers == 1:
                 continue
-            shown = f"{text}; {variant}" if variant else text
-            yield Wrong(bug, shown, gradient(p, pieces))
+            full_text = f"{text}; {variant}" if variant else text
+            yield Wrong(bug, full_text, gradient(p, pieces))
             for layer in range(layers) if 1 < layers <= 4 and bug != "cut into chunks" else ():
-                yield Wrong(bug, f"{shown}; in layer {layer} only", gradient(p, pieces, {layer}))
+                yield Wrong(
+                    bug, f"{full_text}; in layer {layer} only", gradient(p, pieces, {layer})
+                )
 
 
 def _truncated(p: Pass, parts: tuple[Cell, ...]) -> Iterator[Wrong]:
     exact = gradient(p)
-    so_far = jax.tree.map(lambda part: part.cumsum(0), parts)
+    totals = jax.tree.map(lambda part: part.cumsum(0), parts)
     for window in range(1, len(parts[0].W_hh)):
-        cells = jax.tree.map(lambda total, window=window: total[window], so_far)
+        cells = jax.tree.map(lambda total, window=window: total[window], totals)
         text = (
             f"errors reach {window} recurrent steps back and no further, "
             f"as with truncated_bptt(window={window})"
@@ -259,11 +269,11 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
         yield Wrong("targets shifted", text, gradient(shifted), loss)
     if readout.b_y is not None and readout.b_y.any():
         loss, without = with_loss_of(p, batch, readout._replace(b_y=np.zeros_like(readout.b_y)))
-        text = "the outputs, as the backward pass sees them, lack b_y"
+        text = "dL/dy_t was computed from outputs y_t without b_y"
         yield Wrong("readout bias forgotten", text, gradient(without), loss)
     if batch.mask is not None:
         loss, unmasked = with_loss_of(p, batch._replace(mask=None))
-        text = "masked positions count: multiply dL/dy_t by the mask"
+        text = "masked positions contribute: multiply dL/dy_t by the mask"
         yield Wrong("mask forgotten", text, gradient(unmasked), loss)
         for axis, name in ((1, "each sequence"), (0, "each time step")) * (
             p.rnn.reduction == "mean"
@@ -271,7 +281,7 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
             total = batch.mask.sum(axis, keepdims=True)
             weights = batch.mask / np.where(total == 0, 1, total) / batch.mask.shape[1 - axis]
             ratio = weights * batch.mask.sum() / np.where(batch.mask == 0, 1, batch.mask)
-            text = f"a mean over {name} by itself, and then over those"
+            text = f"it is a mean of means, one for {name}: divide by the sum of the whole mask"
             wrong = with_d_outputs(p, p.d_outputs * ratio.T[..., None])
             yield Wrong("mean over the wrong axis", text, gradient(wrong))
     if p.rnn.loss_function == "softmax_cross_entropy":
@@ -280,20 +290,20 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
         if p.rnn.reduction == "mean":
             count = batch.targets.size if batch.mask is None else batch.mask.sum()
             weights = weights / (count or 1)
-        text = "dL/dy is the softmax alone: subtract 1 at the target"
+        text = "dL/dy_t is the softmax alone: subtract 1 at the target"
         wrong = with_d_outputs(p, p.d_outputs + weights * one_hot)
         yield Wrong("target not subtracted", text, gradient(wrong))
         yield from _guarded(p, weights * one_hot)
     if readout.W_hy.shape[0] == readout.W_hy.shape[1]:
-        text = "the error went back through W_hy instead of W_hyᵀ"
+        text = "dL/dy_t was multiplied by W_hy instead of W_hyᵀ: dL/dh_t gets dL/dy_t W_hyᵀ"
         wrong = gradient(p._replace(error=p.d_outputs @ readout.W_hy))
         yield Wrong("W_hy not transposed", text, wrong)
 
 
 def _guarded(p: Pass, weighted: np.ndarray) -> Iterator[Wrong]:
-    """Put a guard into the loss, -log(p + ε).
+    """Yield the gradients of the loss with a guard, -log(p + ε).
 
-    `weighted` is the weight of each position at its target, (T, B, O).
+    `weighted` holds the weight of each position at its target and 0 elsewhere, (T, B, O).
     """
     W_hy, b_y = p.params.readout
     outputs = p.h[-1] @ W_hy + (0 if b_y is None else b_y)
@@ -304,40 +314,43 @@ def _guarded(p: Pass, weighted: np.ndarray) -> Iterator[Wrong]:
         guard = 10.0**-exponent
         wrong = with_d_outputs(p, p.d_outputs * target / (target + guard))
         loss = float(-(weighted * np.log(softmax + guard)).sum())
-        text = f"it is that of a loss with a guard, -log(p + 1e-{exponent:02})"
+        text = f"the loss has a guard against log(0): -log(p + 1e-{exponent:02})"
         yield Wrong("guard", text, gradient(wrong), loss, certain=False)
 
 
 def _shifted(p: Pass) -> Iterator[tuple[str, np.ndarray]]:
     inputs, targets = p.batch.inputs, p.batch.targets
-    yield "each step has the next one's", np.roll(targets, -1, axis=1)
-    yield "each step has the one before's", np.roll(targets, 1, axis=1)
-    yield "each step has the next one's", np.concatenate([targets[:, 1:], targets[:, -1:]], axis=1)
+    yield "each step has the target of the next step", np.roll(targets, -1, axis=1)
+    yield "each step has the target of the previous step", np.roll(targets, 1, axis=1)
     yield (
-        "each step has the one before's",
+        "each step has the target of the next step",
+        np.concatenate([targets[:, 1:], targets[:, -1:]], axis=1),
+    )
+    yield (
+        "each step has the target of the previous step",
         np.concatenate([targets[:, :1], targets[:, :-1]], axis=1),
     )
     if inputs.shape == targets.shape and inputs.max() < p.rnn.output_size:
-        yield "each step has its input", inputs
+        yield "each step has its input as target", inputs
 
 
 def _in_a_loop(p: Pass) -> Iterator[Wrong]:
-    """Leave steps or sequences out of the sums, the deltas being right."""
+    """Yield gradients in which some steps or sequences are left out of the sums."""
     steps, sequences = p.error.shape[:2]
 
     def only(rows):
-        kept = np.zeros((steps, sequences, 1))
-        kept[rows] = 1
-        pieces = RIGHT._replace(contracted=lambda delta: kept * delta)
+        mask = np.zeros((steps, sequences, 1))
+        mask[rows] = 1
+        pieces = RIGHT._replace(contracted=lambda delta: mask * delta)
         cells = gradient(p, pieces).cells
-        return Params(cells, contract_readout(p._replace(d_outputs=kept * p.d_outputs)))
+        return Params(cells, contract_readout(p._replace(d_outputs=mask * p.d_outputs)))
 
-    text = "the loop does not come to the {} step"
+    text = "the backward loop leaves out the {} step"
     if steps > 1:
         yield Wrong("a step left out", text.format("first"), only(np.s_[1:]))
-        late = with_d_outputs(p, np.concatenate([p.d_outputs[:-1], 0 * p.d_outputs[-1:]]))
-        yield Wrong("a step left out", text.format("last"), gradient(late))
-    text = "only the part of the {} is there: add them up, += instead of ="
+        without_last = with_d_outputs(p, np.concatenate([p.d_outputs[:-1], 0 * p.d_outputs[-1:]]))
+        yield Wrong("a step left out", text.format("last"), gradient(without_last))
+    text = "it is the contribution of the {} alone: accumulate with += instead of ="
     if steps > 1:
         yield Wrong("= for +=", text.format("first step"), only(np.s_[:1]), whole=False)
         yield Wrong("= for +=", text.format("last step"), only(np.s_[-1:]), whole=False)

@@ -1,8 +1,9 @@
-"""From a gradient that is wrong to the names of its bugs.
+"""The search for the bugs that explain a wrong gradient.
 
-Every wrong gradient of the catalogue that matches a leaf to rounding is a suspect. The one that
-explains the most leaves is a finding, then the one that explains most of the others, and so on; so
-two bugs on different leaves are two findings, and what no suspect explains is said to be unknown.
+A bug of the catalogue is a suspect if its wrong gradient matches a wrong leaf to rounding error.
+The suspect that explains the most leaves becomes a finding, then the one that explains most of the
+remaining leaves, and so on. Two bugs in different leaves are therefore two findings. The leaves that
+no suspect explains are reported as "unknown".
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from jaxrnn.verification.report import Finding
 
 Leaves = dict[str, np.ndarray]
 
-# A suspect must explain this much of what is wrong with a leaf, besides matching to rounding.
+# A suspect must explain this share of a leaf's error, besides the match to rounding error.
 EXPLAINED = 0.95
 
 
@@ -35,12 +36,12 @@ class Suspect(NamedTuple):
     """A bug that explains some leaves.
 
     Attributes:
-        bug: its name.
-        text: what it is.
-        leaves: those that it explains.
-        denied: those that it would change too, but which are not as it would make them.
-        whole: False if it may be made at one leaf alone.
-        certain: False if somebody may have wanted it.
+        bug: the name of the bug.
+        text: what is wrong and where to look.
+        leaves: the leaves that it explains.
+        denied: the leaves that the bug would change too, but that do not match it.
+        whole: False if the bug may occur in a single leaf.
+        certain: False if it may be intended.
     """
 
     bug: str
@@ -52,14 +53,14 @@ class Suspect(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What somebody's gradient is to be explained by.
+    """The gradient to explain, and what the catalogue needs for it.
 
     Attributes:
-        g: the leaves that came out, of the right shapes.
+        g: the leaves of the candidate's gradient that have the right shape, by name.
         exact: the exact gradient.
-        tolerance: of each leaf.
-        hand: the forward pass to compute wrong gradients from; None for another function.
-        parts: the exact gradient of each cell by time lag, each leaf with a leading K.
+        tolerance: the tolerance of each leaf.
+        hand: the forward pass from which wrong gradients are computed; None without a network.
+        parts: the exact gradient of each cell by time lag, each leaf with a leading axis of lags.
     """
 
     g: Leaves
@@ -70,15 +71,15 @@ class Case(NamedTuple):
 
     @property
     def wrong(self) -> list[str]:
-        """The leaves that are off by more than rounding."""
+        """The names of the leaves with an error above the tolerance."""
         return [name for name in self.g if not self.close(name, self.g[name], self.exact[name])]
 
     def close(self, name: str, a: np.ndarray, b: np.ndarray) -> bool:
-        """Say whether two versions of a leaf are equal to rounding."""
+        """Return whether two versions of a leaf are equal within its tolerance."""
         return relative_error(a, b) <= self.tolerance[name]
 
     def matches(self, name: str, suspect: np.ndarray) -> bool:
-        """Say whether a leaf is what a suspect makes of it."""
+        """Return whether a leaf of the candidate equals the wrong gradient of a suspect."""
         g, r = self.g[name], self.exact[name]
         unit = max(length(suspect), length(r))
         misfit = length(g - suspect)
@@ -88,7 +89,7 @@ class Case(NamedTuple):
 
 
 def diagnose(case: Case) -> list[Finding]:
-    """Name the bugs of a gradient, or say of leaves that theirs is unknown; [] if it is right."""
+    """Return a finding for each bug, "unknown" for unexplained leaves; [] if all is right."""
     findings = _explain(case)
     if not _unknown(findings):
         return findings
@@ -96,40 +97,40 @@ def diagnose(case: Case) -> list[Finding]:
     if factor is not None:
         scale, *_ = name_scale(factor, _scales(case))
         scaled = case._replace(g={name: leaf / factor for name, leaf in case.g.items()})
-        within = _explain(scaled)
-        if len(_unknown(within)) < len(_unknown(findings)):
-            whole = Finding(scale.bug, tuple(case.g), f"{scale.text}; and besides")
-            return [whole, *within]
+        others = _explain(scaled)
+        if len(_unknown(others)) < len(_unknown(findings)):
+            text = f"{scale.text}; with this factor corrected, there remains the following"
+            return [Finding(scale.bug, tuple(case.g), text), *others]
     return findings
 
 
 def shape_finding(name: str, g: np.ndarray, r: np.ndarray, tolerance: float) -> Finding:
-    """Say what a leaf of another shape than the parameter's is."""
+    """Return the finding about a leaf that has not the shape of its parameter."""
     text, bug = f"it has shape {g.shape}, but the parameter has {r.shape}", "shape"
 
     def same(a):
         return a.shape == r.shape and relative_error(a, r) <= tolerance
 
     if same(g.T):
-        bug, text = "transposed", f"{text}: it is the transposed gradient"
+        bug, text = "transposed", f"{text}: it is the transpose of the exact gradient"
     elif g.size == r.size and same(g.reshape(r.shape)):
-        text += ": with another shape it would be right; reshape it"
+        text += f": its values are right; reshape it to {r.shape}"
     else:
         sums = [(axis,) for axis in range(g.ndim)] + [(0, 1)] * (g.ndim > 2)
         for axes in sums:
             if same(g.sum(axes)):
                 lengths = " by ".join(str(g.shape[axis]) for axis in axes)
                 bug = "not summed"
-                text += f": it is not summed over the batch or time, {lengths} of them"
-                text += f", sum over axis {', '.join(map(str, axes))}"
+                text += f": it is not summed over the batch or time, of size {lengths}; "
+                text += f"sum over axis {', '.join(map(str, axes))}"
                 break
     return Finding(bug, (name,), text)
 
 
 def loss_finding(loss: float, exact: float, case: Case | None) -> Finding:
-    """Say what is wrong with a loss."""
-    given, expected = in_full(loss, exact, 6)
-    text = f"the losses differ, {given} where the reference has {expected}"
+    """Return the finding about a loss that differs from the reference."""
+    value, expected = in_full(loss, exact, 6)
+    text = f"the losses differ, {value} where the reference has {expected}"
     if case is not None and case.hand is not None:
         for wrong in wrongs(case.hand, case.parts):
             if wrong.loss is not None and abs(loss - wrong.loss) <= 1e-9 * abs(loss):
@@ -149,15 +150,15 @@ def _explain(case: Case) -> list[Finding]:
         *_suspects_by_leaf(case),
         *(suspect for suspect in by_pass if not suspect.whole),
     ]
-    left, findings = case.wrong, []
-    while left:
-        ranks = [(-len(s.leaves.intersection(left)), len(s.denied)) for s in suspects]
+    unexplained, findings = case.wrong, []
+    while unexplained:
+        ranks = [(-len(s.leaves.intersection(unexplained)), len(s.denied)) for s in suspects]
         best = min(ranks, default=(0, 0))
         if best[0] == 0:
-            findings.append(_unknown_finding(case, left))
+            findings.append(_unknown_finding(case, unexplained))
             break
         suspect = suspects[ranks.index(best)]
-        leaves = tuple(name for name in left if name in suspect.leaves)
+        leaves = tuple(name for name in unexplained if name in suspect.leaves)
         alike = {
             other.bug: None
             for other, rank in zip(suspects, ranks, strict=True)
@@ -166,7 +167,7 @@ def _explain(case: Case) -> list[Finding]:
         findings.append(
             Finding(suspect.bug, leaves, suspect.text, tuple(alike), certain=suspect.certain)
         )
-        left = [name for name in left if name not in leaves]
+        unexplained = [name for name in unexplained if name not in leaves]
     return findings
 
 
@@ -188,12 +189,12 @@ def _suspects_by_pass(case: Case) -> Iterable[Suspect]:
 
 
 def _suspects_by_leaf(case: Case) -> Iterable[Suspect]:
-    together: dict[tuple[str, str], list[str]] = {}
+    leaves_of: dict[tuple[str, str], list[str]] = {}
     for name in case.wrong:
         for wrong in leaf_wrongs(name, case.g, case.exact, _scales(case)):
             if case.matches(name, wrong.leaf):
-                together.setdefault((wrong.bug, wrong.text), []).append(name)
-    for (bug, text), names in together.items():
+                leaves_of.setdefault((wrong.bug, wrong.text), []).append(name)
+    for (bug, text), names in leaves_of.items():
         yield Suspect(bug, text, frozenset(names))
 
 
@@ -202,7 +203,7 @@ def _scales(case: Case) -> tuple[Scale, ...]:
 
 
 def _common_factor(case: Case) -> float | None:
-    """Find a constant that a leaf is wrong by, and so perhaps all of them."""
+    """Return the constant factor by which a leaf is wrong, if there is one."""
     for name in reversed(case.wrong):
         r = case.exact[name]
         factor = best_factor(case.g[name], r)
@@ -216,10 +217,10 @@ def _unknown(findings: list[Finding]) -> tuple[str, ...]:
 
 
 def _unknown_finding(case: Case, names: list[str]) -> Finding:
-    text = "wrong, but by none of the bugs in the catalogue"
+    text = "it is wrong, and no bug of the catalogue explains it"
     for name in names:
-        off = np.abs(case.g[name] - case.exact[name])
-        few = off > case.tolerance[name] * length(case.exact[name])
-        if 0 < np.sum(few) <= few.size / 4:
-            text += f"; in {name} only {np.sum(few)} of {few.size} elements are off"
+        error = np.abs(case.g[name] - case.exact[name])
+        wrong = error > case.tolerance[name] * length(case.exact[name])
+        if 0 < np.sum(wrong) <= wrong.size / 4:
+            text += f"; in {name} only {np.sum(wrong)} of {wrong.size} elements are wrong"
     return Finding("unknown", tuple(names), text)
