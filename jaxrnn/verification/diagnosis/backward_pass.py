@@ -149,19 +149,19 @@ def gradient(p: Pass, pieces: Pieces = RIGHT, layers: Collection[int] | None = N
     steps, error, cells = range(len(p.error)), p.error, []
     for layer in reversed(range(p.rnn.num_layers)):
         cell = p.params.cells[layer]
-        own = pieces if layers is None or layer in layers else RIGHT
-        gain = own.gain(p, layer)
+        layer_pieces = pieces if layers is None or layer in layers else RIGHT
+        gain = layer_pieces.gain(p, layer)
         pulled, credit, delta = np.zeros_like(error[0]), np.empty_like(error), np.empty_like(error)
-        for t in steps if own.forward else reversed(steps):
+        for t in steps if layer_pieces.forward else reversed(steps):
             credit[t] = error[t] + pulled
             delta[t] = gain[t] * credit[t]
             pulled = np.zeros_like(pulled)
-            if not own.cut(t):
-                pulled = own.pull(p, cell, credit[t], delta[t])
-        h_prev = own.h_prev(p, layer)
-        cells.append(_contract(cell, p.x[layer], h_prev, own.contracted(delta)))
+            if not layer_pieces.cut(t):
+                pulled = layer_pieces.pull(p, cell, credit[t], delta[t])
+        h_prev = layer_pieces.h_prev(p, layer)
+        cells.append(_contract(cell, p.x[layer], h_prev, layer_pieces.contracted(delta)))
         if layer > 0:
-            error = own.down(p, cell, credit, delta)
+            error = layer_pieces.down(p, cell, credit, delta)
     return Params(tuple(reversed(cells)), contract_readout(p))
 
 

@@ -196,7 +196,7 @@ IN_A_LAYER: tuple[Entry, ...] = (
     ("time reversed", "states and errors of different time steps are combined", _time_reversed),
     (
         "cut into chunks",
-        "errors do not cross chunk boundaries inside the sequence, as after detach or stop_gradient",
+        "errors stop at chunk boundaries inside the sequence, as after detach or stop_gradient",
         _cut_into_chunks,
     ),
     (

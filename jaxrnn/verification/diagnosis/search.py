@@ -2,8 +2,8 @@
 
 A bug of the catalogue is a suspect if its wrong gradient matches a wrong leaf to rounding error.
 The suspect that explains the most leaves becomes a finding, then the one that explains most of the
-remaining leaves, and so on. Two bugs in different leaves are therefore two findings. The leaves that
-no suspect explains are reported as "unknown".
+remaining leaves, and so on. Two bugs in different leaves are therefore two findings. Leaves that no
+suspect explains are reported as "unknown".
 """
 
 from collections.abc import Iterable
