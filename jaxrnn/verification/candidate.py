@@ -124,7 +124,7 @@ def _match_structure(grads: dict[str, Any], params: Any) -> tuple[dict[str, Any]
 
 
 def _as_array(name: str, leaf: Any, dtype: np.dtype) -> tuple[np.ndarray | None, Finding | None]:
-    """Convert a leaf to float64, and return a finding if it has not the dtype of its parameter."""
+    """Convert a leaf to float64, and return a finding if its dtype is not that of its parameter."""
     try:
         array = np.asarray(_detached(leaf))
         if not (np.issubdtype(array.dtype, np.number) or array.dtype == dtype):

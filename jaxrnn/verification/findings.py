@@ -136,7 +136,7 @@ def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) ->
         return None
     text = (
         f"it agrees to {max(errors.values()):.1g}; an error of this size may come from float32 or "
-        f"from a guard in the loss, such as log(p + 1e-9), so that it need not be a bug"
+        f"from a guard in the loss, such as log(p + 1e-9), and need not be a bug"
     )
     return Finding("nearly right", (), text, certain=False)
 

@@ -143,7 +143,7 @@ def check_grad(
     >>> loss = lambda x: jnp.sum(x**2)
     >>> forgot_the_2 = lambda x: (loss(x), x)
     >>> print(jaxrnn.check_grad(forgot_the_2, loss, jnp.arange(1.0, 4.0)).diagnosis)
-    wrong: halved in array: it is half the exact gradient: is the 2 of d(x²)/dx = 2x missing?
+    wrong: halved in array: it is half the exact value: is the 2 of d(x²)/dx = 2x missing?
     """
     checks.one_of("dtype", dtype, ("float64", "float32"))
     if not args:

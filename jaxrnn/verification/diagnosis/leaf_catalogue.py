@@ -28,8 +28,8 @@ class Scale(NamedTuple):
 
 SCALES = (
     Scale(-1, "sign", "it has the opposite sign"),
-    Scale(2, "counted twice", "it is twice the exact gradient: a term is added twice"),
-    Scale(0.5, "halved", "it is half the exact gradient: is the 2 of d(x²)/dx = 2x missing?"),
+    Scale(2, "counted twice", "it is twice the exact value: a term is added twice"),
+    Scale(0.5, "halved", "it is half the exact value: is the 2 of d(x²)/dx = 2x missing?"),
 )
 
 
@@ -74,7 +74,7 @@ def name_scale(factor: float, scales: tuple[Scale, ...] = SCALES) -> list[Scale]
     """Return the explanations of a wrong constant factor, at least one."""
     matches = [scale for scale in scales if abs(factor - scale.factor) <= 1e-9 * abs(factor)]
     digits, _ = in_full(factor, 1.0, 6)
-    return matches or [Scale(factor, "scale", f"it is {digits} times the exact gradient")]
+    return matches or [Scale(factor, "scale", f"it is {digits} times the exact value")]
 
 
 def leaf_wrongs(
@@ -98,7 +98,7 @@ def leaf_wrongs(
             yield LeafWrong("element-wise clip", text, np.clip(r, -limit, limit))
     factor = best_factor(leaf, r)
     if 0 < factor < 1:
-        for norm, text in (
+        for norm, what in (
             (
                 length(np.concatenate([each.reshape(-1) for each in g.values()])),
                 "the norm of the gradient",
@@ -108,7 +108,7 @@ def leaf_wrongs(
             # PyTorch divides by the norm + 1e-6.
             for limit in (norm, norm * (1 + 1e-6 * factor / norm)):
                 if _is_round(limit):
-                    text = f"{text} is clipped at {limit:.6g}"
+                    text = f"{what} is clipped at {limit:.6g}"
                     yield LeafWrong("norm clip", text, factor * r)
     for scale in name_scale(factor, scales):
         yield LeafWrong(scale.bug, scale.text, factor * r)
@@ -121,5 +121,5 @@ def best_factor(leaf: np.ndarray, r: np.ndarray) -> float:
 
 
 def _is_round(number: float) -> bool:
-    """Return whether a number has at most three digits, as one that is written in code."""
+    """Return whether a number has at most three digits, as a clip in code usually has."""
     return number > 0 and abs(number - float(f"{number:.3g}")) <= 1e-10 * number

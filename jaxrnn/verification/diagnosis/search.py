@@ -105,7 +105,7 @@ def diagnose(case: Case) -> list[Finding]:
 
 
 def shape_finding(name: str, g: np.ndarray, r: np.ndarray, tolerance: float) -> Finding:
-    """Return the finding about a leaf that has not the shape of its parameter."""
+    """Return the finding about a leaf whose shape is not that of its parameter."""
     text, bug = f"it has shape {g.shape}, but the parameter has {r.shape}", "shape"
 
     def same(a):
