@@ -18,7 +18,7 @@ from jaxrnn import lm
 from jaxrnn.analysis.walkthrough import Walkthrough
 from jaxrnn.lm.model import Model, Score, units
 from jaxrnn.lm.options import number_of_members
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import directory
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
@@ -195,7 +195,7 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
             losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
             loss = np.median(losses) if losses.size else np.nan
             if block.held_out is not None:
-                held_out = f", held out {folder.lowest(block.held_out):.4f}"
+                held_out = f", held out {directory.lowest(block.held_out):.4f}"
             status = f"loss {loss:.4f}{held_out}"
             status += f", {speed} {unit[:4]}/s" if wide else ""
             progress.update(task, completed=done, status=status)
@@ -247,8 +247,8 @@ def held_out(training: lm.Run) -> None:
     history, vocabulary = training.history, training.vocabulary
     if not history:
         return
-    best_step, best = min(history, key=lambda evaluation: folder.lowest(evaluation[1]))
-    lowest = folder.lowest(best)
+    best_step, best = min(history, key=lambda evaluation: directory.lowest(evaluation[1]))
+    lowest = directory.lowest(best)
     say("held out", f"{lowest:.4f} nats = {units(lowest, vocabulary)}, after step {best_step:,}")
     last_step, last = history[-1]
     if training.population:
@@ -257,7 +257,7 @@ def held_out(training: lm.Run) -> None:
         say("", f"the best of {len(losses)} models; at the last step the median is {middle:.4f}")
         say("", f"and the quartiles are {low:.4f} and {high:.4f}")
     elif last_step != best_step:
-        say("", f"the best checkpoint; the last has {folder.lowest(last):.4f}")
+        say("", f"the best checkpoint; the last has {directory.lowest(last):.4f}")
 
 
 def trouble(diagnosis: Trouble) -> None:

@@ -40,8 +40,8 @@ from jaxrnn.lm import corpus
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.model import continuation, stream, write
 from jaxrnn.lm.model import evaluate as score_text
-from jaxrnn.lm.options import Changes, Init, Options, of_model, seed_key, to_json
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.options import Changes, Init, Options, options_to_json, seed_key, with_network_of
+from jaxrnn.lm.store import directory
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
@@ -94,9 +94,11 @@ def train(
     def prepare():
         path = _free_path(DEFAULT_OUT) if out is None else out
         if not jax.process_index():
-            folder.check_free(path, overwrite=overwrite)
+            directory.check_free(path, overwrite=overwrite)
         model = None if init_from is None else lm.load(init_from)
-        merged = options if model is None else of_model(options, model.options, _given_options())
+        merged = (
+            options if model is None else with_network_of(options, model.options, _given_options())
+        )
         text = corpus.open_text(file, encoding)
         return path, lm.prepare(text, merged, mesh, init_from=model)
 
@@ -169,7 +171,7 @@ def _given_options() -> set[str]:
 def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool) -> int:
     """Train in several processes; after a failure, resume if there is a checkpoint by then."""
     path = _free_path(DEFAULT_OUT) if out is None else out
-    folder.check_free(path, overwrite=overwrite)
+    directory.check_free(path, overwrite=overwrite)
     begin = [*sys.argv[1:], *([] if out else ["--out", str(path)])]
     given = {name: getattr(machines, name) for name in ("processes", "devices", "timeout")}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -187,7 +189,7 @@ def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, qu
 
 def _agree(training: lm.Run) -> None:
     """Check that all processes train the same run."""
-    options = {f"option {name}": value for name, value in to_json(training.options).items()}
+    options = {f"option {name}": value for name, value in options_to_json(training.options).items()}
     text = {"text, by its SHA-256": training.text["sha256"]}
     agree(options | text | {"step to go on from": training.done})
 
@@ -223,7 +225,7 @@ def _lead(training: lm.Run, signals: list[int], *, new: bool) -> int:
     if trouble is not None:
         console.trouble(trouble)
     if new and not done:
-        folder.remove(out)
+        directory.remove(out)
         result = "nothing was saved"
     else:
         result = f"{out} holds the state after step {done:,}"

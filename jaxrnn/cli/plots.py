@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn import lm
 from jaxrnn.lm.options import number_of_members
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import directory
 
 LARGEST = 1e100  # the largest loss that can be plotted; losses in float32 are below 1e39
 
@@ -45,7 +45,7 @@ def curves(paths: list[Path], picture: Path) -> None:
 
 def _curves_of(path: Path, axes: Any, colors: Iterator[str], name: str) -> None:
     """Plot the losses of one run, a color for each learning rate."""
-    options, records = lm.options_of(path), folder.metrics(path)
+    options, records = lm.options_of(path), directory.metrics(path)
     _check_records(path / "metrics.jsonl", records, number_of_members(options))
     if not any("loss" in record for record in records):
         raise ValueError(f"{path} has no losses to draw yet: train it further")

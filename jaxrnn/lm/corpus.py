@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from jaxrnn.lm.store import atomic as files
+from jaxrnn.lm.store import atomic
 from jaxrnn.lm.vocabulary import LINE, Level, Vocabulary, token_pattern
 
 PIECE = 2**22  # the number of bytes read at once
@@ -255,7 +255,7 @@ def read(
         if not (ids.is_file() and description.is_file()):  # the description is written last
             _write(ids, parts, dtype)
             content = json.dumps({"text": text.name, "characters": characters}) + "\n"
-            files.write(description, content)
+            atomic.write(description, content)
         characters = json.loads(description.read_text())["characters"]
     except OSError as error:
         raise ValueError(
@@ -382,7 +382,7 @@ def _remedy(text: Text, encoding: str) -> str:
 def _write(file: Path, parts: Iterator[Integer[np.ndarray, " M"]], dtype: np.dtype) -> None:
     """Write the parts to a .npy file as one array, which is never in memory as a whole."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-    with files.written(file) as out:
+    with atomic.written(file) as out:
         # The header is written last, when the length is known; its size does not depend on it.
         length, reserved = 0, out.write(bytes(128))
         for part in parts:

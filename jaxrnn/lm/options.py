@@ -130,7 +130,7 @@ class Member(NamedTuple):
     learning_rate: float
 
 
-def check(options: Options) -> None:
+def check_options(options: Options) -> None:
     """Check that each option is in its range and that the options do not contradict each other.
 
     Args:
@@ -158,7 +158,7 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
-    for name, value in to_json(options).items():
+    for name, value in options_to_json(options).items():
         if name != "seed" and isinstance(value, int) and value > _MOST:
             raise ValueError(f"{name} must be at most {_MOST:,}, got {value:,}")
     rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(rates or ())}
@@ -193,7 +193,7 @@ def check(options: Options) -> None:
         raise ValueError(f"warmup must be less than steps={options.steps}, got {options.warmup}")
 
 
-def changed(options: Options, **changes: Any) -> Options:
+def with_changes(options: Options, **changes: Any) -> Options:
     """Return the options of a resumed run with some of them changed.
 
     Args:
@@ -217,11 +217,13 @@ def changed(options: Options, **changes: Any) -> Options:
             f"{len(options.learning_rates)} learning_rates: leave it out, or start a new run"
         )
     options = dataclasses.replace(options, **new_values)
-    check(options)
+    check_options(options)
     return options
 
 
-def of_model(options: Options, model: Options, given: Collection[str] | None = None) -> Options:
+def with_network_of(
+    options: Options, model: Options, given: Collection[str] | None = None
+) -> Options:
     """Return the options of a new run that starts from the weights of a model.
 
     The options in `NETWORK` are those of the model.
@@ -288,12 +290,12 @@ def length_of(options: Options, longest_line: int | None = None) -> int:
     return longest_line if options.length is None else min(options.length, longest_line)
 
 
-def to_json(options: Options) -> dict[str, Any]:
+def options_to_json(options: Options) -> dict[str, Any]:
     """Return the options as a dictionary for JSON."""
     return dataclasses.asdict(options)
 
 
-def from_json(described: Any) -> Options:
+def options_from_json(described: Any) -> Options:
     """Return the options that `to_json` wrote; missing options have their defaults.
 
     Args:
@@ -313,7 +315,7 @@ def from_json(described: Any) -> Options:
     rates = values.get("learning_rates")
     values["learning_rates"] = None if rates is None else tuple(rates)
     options = Options(**values)
-    check(options)
+    check_options(options)
     return options
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxrnn import gradients
 from jaxrnn.gradients import Claim
-from jaxrnn.lm import build, options
+from jaxrnn.lm import build
+from jaxrnn.lm.options import seed_key
 from jaxrnn.lm.run.state import Run, pick
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.stack import Params
@@ -52,7 +53,7 @@ def check_gradient(run: Run) -> GradientCheck:
     """
     rnn, params = run.rnn, run.on_one_device().state.params
     params = pick(params, 0) if run.population else params
-    algorithm, key = build.make_algorithm(run.options, rnn), options.seed_key(run.options.seed)
+    algorithm, key = build.make_algorithm(run.options, rnn), seed_key(run.options.seed)
     name = run.options.algorithm
     rule, _ = gradients.parse(name)
     claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim

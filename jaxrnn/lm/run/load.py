@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.lm import build, options
+from jaxrnn.lm import build
 from jaxrnn.lm.model import Model
-from jaxrnn.lm.options import Options
+from jaxrnn.lm.options import Options, number_of_members, options_from_json
 from jaxrnn.lm.run.state import best_member
-from jaxrnn.lm.store import checkpoint
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.checkpoint import Checkpoint
 from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.rnn import param_shapes
@@ -34,13 +33,13 @@ def load(place: str | Path, *, newest: bool = False) -> Model:
     """
     path, description = Path(place), None
     if path.is_file():
-        opened = folder.only(path)
+        opened = directory.only(path)
     else:
-        description = folder.describe(path)
-        opened = folder.newest(path) if newest else folder.best(path)
+        description = directory.describe(path)
+        opened = directory.newest(path) if newest else directory.best(path)
     run_options, vocabulary, about = read(opened.checkpoint, path, description)
     rnn = build.make_rnn(run_options, vocabulary.size)
-    members = options.number_of_members(run_options)
+    members = number_of_members(run_options)
     precision = opened.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
     leading = (members,) if members > 1 else ()
     shapes = jax.tree.map(
@@ -71,7 +70,7 @@ def read(
     """
     about = opened.about
     try:
-        run_options = options.from_json(about["options"])
+        run_options = options_from_json(about["options"])
         described = about["vocabulary"]
         vocabulary = Vocabulary(tuple(described["symbols"]), described["level"])
         if not isinstance(about["text"]["sha256"], str) or not isinstance(about["made with"], dict):
@@ -118,5 +117,5 @@ def options_of(place: str | Path) -> Options:
         ValueError: if there is no run, or it has no checkpoint that can be read.
     """
     path = Path(place)
-    description = folder.describe(path)
-    return read(folder.newest(path).checkpoint, path, description)[0]
+    description = directory.describe(path)
+    return read(directory.newest(path).checkpoint, path, description)[0]

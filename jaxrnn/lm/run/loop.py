@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.lm import build, options
+from jaxrnn.lm import build
+from jaxrnn.lm.options import members
 from jaxrnn.lm.run.persistence import save, write_sample
 from jaxrnn.lm.run.placement import all_gather, on_one, rows_here, spread_rows
 from jaxrnn.lm.run.state import Block, Run, over_because, pick
 from jaxrnn.lm.scoring import mean_loss, score
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import directory
 from jaxrnn.network.batch import Batch
 from jaxrnn.training import nonfinite as trouble
 from jaxrnn.training.nonfinite import Trouble
@@ -55,11 +56,11 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
         yield from _train(run, stop)
         return
     try:
-        with folder.locked(run.folder):
+        with directory.locked(run.folder):
             # Remove what a killed process wrote after this step or failed to remove.
-            folder.rewind(run.folder, run.done, run.history, run.options.keep)
+            directory.rewind(run.folder, run.done, run.history, run.options.keep)
             # The path of the text may have changed.
-            folder.write_description(run.folder, run.text, run.vocabulary)
+            directory.write_description(run.folder, run.text, run.vocabulary)
             yield from _train(run, stop)
     except OSError as error:
         raise ValueError(
@@ -104,7 +105,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         saving = bool(over or evaluated or save_is_due)
         whole = run.on_one_device() if saving else run
         if run.folder is not None:
-            folder.record(run.folder, _records(first, metrics, run, held_out))
+            directory.record(run.folder, _records(first, metrics, run, held_out))
             if evaluated:
                 write_sample(whole)
             if saving:
@@ -172,7 +173,7 @@ def _diagnose(run: Run, batch: Batch) -> Trouble:
         member = int(np.all(finite, 0).argmax())
         state = pick(state, member)
     algorithm = build.make_algorithm(run.options, run.rnn)
-    rate = options.members(run.options)[member].learning_rate
+    rate = members(run.options)[member].learning_rate
     optimizer = build.make_optimizer(run.options, rate)
     return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
 

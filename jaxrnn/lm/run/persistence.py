@@ -9,16 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxrnn.lm import corpus, options
+from jaxrnn.lm import corpus
 from jaxrnn.lm.corpus import Text
 from jaxrnn.lm.model import Model, write
-from jaxrnn.lm.options import Options
+from jaxrnn.lm.options import Options, length_of, options_to_json, with_changes
 from jaxrnn.lm.run.load import read
 from jaxrnn.lm.run.prepare import make, prepare, with_state
 from jaxrnn.lm.run.state import Run, to_model
-from jaxrnn.lm.store import atomic as files
-from jaxrnn.lm.store import checkpoint
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import atomic, checkpoint, directory
 
 _DEFAULTS = Options()
 
@@ -51,7 +49,7 @@ def start(
     Raises:
         ValueError: as `prepare` does, or if the folder is in use or cannot be written.
     """
-    folder.check_free(Path(place), overwrite=overwrite)
+    directory.check_free(Path(place), overwrite=overwrite)
     run = prepare(corpus.as_text(text, encoding), chosen, mesh, init_from=init_from)
     return keep(run, place, overwrite=overwrite)
 
@@ -77,11 +75,11 @@ def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
         return run
 
     def fill(new):
-        folder.write_description(new, run.text, run.vocabulary)
-        files.write(new / "metrics.jsonl", "")
+        directory.write_description(new, run.text, run.vocabulary)
+        atomic.write(new / "metrics.jsonl", "")
         save(whole._replace(folder=new))
 
-    folder.create(path, fill, overwrite=overwrite)
+    directory.create(path, fill, overwrite=overwrite)
     return run._replace(folder=path)
 
 
@@ -113,9 +111,9 @@ def resume(
             the run, or an option cannot be changed.
     """
     path = Path(place)
-    description, latest = folder.describe(path), folder.newest(path)
+    description, latest = directory.describe(path), directory.newest(path)
     run_options, vocabulary, about = read(latest.checkpoint, path, description)
-    run_options, recorded = options.changed(run_options, **changes), description["text"]
+    run_options, recorded = with_changes(run_options, **changes), description["text"]
     if text is None:
         if recorded["file"] is None and not recorded["name"].startswith(corpus.TOPICS):
             raise ValueError(
@@ -144,17 +142,17 @@ def save(run: Run) -> Path:
     """Save a checkpoint of a run that has a folder and whose state is on one device."""
     assert run.folder is not None
     run_options, vocabulary = run.options, run.vocabulary
-    length = 1 if run_options.lines else options.length_of(run_options)
+    length = 1 if run_options.lines else length_of(run_options)
     about = {
         "step": run.done,
         "position": run.done * run_options.batch_size * length,
-        "options": options.to_json(run_options),
+        "options": options_to_json(run_options),
         "text": {name: run.text[name] for name in ("name", "sha256", "characters")},
         "vocabulary": {"level": vocabulary.level, "symbols": vocabulary.symbols},
         "history": run.history,
         "made with": _versions(run),
     }
-    return folder.save(run.folder, run.state, about, keep=run_options.keep)
+    return directory.save(run.folder, run.state, about, keep=run_options.keep)
 
 
 def write_sample(run: Run) -> None:
@@ -162,7 +160,7 @@ def write_sample(run: Run) -> None:
     assert run.folder is not None
     (text,) = write(to_model(run), length=200, seed=run.options.seed)
     file = f"step-{run.done:08d}.txt"
-    files.write(run.folder / "samples" / file, text + "\n")
+    atomic.write(run.folder / "samples" / file, text + "\n")
 
 
 def _versions(run: Run) -> dict[str, str]:

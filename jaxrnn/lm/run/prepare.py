@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrnn.lm import batches as data
-from jaxrnn.lm import build, corpus, options
+from jaxrnn.lm import build, corpus
 from jaxrnn.lm.corpus import Corpus, Text
 from jaxrnn.lm.model import Model, unknown_words
-from jaxrnn.lm.options import Options
+from jaxrnn.lm.options import Options, check_options, length_of, members, seed_key, with_network_of
 from jaxrnn.lm.run.load import load
 from jaxrnn.lm.run.placement import layout, spread
 from jaxrnn.lm.run.state import Run
@@ -57,8 +57,8 @@ def prepare(
     """
     model = load(init_from) if isinstance(init_from, str | Path) else init_from
     if model is not None:
-        chosen = options.of_model(chosen, model.options)
-    options.check(chosen)
+        chosen = with_network_of(chosen, model.options)
+    check_options(chosen)
     text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
     if model is None:
         read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
@@ -115,13 +115,13 @@ def make(
     def step(rate, state, batch):
         return make_train_step(algorithm, build.make_optimizer(run_options, rate))(state, batch)
 
-    members = options.members(run_options)
-    keys = [options.seed_key(member.seed) for member in members]
-    if len(members) == 1:
-        key, rate = keys[0], members[0].learning_rate
+    population = members(run_options)
+    keys = [seed_key(member.seed) for member in population]
+    if len(population) == 1:
+        key, rate = keys[0], population[0].learning_rate
         make_state, whole_step = partial(initial, key=key, rate=rate), partial(step, rate)
     else:
-        rates = jnp.array([member.learning_rate for member in members])
+        rates = jnp.array([member.learning_rate for member in population])
         whole_step = partial(jax.vmap(step, in_axes=(0, 0, None)), rates)
 
         def make_state(batch_size):
@@ -144,7 +144,7 @@ def make(
 
 def _stream(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSet]:
     """Return the training batches and the evaluation set of one continuous text."""
-    total, length = len(read.ids), options.length_of(run_options)
+    total, length = len(read.ids), length_of(run_options)
     held_out_size = max(2, min(math.ceil(run_options.held_out * total), _HELD_OUT))
     ids, held_out = corpus.cut(read.ids, max(total - held_out_size, 0))
     source = data.stream(ids, run_options.batch_size, length)
@@ -171,6 +171,6 @@ def _lines(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSe
             f"the text has {len(rows.starts)} lines to train on and {number} held out, but a batch "
             f"needs {run_options.batch_size}: use a smaller batch size, or hold out less"
         )
-    length = options.length_of(run_options, max(rows.longest, held_out.longest))
+    length = length_of(run_options, max(rows.longest, held_out.longest))
     source = data.shuffled(rows, run_options.batch_size, run_options.seed, length)
     return source, data.rows_passage(held_out, run_options.batch_size, length)

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 
 from jaxrnn.lm import batches as data
-from jaxrnn.lm import options
 from jaxrnn.lm.model import Model
-from jaxrnn.lm.options import Options
+from jaxrnn.lm.options import Options, number_of_members
 from jaxrnn.lm.run import placement
 from jaxrnn.lm.run.placement import Layout
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import directory
 from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.rnn import RNN
 from jaxrnn.training.nonfinite import Trouble
@@ -55,7 +54,7 @@ class Run(NamedTuple):
     @property
     def population(self) -> bool:
         """Whether many models are trained at once."""
-        return options.number_of_members(self.options) > 1
+        return number_of_members(self.options) > 1
 
     @property
     def done(self) -> int:
@@ -108,7 +107,7 @@ def over_because(run: Run) -> str:
     """
     if run.done >= run.options.steps:
         return "steps"
-    losses = [folder.lowest(held_out) for _, held_out in run.history]
+    losses = [directory.lowest(held_out) for _, held_out in run.history]
     patience = run.options.patience
     if patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience:
         return "patience"
@@ -137,7 +136,7 @@ def best_member(params: Any, losses: Any) -> tuple[Any, float | None]:
     """
     if losses is None:
         return pick(params, 0), None
-    member = int(np.argmin([folder.lowest(loss) for loss in losses]))
+    member = int(np.argmin([directory.lowest(loss) for loss in losses]))
     return pick(params, member), losses[member]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
-from jaxrnn.lm.store import atomic as files
+from jaxrnn.lm.store import atomic
 from jaxrnn.tree import by_name
 
 FORMAT = 1  # the format that this version writes; it also reads all earlier ones
@@ -71,7 +71,7 @@ def save(file: Path, tree: Any, about: dict[str, Any]) -> None:
     mark = _MARK.search(content)
     assert mark is not None
     checksum = hashlib.sha256(content).hexdigest().encode()
-    with files.written(file) as out:
+    with atomic.written(file) as out:
         for part in (content[: mark.start(1)], checksum, content[mark.end(1) :]):
             out.write(part)
 

@@ -27,8 +27,7 @@ from tempfile import TemporaryDirectory
 from types import NoneType
 from typing import Any, NamedTuple
 
-from jaxrnn.lm.store import atomic as files
-from jaxrnn.lm.store import checkpoint
+from jaxrnn.lm.store import atomic, checkpoint
 from jaxrnn.lm.store.checkpoint import Checkpoint, DamagedError
 from jaxrnn.lm.vocabulary import Vocabulary
 
@@ -102,7 +101,7 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
             for part in (new, new / "checkpoints", new / "samples"):
                 part.mkdir()
             fill(new)
-            files.sync(new)
+            atomic.sync(new)
             if overwrite and target.exists():
                 with locked(target):
                     target.rename(old)
@@ -112,7 +111,7 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
                 if old.exists():
                     old.rename(target)
                 raise
-            files.sync(target.parent)
+            atomic.sync(target.parent)
     except OSError as error:
         check_free(folder)
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
@@ -127,7 +126,7 @@ def write_description(folder: Path, text: dict[str, Any], vocabulary: Vocabulary
     }
     file, content = folder / "run.json", json.dumps(description, indent=1) + "\n"
     if not file.is_file() or file.read_text() != content:
-        files.write(file, content)
+        atomic.write(file, content)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -216,10 +215,10 @@ def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
     """
     recorded = metrics(folder)
     valid = [each for each in recorded if each["step"] <= step]
-    files.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in valid))
+    atomic.write(folder / "metrics.jsonl", "".join(json.dumps(each) + "\n" for each in valid))
     for path in (folder, folder / "checkpoints", folder / "samples"):
         path.mkdir(exist_ok=True)
-        files.remove_temporary(path)
+        atomic.remove_temporary(path)
     for path in (folder / "samples").iterdir():
         match = _SAMPLE.fullmatch(path.name)
         if match and int(match[1]) > step:
