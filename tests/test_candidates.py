@@ -1,4 +1,4 @@
-"""Gradients as people have them: low precision inside, foreign arrays, state, their own rules."""
+"""Tests of gradients from user code: low precision, foreign tensors, state, custom derivatives."""
 
 import ctypes
 import dataclasses
@@ -20,7 +20,7 @@ def check(candidate, loss, *args, **options):
     return jaxrnn.check_grad(candidate, loss, *args, **options)
 
 
-# A loss that computes in few digits inside
+# Losses that compute in low precision
 
 
 def in_float32(w, x):
@@ -37,7 +37,7 @@ def in_numpy_float32(w, x):
 
 
 def by_hand(w, x, dtype=np.float64):
-    """The right gradient of the losses above, in NumPy."""
+    """Compute the loss above and its correct gradient, in NumPy."""
     w, x = np.asarray(w, dtype), np.asarray(x, dtype)
     z = np.tanh(x @ w)
     return z.mean(), (x.T @ (1 - z**2) / dtype(z.size)).astype(np.float64)
@@ -57,12 +57,12 @@ def test_a_wrong_gradient_of_a_loss_in_float32_is_wrong():
     assert "wrong: scale" in report.diagnosis
 
 
-def test_of_a_loss_in_float16_nothing_can_be_told():
+def test_a_gradient_of_a_loss_in_float16_is_never_certainly_wrong():
     report = check(jax.value_and_grad(in_float16), in_float16, W, X)
     assert report.ok or not any(finding.certain for finding in report.findings)
 
 
-def test_finite_differences_of_a_loss_in_float32_know_how_far_they_reach():
+def test_finite_differences_of_a_loss_in_float32_estimate_their_own_precision():
     difference = jaxrnn.finite_difference()
     report = check(by_hand, in_numpy_float32, W, X, reference=difference)
     assert not any(finding.certain for finding in report.findings), report.diagnosis
@@ -71,7 +71,7 @@ def test_finite_differences_of_a_loss_in_float32_know_how_far_they_reach():
 
 
 @pytest.mark.parametrize("guard", [1e-12, 1e-9, 1e-7])
-def test_a_guard_in_the_candidate_is_no_accusation(guard):
+def test_a_guard_in_the_candidate_is_nearly_right(guard):
     def loss(w, x):
         return -jnp.log(jax.nn.softmax(x @ w)[:, 0]).mean()
 
@@ -85,8 +85,8 @@ def test_a_guard_in_the_candidate_is_no_accusation(guard):
     assert "wrong" not in report.diagnosis
 
 
-def test_a_guard_with_two_outputs_is_no_clip_of_their_bias():
-    """Their two gradients are opposite, so that a clip at one number explains both."""
+def test_a_guard_with_two_outputs_is_not_taken_for_a_clipped_bias():
+    """The bias gradients of two outputs are opposite, so one clipping value could explain both."""
 
     def loss(params, x, guard=0.0):
         w, b = params
@@ -100,7 +100,7 @@ def test_a_guard_with_two_outputs_is_no_clip_of_their_bias():
 
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("guard", [1e-12, 1e-9, 1e-6, 1e-3])
-def test_a_guard_in_the_loss_of_an_rnn_is_named_and_no_accusation(guard, mask):
+def test_a_guard_in_the_loss_of_an_rnn_is_named_but_is_not_certain(guard, mask):
     case = make_case(reduction="mean", mask=mask)
 
     def guarded(outputs, targets):
@@ -114,24 +114,24 @@ def test_a_guard_in_the_loss_of_an_rnn_is_named_and_no_accusation(guard, mask):
     assert f"-log(p + {guard:.0e})" in report.diagnosis
 
 
-def test_a_candidate_in_float32_with_elements_of_all_sizes_is_no_accusation():
+def test_a_candidate_in_float32_with_elements_of_all_sizes_is_nearly_right():
     def loss(w, x):
         return ((w * x) ** 2).sum()
 
-    def inside(w, x):
+    def in_low_precision(w, x):
         value, grad = jax.value_and_grad(loss)(w.astype(jnp.float32), x.astype(jnp.float32))
         return value.astype(jnp.float64), grad.astype(jnp.float64)
 
     sizes = RNG.normal(size=30) * np.logspace(0, 6, 30)
-    report = check(inside, loss, RNG.normal(size=30), sizes)
+    report = check(in_low_precision, loss, RNG.normal(size=30), sizes)
     assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
 
 
-def test_a_candidate_in_float32_of_an_rnn_is_no_accusation_and_one_element_is():
+def test_rounding_to_float32_in_an_rnn_is_not_certain_and_one_wrong_element_is_found():
     case = make_case(reduction="mean")
     rule = jaxrnn.gradients.bptt(case.rnn)
 
-    def inside(params, batch):
+    def in_low_precision(params, batch):
         low = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         carry = rule.init(low, case.rnn.initial_state(3))
         (loss, _), grads = rule.value_and_grad(low, carry, batch)
@@ -145,7 +145,7 @@ def test_a_candidate_in_float32_of_an_rnn_is_no_accusation_and_one_element_is():
         return loss, grads._replace(readout=grads.readout._replace(W_hy=W_hy))
 
     verify = lambda f: jaxrnn.verify(f, case.rnn, case.params, case.batch)  # noqa: E731
-    assert [finding.certain for finding in verify(inside).findings] == [False]
+    assert [finding.certain for finding in verify(in_low_precision).findings] == [False]
     assert "only 1 of 8 elements are wrong" in verify(one_element).diagnosis
 
 
@@ -157,11 +157,11 @@ def test_losses_are_printed_to_the_digit_where_they_differ():
     assert given != expected.removeprefix(" the reference has ")
 
 
-# What JAX differentiates
+# What can be differentiated
 
 
 def with_a_float32_state(w, x):
-    """As stock Flax has it: the first state of the scan is in float32."""
+    """Scan from an initial state in float32, as the default cells of Flax do."""
     step = lambda h, x_t: (jnp.tanh(x_t @ w + h), None)  # noqa: E731
     return jax.lax.scan(step, jnp.zeros(2, jnp.float32), x)[0].sum()
 
@@ -202,12 +202,12 @@ def test_keys_functions_strings_integers_and_empty_leaves_are_passed_on():
         (W, lambda w: w.sum(0), r"loss_fn returns an array of shape \(2,\), but a loss is one"),
     ],
 )
-def test_what_has_no_such_gradient_is_refused_by_name(params, loss, message):
+def test_a_loss_without_a_real_gradient_raises_an_error_that_says_why(params, loss, message):
     with pytest.raises(ValueError, match=message):
         check(jax.value_and_grad(loss), loss, params)
 
 
-# A derivative of the loss's own
+# Custom derivative rules in the loss
 
 
 def make_act(slope):
@@ -274,7 +274,7 @@ def test_a_wrong_rule_in_an_rnns_own_loss_is_found():
 # Memory and state
 
 
-def test_a_candidate_may_write_to_what_it_is_given_and_it_is_said():
+def test_a_candidate_that_writes_to_its_arguments_is_right_and_noted():
     def writes(w, x):
         loss, grads = by_hand(w, x)
         ctypes.memset(w.unsafe_buffer_pointer(), 0, w.nbytes)  # as torch.from_numpy's add_ would
@@ -286,7 +286,7 @@ def test_a_candidate_may_write_to_what_it_is_given_and_it_is_said():
 
 
 class Accumulates:
-    """As in PyTorch without zero_grad: each call adds to the gradient that is there."""
+    """A candidate whose calls add up their gradients, as in PyTorch without `zero_grad`."""
 
     def __init__(self):
         self.grads = np.zeros_like(W)
@@ -297,7 +297,7 @@ class Accumulates:
         return loss, self.grads
 
 
-def test_what_gives_another_answer_the_second_time_is_not_repeatable():
+def test_a_candidate_with_another_answer_at_its_second_call_is_not_repeatable():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     (finding,) = check(Accumulates(), loss, W, X).findings
     assert finding.bug == "not repeatable"
@@ -320,7 +320,7 @@ def test_what_gives_another_answer_the_second_time_is_not_repeatable():
 
 
 class Tensor:
-    """As a tensor of PyTorch's that requires grad: NumPy cannot read it before it is detached."""
+    """A PyTorch tensor that requires grad, imitated: NumPy cannot read it before `detach`."""
 
     def __init__(self, value):
         self.value, self.shape = value, np.shape(value)
@@ -335,7 +335,7 @@ class Tensor:
         return self.value
 
 
-def test_tensors_that_require_grad_are_taken():
+def test_tensors_that_require_grad_are_accepted():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     tensors = lambda w, x: tuple(map(Tensor, by_hand(w, x)))  # noqa: E731
     assert check(tensors, loss, W, X).ok
@@ -343,7 +343,7 @@ def test_tensors_that_require_grad_are_taken():
     assert "but is an array of shape (3,)" in check(vector, loss, W, X).diagnosis
 
 
-def test_a_right_gradient_beside_another_loss_is_said_to_be_one():
+def test_a_right_gradient_is_reported_as_right_although_its_loss_differs():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     twice = lambda w, x: (2 * by_hand(w, x)[0], by_hand(w, x)[1])  # noqa: E731
     report = check(twice, loss, W, X)
@@ -352,11 +352,11 @@ def test_a_right_gradient_beside_another_loss_is_said_to_be_one():
     assert "cannot agree" not in report.diagnosis
 
 
-# What is said
+# The text of a diagnosis
 
 
-def test_a_factor_with_two_meanings_has_both():
-    """T and O are both 4: the gradient times T may be summed over either."""
+def test_a_factor_with_two_possible_causes_is_reported_with_both():
+    """T and O are both 4, so a gradient that is 4 times too large may be summed over either."""
     case = make_case(T=4, O=4, ids=True, reduction="mean")
     rule = jaxrnn.gradients.bptt(case.rnn)
 
@@ -368,33 +368,33 @@ def test_a_factor_with_two_meanings_has_both():
     assert "summed, not averaged, over the 4 steps or the 4 outputs" in diagnosis
 
 
-def test_the_sizes_of_the_command_all_differ():
+def test_the_default_sizes_of_the_check_command_all_differ():
     sizes = Options()
     numbers = [sizes.input_size, sizes.hidden_size, sizes.output_size, sizes.batch_size]
     numbers += [sizes.length, sizes.batch_size * sizes.length, sizes.num_layers]
     assert len(set(numbers)) == len(numbers)
 
 
-def test_a_leaf_of_zeros_is_zero_and_nothing_else():
+def test_a_leaf_of_zeros_is_reported_as_zero_only():
     loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
     diagnosis = check(lambda w, x: (loss(w, x), 0 * w), loss, W, X).diagnosis
     assert diagnosis == "wrong: zero in array: every element is zero: nothing was added to it"
 
 
-def test_a_factor_near_1_is_written_to_where_it_differs():
+def test_a_factor_near_1_is_printed_to_the_digit_where_it_differs():
     loss = lambda w: (w[0] * w[1] + w[2]).sum()  # noqa: E731
     report = check(lambda w: (loss(w), (1 + 1e-5) * jax.grad(loss)(w)), loss, np.arange(1.0, 4.0))
     assert "it is 1.00001 times the exact value" in report.diagnosis
 
 
-def test_the_leaves_of_a_dict_have_their_keys_for_names():
+def test_the_leaves_of_a_dict_are_named_by_its_keys():
     loss = lambda p: (p["W_f"] ** 2).sum() + p["in"]["b"].sum() * p["0x"].sum()  # noqa: E731
     params = {"W_f": W, "in": {"b": np.ones(2)}, "0x": np.ones(2)}
     report = check(jax.value_and_grad(loss), loss, params)
     assert {leaf.name for leaf in report.leaves} == {"W_f", "in.b", "['0x']"}
 
 
-def test_a_leaf_with_too_few_numbers_for_its_lags_says_so():
+def test_a_leaf_with_too_few_numbers_for_its_lags_is_reported():
     case = make_case(T=12, H=1, I=1, ids=True)
     rule = jaxrnn.gradients.truncated_bptt(case.rnn, 2)
     report = jaxrnn.verify(rule, case.rnn, case.params, case.batch)
@@ -408,6 +408,6 @@ def test_a_leaf_with_too_few_numbers_for_its_lags_says_so():
         (lambda w: jnp.tanh(1e4 * w).sum() + (w**2).sum(), np.array([1.0, 1e-5, -1.0])),
     ],
 )
-def test_a_complex_step_does_not_accuse_at_a_kink_or_where_it_overflows(loss, at):
+def test_a_complex_step_is_never_certain_at_a_kink_or_where_it_overflows(loss, at):
     report = check(jax.value_and_grad(loss), loss, at, reference=jaxrnn.complex_step())
     assert not any(finding.certain for finding in report.findings), report.diagnosis

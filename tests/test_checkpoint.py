@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back to the last bit, or a clear error does."""
+"""Tests of checkpoints: a load returns exactly what was saved, or raises a clear error."""
 
 import errno
 import json
@@ -41,16 +41,16 @@ def shapes(tree):
 
 
 def test_a_train_state_comes_back_to_the_last_bit(tmp_path):
-    """Parameters, optimiser, a rule's memory and its keys, -0, denormals and numbers not finite."""
+    """With the optimiser, a rule's memory and keys, -0, denormal and non-finite numbers."""
     state = state_of()
-    strange = jnp.array([-0.0, 1e-45, jnp.nan, jnp.inf], jnp.float32)
-    state = state._replace(carry=state.carry._replace(h=strange))
+    special = jnp.array([-0.0, 1e-45, jnp.nan, jnp.inf], jnp.float32)
+    state = state._replace(carry=state.carry._replace(h=special))
     file = tmp_path / "a.safetensors"
     checkpoint.save(file, state, {"step": 7, "said": "naïve \ud800"})
-    opened = checkpoint.load(file)
-    assert opened.about == {"format": checkpoint.FORMAT, "step": 7, "said": "naïve \ud800"}
-    assert bits(checkpoint.restore(opened, shapes(state))) == bits(state)
-    part = checkpoint.restore(opened, shapes(state.params), "params")
+    loaded = checkpoint.load(file)
+    assert loaded.about == {"format": checkpoint.FORMAT, "step": 7, "said": "naïve \ud800"}
+    assert bits(checkpoint.restore(loaded, shapes(state))) == bits(state)
+    part = checkpoint.restore(loaded, shapes(state.params), "params")
     assert bits(part) == bits(state.params)
 
 
@@ -61,16 +61,16 @@ def test_equal_states_make_equal_files(tmp_path):
 
 
 def test_a_file_that_is_cut_off_or_changed_anywhere_is_never_loaded(tmp_path):
-    """At every 64th length, at 2,000 random bytes and in each bit of the first 300 bytes."""
+    """Cuts to every 64th length, flips 2,000 random bits and every bit of the first 300 bytes."""
     file, damaged = tmp_path / "good", tmp_path / "damaged"
     checkpoint.save(file, state_of(), {"step": 7})
     content = file.read_bytes()
     changes = [content[:length] for length in range(0, len(content), 64)]
-    places = [(int(RNG.integers(len(content))), 1 << int(RNG.integers(8))) for _ in range(2000)]
-    places += [(place, 1 << bit) for place in range(300) for bit in range(8)]
-    for place, bit in places:
+    flips = [(int(RNG.integers(len(content))), 1 << int(RNG.integers(8))) for _ in range(2000)]
+    flips += [(position, 1 << bit) for position in range(300) for bit in range(8)]
+    for position, bit in flips:
         changed = bytearray(content)
-        changed[place] ^= bit
+        changed[position] ^= bit
         changes.append(bytes(changed))
     for change in changes:
         damaged.write_bytes(change)
@@ -92,45 +92,48 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_forged_file_is_refused_in_one_line(forgery, tmp_path):
-    said, message = FORGERIES[forgery]
-    forged(tmp_path / "a", {"x": np.zeros(2)}, said if isinstance(said, str) else json.dumps(said))
+    about, message = FORGERIES[forgery]
+    text = about if isinstance(about, str) else json.dumps(about)
+    forged(
+        tmp_path / "a", {"x": np.zeros(2)}, about if isinstance(about, str) else json.dumps(about)
+    )
     with pytest.raises(ValueError, match=message) as raised:
         checkpoint.load(tmp_path / "a")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("header", [2**63 - 1, checkpoint.MOST_HEADER + 1, 0])
-def test_a_header_that_cannot_be_is_refused_before_anything_is_allocated(header, tmp_path):
+def test_an_impossible_header_length_is_refused_before_anything_is_allocated(header, tmp_path):
     with (tmp_path / "a").open("wb") as file:
         file.write(header.to_bytes(8, "little"))
-        file.truncate(2**40)  # a terabyte that takes no room
-    assert most_memory(tmp_path / "a") < 2**16
+        file.truncate(2**40)  # a sparse file of one terabyte
+    assert peak_memory(tmp_path / "a") < 2**16
 
 
-def test_a_damaged_file_takes_less_memory_than_it_is_long(tmp_path):
+def test_refusing_a_damaged_file_takes_less_memory_than_its_size(tmp_path):
     checkpoint.save(tmp_path / "a", {"weights": np.zeros(2**21)}, {})
     with (tmp_path / "a").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
-    assert most_memory(tmp_path / "a") < 2**20
+    assert peak_memory(tmp_path / "a") < 2**20
 
 
-def most_memory(damaged) -> int:
-    """Return the most bytes that were allocated at once to refuse a damaged file."""
+def peak_memory(damaged) -> int:
+    """Return the peak number of bytes that are allocated while a damaged file is loaded."""
     tracemalloc.start()
     try:
         checkpoint.load(damaged)
-        raise AssertionError("it was loaded")
+        raise AssertionError("a damaged file was loaded")
     except checkpoint.DamagedError:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def test_arrays_that_do_not_fit_are_refused_by_their_names(tmp_path):
+def test_an_array_that_does_not_fit_raises_an_error_that_names_it(tmp_path):
     file, state = tmp_path / "a", state_of()
     checkpoint.save(file, state, {})
-    opened = checkpoint.load(file)
+    loaded = checkpoint.load(file)
     wrong = {
         "holds no carry.memory[0].influence": state_of(gradients.rtrl),
         "holds no opt_state[0].trace": state_of(optimizer=optax.sgd(0.1, 0.9)),
@@ -139,9 +142,9 @@ def test_arrays_that_do_not_fit_are_refused_by_their_names(tmp_path):
         ),
         "step in .* is int32 of shape .* but float64 of": state._replace(step=jnp.zeros(())),
     }
-    for message, like in wrong.items():
+    for message, other in wrong.items():
         with pytest.raises(ValueError, match=message.replace("[", r"\[")):
-            checkpoint.restore(opened, shapes(like))
+            checkpoint.restore(loaded, shapes(other))
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
@@ -161,8 +164,8 @@ def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """The content is synced, then renamed, then the folder is synced."""
+def test_a_file_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    """The file is synced, then renamed, and then its folder is synced."""
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
