@@ -94,9 +94,7 @@ FORGERIES = {
 def test_a_forged_file_is_refused_in_one_line(forgery, tmp_path):
     about, message = FORGERIES[forgery]
     text = about if isinstance(about, str) else json.dumps(about)
-    forged(
-        tmp_path / "a", {"x": np.zeros(2)}, about if isinstance(about, str) else json.dumps(about)
-    )
+    forged(tmp_path / "a", {"x": np.zeros(2)}, text)
     with pytest.raises(ValueError, match=message) as raised:
         checkpoint.load(tmp_path / "a")
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The command as a person uses it: in its own process, what it prints and what lies on disk."""
+"""Tests of the `jaxrnn` command in its own process: its output and the files that it writes."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def jaxrnn_command(*arguments, cwd, columns="80", **environment):
     )
 
 
-MANY = """
+RUN_COMMANDS = """
 import contextlib, io, json, sys
 from jaxrnn.cli import main as cli
 results = []
@@ -51,17 +51,17 @@ json.dump(results, sys.stdout)
 
 
 class Answer(NamedTuple):
-    """What a command left: its status, and what it wrote."""
+    """The exit status and the output of one command."""
 
     status: int
     stdout: str
     stderr: str
 
 
-def one_after_another(commands: Iterable[tuple[str, ...]], cwd: Path) -> list[Answer]:
-    """Run many commands in one process, for the time that it takes to start one."""
+def run_commands(commands: Iterable[tuple[str, ...]], cwd: Path) -> list[Answer]:
+    """Run many commands in one process, since starting a process takes seconds."""
     result = subprocess.run(
-        [sys.executable, "-c", MANY],
+        [sys.executable, "-c", RUN_COMMANDS],
         input=json.dumps(list(commands)),
         cwd=cwd,
         capture_output=True,
@@ -81,20 +81,20 @@ def trained(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     return folder, result
 
 
-def test_train_shows_its_gradient_trains_evaluates_samples_and_saves(trained):
+def test_train_checks_its_gradient_trains_evaluates_samples_and_saves(trained):
     folder, result = trained
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    told = "\n".join(lines)
-    error = re.search(r"largest error (\S+), in \S+: right", told)
+    output = "\n".join(lines)
+    error = re.search(r"largest error (\S+), in \S+: right", output)
     assert error
     assert float(error[1]) < 1e-12
     last = r"training  60/60 loss \d\.\d+, held out \d\.\d+, [\d,]+k? char/s, 0 s left"
-    assert re.search(last, told)
-    held_out = re.search(r"held out  (\S+) nats = (\S+) bits per character, after step \d+", told)
+    assert re.search(last, output)
+    held_out = re.search(r"held out  (\S+) nats = (\S+) bits per character, after step \d+", output)
     assert held_out
     assert float(held_out[1]) / np.log(2) == pytest.approx(float(held_out[2]), abs=1e-3)
-    assert "write more with: jaxrnn sample fox" in told
+    assert "write more with: jaxrnn sample fox" in output
     before_samples = lines[: next(i for i, line in enumerate(lines) if line.startswith("─"))]
     assert max(map(len, before_samples)) <= 80
     names = {"run.json", "metrics.jsonl", "checkpoints", "samples", "loss.png"}
@@ -103,14 +103,14 @@ def test_train_shows_its_gradient_trains_evaluates_samples_and_saves(trained):
 
 def test_sample_writes_what_was_asked_for(trained):
     folder, _ = trained
-    how = ("--prime", "the ", "--length", "30")
-    one, again, several, stopped, likeliest = one_after_another(
+    options = ("--prime", "the ", "--length", "30")
+    one, again, several, stopped, likeliest = run_commands(
         [
-            ("sample", "fox", *how),
-            ("sample", "fox", *how),
-            ("sample", "fox", *how, "--count", "3", "--top-k", "3", "--top-p", "0.9"),
-            ("sample", "fox", *how, "--stop", "e"),
-            ("sample", "fox", *how, "--beams", "4"),
+            ("sample", "fox", *options),
+            ("sample", "fox", *options),
+            ("sample", "fox", *options, "--count", "3", "--top-k", "3", "--top-p", "0.9"),
+            ("sample", "fox", *options, "--stop", "e"),
+            ("sample", "fox", *options, "--beams", "4"),
         ],
         folder,
     )
@@ -125,27 +125,27 @@ def test_sample_writes_what_was_asked_for(trained):
 
 
 def test_eval_scores_a_whole_text(trained):
-    """The same as one pass over it with `RNN.loss`, whatever the length of the chunks."""
+    """The score equals one pass of `RNN.loss` over the text, whatever the length of the chunks."""
     folder, _ = trained
     (folder / "other.txt").write_text(TEXT[7:1500])
-    (answer,) = one_after_another([("eval", "fox", "other.txt")], folder)
+    (answer,) = run_commands([("eval", "fox", "other.txt")], folder)
     assert answer.status == 0, answer.stderr
     model = lm.load(folder / "fox")
     ids = model.vocabulary.encode(TEXT[7:1500])[None]
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), model.params)
     batch = jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
     nats, _ = model.rnn.loss(params, model.rnn.initial_state(1), batch)
-    told = re.search(
+    printed = re.search(
         r"loss      (\S+) nats per character = (\S+) bits per character", answer.stdout
     )
-    assert told
-    assert float(told[1]) == pytest.approx(float(nats), abs=1e-4)
+    assert printed
+    assert float(printed[1]) == pytest.approx(float(nats), abs=1e-4)
     assert "scored    1,492 characters" in answer.stdout
 
 
-def test_plot_draws_runs(trained, tmp_path):
+def test_plot_writes_a_picture_of_one_run_or_of_several(trained, tmp_path):
     folder, _ = trained
-    one, two = one_after_another(
+    one, two = run_commands(
         [
             ("plot", str(folder / "fox"), "--out", "one.png"),
             ("plot", str(folder / "fox"), str(folder / "fox"), "--out", "two.png"),
@@ -160,17 +160,17 @@ def test_plot_draws_runs(trained, tmp_path):
 def test_training_without_out_finds_a_free_folder_and_quiet_prints_nothing(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     (tmp_path / "jaxrnn-run").mkdir()
-    other = ("--algorithm", "truncated_bptt", "--quiet", "--seeds", "2")
-    result = jaxrnn_command("train", "fox.txt", *SMALL, *other, cwd=tmp_path)
+    options = ("--algorithm", "truncated_bptt", "--quiet", "--seeds", "2")
+    result = jaxrnn_command("train", "fox.txt", *SMALL, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout + result.stderr == ""
     assert (tmp_path / "jaxrnn-run-2" / "run.json").exists()
     assert not list((tmp_path / "jaxrnn-run").iterdir())
 
 
-def test_the_rule_that_is_trained_by_is_the_one_that_is_shown(tmp_path):
+def test_the_gradient_check_before_training_names_the_rule_and_its_kind(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
-    said = {
+    claims = {
         "rflo": "an approximate rule",
         "uoro": "one draw of an unbiased rule",
         "truncated_bptt": "exact for its truncated graph alone",
@@ -178,11 +178,9 @@ def test_the_rule_that_is_trained_by_is_the_one_that_is_shown(tmp_path):
     short = ("--steps", "1", "--length", "12")
     commands = [
         ("train", "fox.txt", *SMALL[:4], *short, "--algorithm", rule, "--out", rule)
-        for rule in said
+        for rule in claims
     ]
-    for answer, (rule, claim) in zip(
-        one_after_another(commands, tmp_path), said.items(), strict=True
-    ):
+    for answer, (rule, claim) in zip(run_commands(commands, tmp_path), claims.items(), strict=True):
         assert answer.status == 0, answer.stderr
         line = (
             rf"gradient  {rule} against jax.grad on the first batch \(4, 12\): cosine -?\d\.\d+; "
@@ -191,11 +189,11 @@ def test_the_rule_that_is_trained_by_is_the_one_that_is_shown(tmp_path):
         assert "right" not in answer.stdout.split("network")[1].split("training")[0]
 
 
-def test_nobody_reading_ends_the_training_saved_with_one_line(tmp_path):
+def test_a_closed_output_pipe_stops_and_saves_the_training_with_one_line(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
-    often = ("--steps", "10000000", "--evaluate-every", "50", "--out", "run")
+    endless = ("--steps", "10000000", "--evaluate-every", "50", "--out", "run")
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "jaxrnn.cli", "train", "fox.txt", *SMALL, *often],
+        [sys.executable, "-u", "-m", "jaxrnn.cli", "train", "fox.txt", *SMALL, *endless],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -215,12 +213,12 @@ def test_nobody_reading_ends_the_training_saved_with_one_line(tmp_path):
     assert lm.load(tmp_path / "run", newest=True).step >= 50
 
 
-def test_training_on_lines_ends_them(tmp_path):
+def test_a_model_of_lines_samples_whole_lines(tmp_path):
     (tmp_path / "names.txt").write_bytes(
         "\r\n".join(["anna", "bob", "hannah", "otto"] * 20).encode()
     )
     arguments = ("--lines", "--hidden-size", "16", "--batch-size", "8", "--steps", "500")
-    trained, sampled, scored = one_after_another(
+    trained, sampled, scored = run_commands(
         [
             ("train", "names.txt", *arguments, "--out", "n"),
             ("sample", "n", "--count", "20", "--temperature", "0.2"),
@@ -234,32 +232,32 @@ def test_training_on_lines_ends_them(tmp_path):
     assert "scored    420 characters, state carried from each line to its end" in scored.stdout
 
 
-def test_a_run_goes_on_otherwise_and_a_new_one_starts_from_its_model(trained, tmp_path):
+def test_a_run_is_resumed_with_new_options_and_its_model_starts_another(trained, tmp_path):
     folder, _ = trained
     shutil.copytree(folder / "fox", tmp_path / "fox")
     (tmp_path / "dog.txt").write_text("the lazy dog jumps over the quick brown fox\n" * 60)
     more = ("--steps", "80", "--learning-rate", "0.001", "--patience", "9")
     short = ("--batch-size", "4", "--length", "8", "--steps", "20", "--out", "dog")
-    went_on, started = one_after_another(
+    resumed, started = run_commands(
         [
             ("resume", "fox", "--text", str(folder / "fox.txt"), *more),
             ("train", "dog.txt", "--init-from", "fox", *short),
         ],
         tmp_path,
     )
-    assert went_on.status == 0, went_on.stderr
-    assert "from here on with steps 80, learning_rate 0.001, patience 9" in went_on.stdout
+    assert resumed.status == 0, resumed.stderr
+    assert "from here on with steps 80, learning_rate 0.001, patience 9" in resumed.stdout
     assert lm.options_of(tmp_path / "fox").learning_rate == 0.001
     assert started.status == 0, started.stderr
     assert "with the weights and vocabulary of fox" in started.stdout
     assert "27 → 16 tanh → 27".replace("27", str(len(set(TEXT)))) in started.stdout
     held_out = [float(loss) for loss in re.findall(r"held out (\d\.\d+),", started.stdout)]
-    assert held_out[0] < 2.9  # new weights begin at ln 28 = 3.3
+    assert held_out[0] < 2.9  # new weights would begin at ln 28 = 3.3
 
 
 def test_words_are_trained_scored_and_sampled(tmp_path):
     (tmp_path / "fox.txt").write_text("The fox jumps. The dog sleeps! A cat? " * 60)
-    trained, sampled, scored = one_after_another(
+    trained, sampled, scored = run_commands(
         [
             ("train", "fox.txt", *SMALL, "--level", "word", "--vocabulary-size", "9", "--out", "w"),
             ("sample", "w", "--length", "30", "--prime", "The dog"),
@@ -274,21 +272,21 @@ def test_words_are_trained_scored_and_sampled(tmp_path):
     assert "words are not known" in scored.stdout
 
 
-def test_a_loss_that_is_not_finite_stops_says_where_and_keeps_the_last_good_state(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     trouble = ("--activation", "identity", "--optimizer", "sgd", "--learning-rate", "3")
     trouble = (*trouble, "--evaluate-every", "60")
-    (answer,) = one_after_another(
+    (answer,) = run_commands(
         [("train", "fox.txt", *SMALL, *trouble, "--clip", "1e30", "--out", "bad")], tmp_path
     )
     assert answer.status == 2
     message = re.search(r"step (\d+) is not finite \((.*)\)", answer.stderr)
     assert message, answer.stderr
     assert len(answer.stderr.splitlines()) == 1
-    told = answer.stdout[answer.stdout.index("trouble   It began in") :]
-    assert message[2] in " ".join(told.split())
-    assert "Try" in told
-    assert max(map(len, told.splitlines())) <= 80
+    explanation = answer.stdout[answer.stdout.index("trouble   It began in") :]
+    assert message[2] in " ".join(explanation.split())
+    assert "Try" in explanation
+    assert max(map(len, explanation.splitlines())) <= 80
     saved = lm.load(tmp_path / "bad", newest=True)
     assert saved.step == int(message[1]) - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
@@ -298,9 +296,7 @@ def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     trouble = ("--init", "normal", "--activation", "identity", "--hidden-size", "64")
     sizes = ("--batch-size", "2", "--length", "60")  # overflows in float32, not in float64
-    (answer,) = one_after_another(
-        [("train", "fox.txt", *trouble, *sizes, "--out", "bad")], tmp_path
-    )
+    (answer,) = run_commands([("train", "fox.txt", *trouble, *sizes, "--out", "bad")], tmp_path)
     assert answer.status == 2
     assert "step 1 is not finite" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
@@ -310,18 +306,18 @@ def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
 def test_explain_prints_the_numbers_of_the_walkthrough(tmp_path):
     result = jaxrnn_command("explain", "vector", "--hidden-size", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    told = result.stdout
-    assert told.count("should answer") == 6
+    output = result.stdout
+    assert output.count("should answer") == 6
     for name in ("x", "h", "y", "p", "loss", "dy", "dh_next", "dh", "1 - h²", "dh_raw", "dh_0"):
-        assert re.search(rf"^  {re.escape(name)} ", told, re.MULTILINE), name
+        assert re.search(rf"^  {re.escape(name)} ", output, re.MULTILINE), name
     for name in ("dW_xh", "dW_hh", "db_h", "dW_hy", "db_y"):
-        assert re.search(rf"^  {name} ", told, re.MULTILINE), name
-    # db_y is the sum of dy: read back from what was printed.
+        assert re.search(rf"^  {name} ", output, re.MULTILINE), name
+    # db_y is the sum of dy. Both are read back from the output.
     numbers = r"\[([^]]*)\]"
-    dy = [np.fromstring(m, sep=" ") for m in re.findall(rf"^  dy +{numbers}", told, re.MULTILINE)]
-    db_y = np.fromstring(re.findall(rf"^  db_y +{numbers}", told, re.MULTILINE)[0], sep=" ")
+    dy = [np.fromstring(m, sep=" ") for m in re.findall(rf"^  dy +{numbers}", output, re.MULTILINE)]
+    db_y = np.fromstring(re.findall(rf"^  db_y +{numbers}", output, re.MULTILINE)[0], sep=" ")
     np.testing.assert_allclose(sum(dy), db_y, atol=1e-7)
-    assert max(map(len, told.splitlines())) <= 80
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def test_explain_leaves_nothing_out(tmp_path):
@@ -330,19 +326,19 @@ def test_explain_leaves_nothing_out(tmp_path):
     assert "..." not in result.stdout
 
 
-HELPED = [(), ("train",), ("resume",), ("eval",), ("sample",), ("plot",), ("explain",)]
+COMMANDS = [(), ("train",), ("resume",), ("eval",), ("sample",), ("plot",), ("explain",)]
 
 
 @pytest.fixture(scope="module")
-def helped(tmp_path_factory) -> dict[tuple[str, ...], Answer]:
+def help_answers(tmp_path_factory) -> dict[tuple[str, ...], Answer]:
     folder = tmp_path_factory.mktemp("helped")
-    asked = [(*command, "--help") for command in HELPED]
-    return dict(zip(HELPED, one_after_another(asked, folder), strict=True))
+    commands = [(*command, "--help") for command in COMMANDS]
+    return dict(zip(COMMANDS, run_commands(commands, folder), strict=True))
 
 
-@pytest.mark.parametrize("command", HELPED)
-def test_help_helps(command, helped):
-    answer = helped[command]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_usage_and_every_command(command, help_answers):
+    answer = help_answers[command]
     assert answer.status == 0
     assert "usage: jaxrnn" in answer.stdout
     if not command:
@@ -442,8 +438,8 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def mistaken(trained) -> dict[tuple[str, ...], Answer]:
-    """Make every mistake, one after another; nothing on disk may have changed at the end."""
+def mistake_answers(trained) -> dict[tuple[str, ...], Answer]:
+    """Run every mistake_answers command. Check that none of them changed a file."""
     folder, _ = trained
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("too short")
@@ -456,21 +452,21 @@ def mistaken(trained) -> dict[tuple[str, ...], Answer]:
     (folder / "mine" / "thesis.txt").write_text("irreplaceable")
     (folder / "broken" / "run.json").write_text('{"network": ')
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    answers = one_after_another(MISTAKES, folder)
+    answers = run_commands(MISTAKES, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     return dict(zip(MISTAKES, answers, strict=True))
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, mistaken):
-    answer = mistaken[arguments]
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_lost(arguments, mistake_answers):
+    answer = mistake_answers[arguments]
     assert answer.status == 2
     assert MISTAKES[arguments] in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
 
 
-# A process that was started in the background is deaf to SIGINT, and so would its children be.
-HEARING = """
+# A process that was started in the background ignores SIGINT, and its children inherit that.
+WITH_SIGINT = """
 import signal
 from jaxrnn.cli import main as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -479,11 +475,11 @@ cli.main()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(signal_number, tmp_path):
+def test_a_signal_saves_the_run_and_prints_how_to_resume_it(signal_number, tmp_path):
     (tmp_path / "fox.txt").write_text(TEXT)
     endless = ("--steps", "10000000", "--evaluate-every", "100", "--out", "run")
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", HEARING, "train", "fox.txt", *SMALL, *endless],
+        [sys.executable, "-u", "-c", WITH_SIGINT, "train", "fox.txt", *SMALL, *endless],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -493,15 +489,15 @@ def test_a_signal_saves_and_says_how_to_go_on(signal_number, tmp_path):
         try:
             next(line for line in process.stdout if line.startswith("training"))
             process.send_signal(signal_number)
-            told, error = process.communicate(timeout=60)
+            output, error = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 128 + signal_number, told + error
+    assert process.returncode == 128 + signal_number, output + error
     assert error == ""
-    assert "go on with: jaxrnn resume run" in told
+    assert "go on with: jaxrnn resume run" in output
     done = lm.load(tmp_path / "run", newest=True).step
     assert done >= 100
-    (answer,) = one_after_another([("resume", "run", "--steps", f"{done + 20}")], tmp_path)
+    (answer,) = run_commands([("resume", "run", "--steps", f"{done + 20}")], tmp_path)
     assert answer.status == 0, answer.stderr
     assert f"resumed   run after step {done:,}" in answer.stdout
     assert re.search(rf"trained   20 steps in \d+ s, {done + 20:,} in all", answer.stdout)
@@ -536,7 +532,7 @@ SIZES = ("--hidden-size", "6", "--length", "7")
 def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     sizes = (*SIZES, "--num-layers", "2", "--mask")
     wrong = ("--algorithm", "truncated_bptt(window=2)", "--save", "report.json")
-    right, wrong = one_after_another(
+    right, wrong = run_commands(
         [("check", *sizes), ("check", *sizes, *wrong, "--flow", "flow.png")], tmp_path
     )
     assert right.status == 0, right.stderr
@@ -559,14 +555,14 @@ FUNCTIONS = {
 }
 
 
-def test_check_asks_somebodys_function(tmp_path):
+def test_check_runs_a_function_of_the_user(tmp_path):
     (tmp_path / "backward.py").write_text(BACKWARD)
     (tmp_path / "torn.py").write_text("def f(:")
     commands = [("check", "--function", function, *SIZES) for function in FUNCTIONS]
-    answers = one_after_another(commands, tmp_path)
-    for answer, (status, said) in zip(answers, FUNCTIONS.values(), strict=True):
+    answers = run_commands(commands, tmp_path)
+    for answer, (status, message) in zip(answers, FUNCTIONS.values(), strict=True):
         assert answer.status == status
-        assert said in (answer.stderr if status == 2 else answer.stdout)
+        assert message in (answer.stderr if status == 2 else answer.stdout)
         assert len(answer.stderr.splitlines()) == (status == 2)
 
 
@@ -576,9 +572,9 @@ def test_check_draws_a_table_on_a_terminal(monkeypatch):
     from jaxrnn.cli import check as trial
     from jaxrnn.cli import console as display
 
-    chosen = trial.prepare(trial.Options(hidden_size=6, length=7))
+    setup = trial.prepare(trial.Options(hidden_size=6, length=7))
     report = jaxrnn.verify(
-        jaxrnn.gradients.bptt(chosen.rnn), chosen.rnn, chosen.params, chosen.batch, h=chosen.h
+        jaxrnn.gradients.bptt(setup.rnn), setup.rnn, setup.params, setup.batch, h=setup.h
     )
     for width, last in ((90, "reference"), (52, "worst at"), (30, "error")):
         console = Console(force_terminal=True, width=width, record=True)

@@ -1,4 +1,4 @@
-"""What rules are worth and what they cost, side by side."""
+"""Tests of `compare`, the bias, variance and cost of rules, and of `cost_analysis`."""
 
 import json
 import re
@@ -28,13 +28,13 @@ def flat(tree):
 
 
 def noise_of(params):
-    """The size of each element's noise: M, no two alike."""
+    """Return M, the magnitude of the noise of each element. No two are equal."""
     elements, unravel = ravel_pytree(params)
     return unravel(jnp.linspace(0.1, 0.5, elements.size))
 
 
 def noisy(rnn, scale=1.0) -> GradientAlgorithm:
-    """Make a rule of g = scale · r + s ⊙ M with r exact and fair signs s from the carry's key."""
+    """Make a rule: g = scale · r + s ⊙ M, with r exact and random signs s from the carry's key."""
     exact = gradients.autodiff(rnn)
 
     def init(params, h, key=None):
@@ -67,7 +67,7 @@ def compared(case) -> Comparison:
     return compare(rules, case.rnn, case.params, case.batch, KEY, h=case.h, draws=DRAWS, rounds=1)
 
 
-def test_autodiff_is_itself(compared):
+def test_autodiff_has_no_error(compared):
     row = compared.rows[0]
     for estimate in (row.whole, *row.leaves.values()):
         assert estimate[:3] == (0, 0, 0)
@@ -75,7 +75,7 @@ def test_autodiff_is_itself(compared):
     assert row.rule == "autodiff"
 
 
-def test_a_rule_that_does_not_draw_has_no_variance_and_its_error_as_bias(case, compared):
+def test_the_error_of_a_deterministic_rule_is_bias_and_not_variance(case, compared):
     row = compared.rows[1]
     exact = gradient(gradients.autodiff(case.rnn), case)[1]
     one_hop = gradient(gradients.truncated_bptt(case.rnn, 0), case)[1]
@@ -94,7 +94,7 @@ def test_a_rule_that_does_not_draw_has_no_variance_and_its_error_as_bias(case, c
         assert (estimate.standard_error, estimate.variance) == (0, 0)
 
 
-def test_estimates_are_those_of_the_draws_taken_one_by_one(case, compared):
+def test_estimates_are_those_of_the_draws_computed_one_by_one(case, compared):
     row, rule = compared.rows[2], noisy(case.rnn)
     draw = jax.jit(rule.value_and_grad)
     draws = np.stack(
@@ -116,7 +116,7 @@ def test_estimates_are_those_of_the_draws_taken_one_by_one(case, compared):
 
 
 def test_bias_and_variance_of_known_noise_lie_within_their_standard_errors(case, compared):
-    """At a fixed seed. A sign's sample variance itself varies by 2 / n(n - 1)."""
+    """Runs at a fixed seed. The sample variance of n signs has variance 2 / n(n - 1)."""
     exact = by_name(gradient(gradients.autodiff(case.rnn), case)[1])
     unbiased, scaled = compared.rows[2:]
     for name, M in by_name(noise_of(case.params)).items():
@@ -150,13 +150,13 @@ def test_a_table_is_at_most_80_columns_wide_and_has_a_line_for_each_rule(compare
     assert max(map(len, widest.splitlines())) == 80
 
 
-def test_a_table_without_noise_says_nothing_of_it(compared):
+def test_a_table_of_deterministic_rules_does_not_mention_draws(compared):
     alone = compared._replace(rows=compared.rows[:2])
     assert "±" not in str(alone)
     assert "draws" not in str(alone)
 
 
-def test_to_dict_is_plain(compared):
+def test_to_dict_can_be_written_as_json(compared):
     plain = json.loads(json.dumps(compared.to_dict(), allow_nan=False))
     assert (plain["steps"], plain["batch_size"]) == (6, 3)
     row = plain["rows"][2]
@@ -171,31 +171,31 @@ def test_where_the_exact_gradient_is_zero_errors_are_absolute_and_there_is_no_co
     case = make_case(T=2)
     batch = case.batch._replace(mask=jnp.zeros((3, 2)))
     rules = {"bptt": gradients.bptt(case.rnn), "noisy": noisy(case.rnn)}
-    found = compare(rules, case.rnn, case.params, batch, KEY, draws=3, rounds=1)
-    exact, drawn = found.rows
+    result = compare(rules, case.rnn, case.params, batch, KEY, draws=3, rounds=1)
+    exact, drawn = result.rows
     assert exact.whole[:3] == (0, 0, 0)
     assert np.isnan([exact.whole.cosine, drawn.whole.cosine]).all()
     total = float((flat(noise_of(case.params)) ** 2).sum())
     assert drawn.whole.variance / 2 <= total <= 2 * drawn.whole.variance
-    assert found.to_dict()["rows"][0]["whole"]["cosine"] is None
-    assert "nan" in str(found)
+    assert result.to_dict()["rows"][0]["whole"]["cosine"] is None
+    assert "nan" in str(result)
 
 
-def test_a_gradient_of_zero_points_nowhere():
+def test_a_gradient_of_zero_has_cosine_zero():
     case = make_case(T=2)
     bptt = gradients.bptt(case.rnn)
 
-    def nothing(params, carry, batch):
+    def zero(params, carry, batch):
         answer, grads = bptt.value_and_grad(params, carry, batch)
         return answer, jax.tree.map(jnp.zeros_like, grads)
 
-    rules = {"nothing": GradientAlgorithm(bptt.init, nothing)}
+    rules = {"nothing": GradientAlgorithm(bptt.init, zero)}
     row = compare(rules, case.rnn, case.params, case.batch, KEY, rounds=1).rows[0]
     assert row.whole.cosine == 0
     assert row.whole.bias == pytest.approx(1)
 
 
-def test_time_is_a_step_s_median_and_its_ratio_that_of_a_round(monkeypatch):
+def test_the_time_is_a_median_per_step_and_the_ratio_a_median_over_rounds(monkeypatch):
     case = make_case(T=2)
     measured = np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 80.0]])  # autodiff, and the rule
     monkeypatch.setattr(comparison, "seconds_of", lambda runs, rounds: measured)
@@ -205,24 +205,24 @@ def test_time_is_a_step_s_median_and_its_ratio_that_of_a_round(monkeypatch):
     assert row.ratio == 3  # of 3, 1 and 20
 
 
-def test_calls_are_timed_in_turn_and_short_ones_together(monkeypatch):
+def test_calls_are_timed_alternately_and_short_ones_repeatedly(monkeypatch):
     called, clock = [], [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
-    def taking(name, seconds):
+    def task(name, seconds):
         def run():
             called.append(name)
             clock[0] += seconds
 
         return run
 
-    seconds = seconds_of([taking("a", 0.002), taking("b", 0.02)], rounds=2)
-    assert "".join(called) == "ab" + "ab" + 2 * "aaab"  # warm, how long, and the rounds
+    seconds = seconds_of([task("a", 0.002), task("b", 0.02)], rounds=2)
+    assert "".join(called) == "ab" + "ab" + 2 * "aaab"  # warm-up, estimate, two rounds
     assert_equal(seconds, np.array([[0.002, 0.002], [0.02, 0.02]]))
 
 
 def matmuls(length, inner=1):
-    """Build a scan of scans of (3, 4) @ (4, 4)."""
+    """Analyse the cost of (3, 4) @ (4, 4) in two nested scans."""
 
     def repeat(body, length):
         return lambda x, w: lax.scan(lambda c, _: (body(c, w), None), x, length=length)[0]
@@ -231,7 +231,7 @@ def matmuls(length, inner=1):
     return cost_analysis(function, jnp.ones((3, 4)), jnp.ones((4, 4)))
 
 
-def test_a_loop_s_body_counts_as_often_as_it_runs():
+def test_the_body_of_a_loop_is_counted_as_often_as_it_runs():
     assert matmuls(10).flops == 10 * 2 * 3 * 4 * 4
     assert matmuls(20).flops == 2 * matmuls(10).flops
     assert matmuls(5, inner=7).flops == 35 * 2 * 3 * 4 * 4
@@ -244,7 +244,7 @@ def by_hand(x):
 
 by_hand.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (3 * (g * jnp.cos(x)),))
 
-# What each of these does to x (6, 4), and its floating-point operations.
+# Functions of x (6, 4), and the number of their floating-point operations.
 KNOWN = {
     "elementwise": (lambda x: jnp.tanh(x) * 2, 48),
     "moves": (lambda x: jnp.concatenate([x.T[1:], jnp.zeros((1, 6))]), 0),
@@ -259,7 +259,10 @@ KNOWN = {
     "convolution": (lambda x: jnp.convolve(x[:, 0], x[:3, 0], "valid"), 2 * 3 * 4),
     "channels": (lambda x: lax.conv(x[None, None], x[:2, None, None], (1, 1), "SAME"), 2 * 48 * 4),
     "dead code": (lambda x: (x @ x.T, x + 1)[1], 24),
-    "dear branch": (lambda x: lax.cond(x.shape[0] > jnp.int32(x[0, 0]), jnp.sin, far, x), 480),
+    "dear branch": (
+        lambda x: lax.cond(x.shape[0] > jnp.int32(x[0, 0]), jnp.sin, loop, x),
+        480,
+    ),
     "remat": (jax.checkpoint(jnp.sin), 24),
     "custom_vjp": (by_hand, 24),
     "its backward pass": (lambda x: jax.vjp(by_hand, x)[1](x)[0], 72),
@@ -277,7 +280,7 @@ KNOWN = {
 }
 
 
-def far(x):
+def loop(x):
     return lax.fori_loop(0, 20, lambda _, x: x + 1, x)
 
 
@@ -289,7 +292,7 @@ def test_operations_of_a_known_program(name):
     )
 
 
-def test_ids_spare_the_matmul_of_the_input():
+def test_ids_save_the_matmul_of_the_input():
     flops = []
     for ids in (False, True):
         case = make_case(ids=ids)
@@ -305,19 +308,19 @@ def cost_of(rule, T, **network):
     )
 
 
-def test_bptt_waits_for_every_step_twice_and_its_parallel_twin_once():
+def test_bptt_has_two_loops_over_time_and_parallel_bptt_one():
     assert cost_of(gradients.bptt, 37).loops.count(37) == 2
     assert cost_of(gradients.parallel_bptt, 37).loops.count(37) == 1
 
 
-def test_working_memory_grows_with_time():
+def test_working_memory_grows_with_the_length():
     short, long = (cost_of(gradients.bptt, T) for T in (40, 400))
     assert 5 < long.temp_bytes / short.temp_bytes < 15
     assert long.output_bytes == short.output_bytes
 
 
-def test_what_is_costly_is_not_allocated_to_be_counted():
+def test_large_arrays_are_not_allocated_to_be_counted():
     matrix = ShapeDtypeStruct((10**6, 10**6), jnp.float64)
-    found = cost_analysis(lambda a, b: a @ b, matrix, matrix)
-    assert found.flops == 2 * 10**18
-    assert (found.argument_bytes, found.output_bytes) == (16 * 10**12, 8 * 10**12)
+    cost = cost_analysis(lambda a, b: a @ b, matrix, matrix)
+    assert cost.flops == 2 * 10**18
+    assert (cost.argument_bytes, cost.output_bytes) == (16 * 10**12, 8 * 10**12)

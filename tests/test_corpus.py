@@ -1,4 +1,4 @@
-"""Texts of any size to ids: pieces, encodings, lines, and what lies on disk."""
+"""Tests of reading a text into ids: pieces, encodings, lines, and the cache of ids on disk."""
 
 import codecs
 import hashlib
@@ -23,8 +23,8 @@ TEXTS = {
 SIZES = [1, 2, 3, 7, 2**22]
 
 
-def kept(tmp_path, content, encoding="utf-8"):
-    """Open a file with some bytes in it, or a text in some encoding."""
+def open_file(tmp_path, content, encoding="utf-8"):
+    """Write bytes, or a text in some encoding, to a file, and open it."""
     file = tmp_path / "text.txt"
     file.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
     return corpus.open_text(file, encoding)
@@ -32,7 +32,7 @@ def kept(tmp_path, content, encoding="utf-8"):
 
 @pytest.fixture
 def on_disk(monkeypatch, tmp_path):
-    """Take every text for a large one, and give the cache's folder."""
+    """Treat every text as a large one, with its ids on disk. Return the folder of the cache."""
     monkeypatch.setattr(corpus, "IN_MEMORY", 0)
     monkeypatch.setattr(corpus, "PIECE", 7)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -46,7 +46,7 @@ def on_disk(monkeypatch, tmp_path):
 @pytest.mark.parametrize("encoding", TEXTS)
 def test_a_file_is_decoded_the_same_in_pieces_of_any_size(encoding, piece, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE", piece)
-    text = kept(tmp_path, TEXTS[encoding], encoding)
+    text = open_file(tmp_path, TEXTS[encoding], encoding)
     for _ in range(2):  # it can be read again
         assert "".join(corpus.pieces(text)) == TEXTS[encoding]
     read = corpus.read(text)
@@ -62,10 +62,10 @@ def test_a_file_is_decoded_the_same_in_pieces_of_any_size(encoding, piece, tmp_p
 @pytest.mark.parametrize(
     ("mark", "encoding"), [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le")]
 )
-def test_a_byte_order_mark_is_no_character(mark, encoding, piece, tmp_path, monkeypatch):
-    """But only at the text's beginning."""
+def test_a_byte_order_mark_is_not_a_character(mark, encoding, piece, tmp_path, monkeypatch):
+    """This holds only at the beginning of the text."""
     monkeypatch.setattr(corpus, "PIECE", piece)
-    text = kept(tmp_path, mark + "a\ufeffb".encode(encoding), encoding)
+    text = open_file(tmp_path, mark + "a\ufeffb".encode(encoding), encoding)
     assert "".join(corpus.pieces(text)) == "a\ufeffb"
     assert corpus.read(text).characters == 3
 
@@ -82,11 +82,11 @@ def test_a_byte_order_mark_is_no_character(mark, encoding, piece, tmp_path, monk
         (b"\xff", "utf-8", "byte 0xff at position 0;"),
     ],
 )
-def test_a_byte_that_cannot_be_decoded_is_named_with_its_place(
+def test_a_byte_that_cannot_be_decoded_is_named_with_its_position(
     content, encoding, named, piece, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(corpus, "PIECE", piece)
-    text = kept(tmp_path, content, encoding)
+    text = open_file(tmp_path, content, encoding)
     for lines in (False, True):
         with pytest.raises(ValueError, match=f"is not {encoding}: {named}"):
             corpus.read(text, lines=lines)
@@ -113,14 +113,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_a_text_in_another_encoding_is_refused_with_the_right_one(case, tmp_path):
-    """Never with one that would decode anything, unless it says so."""
-    encoding, given, message = OTHERS[case]
+def test_a_text_in_another_encoding_is_refused_and_the_right_one_named(case, tmp_path):
+    """An encoding that decodes nearly any bytes is suggested only with that warning."""
+    encoding, wrong, message = OTHERS[case]
     text = "The cafés of naïve men\n" if encoding != "cp1251" else "мир и война"
     if case == "utf-8 as ascii":
         text = "café"
     mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" and "without" not in case else b""
-    opened = kept(tmp_path, mark + text.encode(encoding))._replace(encoding=given)
+    opened = open_file(tmp_path, mark + text.encode(encoding))._replace(encoding=wrong)
     with pytest.raises(ValueError, match=message) as raised:
         corpus.read(opened)
     assert "\n" not in str(raised.value)
@@ -131,31 +131,31 @@ def test_a_text_in_another_encoding_is_refused_with_the_right_one(case, tmp_path
         assert read.vocabulary.decode(read.ids[:]) == text
 
 
-def test_a_text_with_some_zeros_is_a_text(tmp_path):
-    """As file names that are separated by them."""
+def test_a_text_may_contain_zero_bytes(tmp_path):
+    """An example is a list of file names that are separated by zero bytes."""
     for content in (b"a file\0another one\0and a third\0", b"\0\0\0\0", b"a\0b"):
-        assert corpus.read(kept(tmp_path, content)).characters == len(content)
+        assert corpus.read(open_file(tmp_path, content)).characters == len(content)
 
 
 @pytest.mark.parametrize("piece", SIZES)
 @pytest.mark.parametrize("level", ["char", "byte"])
 def test_every_line_end_ends_a_line(level, piece, tmp_path, monkeypatch):
-    """Also where a piece ends between the two characters of one."""
+    """This holds also where a piece ends between the \\r and the \\n of one line end."""
     monkeypatch.setattr(corpus, "PIECE", piece)
-    text = kept(tmp_path, "é\r\nb\rcd\n\r\r\n\ne")
+    text = open_file(tmp_path, "é\r\nb\rcd\n\r\r\n\ne")
     read = corpus.read(text, level=level, lines=True)
     assert read.vocabulary.decode(read.ids[:]) == "\né\nb\ncd\n\n\n\ne\n"
     assert read.vocabulary.ends is not None
     rows = data.find_lines(read.ids, read.vocabulary.ends)
-    found = zip(rows.starts, rows.ends, strict=True)
-    lines = [read.vocabulary.decode(read.ids[start:end]) for start, end in found]
+    spans = zip(rows.starts, rows.ends, strict=True)
+    lines = [read.vocabulary.decode(read.ids[start:end]) for start, end in spans]
     assert lines == ["\né", "\nb", "\ncd", "\ne"]
-    as_it_is = corpus.read(text, level=level)
-    assert as_it_is.vocabulary.decode(as_it_is.ids[:]) == "é\r\nb\rcd\n\r\r\n\ne"
+    unchanged = corpus.read(text, level=level)
+    assert unchanged.vocabulary.decode(unchanged.ids[:]) == "é\r\nb\rcd\n\r\r\n\ne"
 
 
-def test_the_frame_of_lines_is_no_part_of_the_text():
-    """Neither is it counted, nor does it move the place of a character that is not known."""
+def test_line_ends_that_are_added_are_not_part_of_the_text():
+    """The added line ends are not counted, and do not shift the positions in error messages."""
     text, vocabulary = Text.from_string("ab\nc"), Vocabulary.from_text("ab\n")
     assert corpus.read(text, lines=True).characters == 4
     for lines in (False, True):
@@ -163,7 +163,7 @@ def test_the_frame_of_lines_is_no_part_of_the_text():
             corpus.read(text, vocabulary=vocabulary, lines=lines)
 
 
-# What is read
+# Ids and their text
 
 
 @pytest.mark.parametrize("symbols", [2, 256, 257, 65_536, 65_537])
@@ -173,12 +173,12 @@ def test_ids_are_of_the_smallest_type_that_holds_them(symbols):
     assert read.ids[:].dtype.itemsize == (1 if symbols <= 256 else 2 if symbols <= 65_536 else 4)
 
 
-def test_a_text_is_known_by_the_hash_of_its_bytes(tmp_path):
+def test_a_text_is_identified_by_the_hash_of_its_bytes(tmp_path):
     content = codecs.BOM_UTF8 + b"a\r\nb"
-    text, digest = kept(tmp_path, content), hashlib.sha256(content).hexdigest()
-    ways: list[dict[str, Any]] = [{}, {"lines": True}, {"level": "byte"}, {"expected": digest}]
-    for how in ways:
-        assert corpus.read(text, **how).sha256 == digest
+    text, digest = open_file(tmp_path, content), hashlib.sha256(content).hexdigest()
+    options: list[dict[str, Any]] = [{}, {"lines": True}, {"level": "byte"}, {"expected": digest}]
+    for kwargs in options:
+        assert corpus.read(text, **kwargs).sha256 == digest
     with pytest.raises(ValueError, match=f"its SHA-256 is {digest[:12]}…, and was 000000000000…"):
         corpus.read(text, expected="0" * 64)
 
@@ -200,8 +200,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_text_is_refused_in_one_line(case, tmp_path):
-    """And at once: nobody has to write into a pipe first."""
+def test_a_file_that_is_not_a_text_is_refused_in_one_line(case, tmp_path):
+    """The error is raised at once: opening a pipe does not wait until somebody writes to it."""
     make, encoding, message = REFUSED[case]
     file = tmp_path / "text.txt"
     make(file)
@@ -223,19 +223,19 @@ PROSE = "The naïve end. A good, very good end!\r\nNo\rend \n\n\U0001f600 yes\n"
 
 @pytest.mark.parametrize("lines", [False, True])
 @pytest.mark.parametrize("level", ["char", "byte", "word"])
-def test_ids_on_disk_are_those_in_memory_and_encoded_once(
+def test_ids_on_disk_are_those_in_memory_and_are_encoded_once(
     level, lines, on_disk, tmp_path, monkeypatch
 ):
-    text = kept(tmp_path, PROSE)
+    text = open_file(tmp_path, PROSE)
 
-    def made():
+    def cache_files():
         stats = {file: file.stat() for file in on_disk.iterdir()}
         return {file: (stat.st_ino, stat.st_mtime_ns) for file, stat in stats.items()}
 
-    first, at_first = corpus.read(text, level=level, lines=lines), made()
+    first, files = corpus.read(text, level=level, lines=lines), cache_files()
     again = corpus.read(text, level=level, lines=lines)
-    assert len(at_first) == 2
-    assert made() == at_first
+    assert len(files) == 2
+    assert cache_files() == files
     monkeypatch.undo()
     expected = corpus.read(text, level=level, lines=lines)
     for read in (first, again):
@@ -249,9 +249,9 @@ def test_ids_on_disk_are_those_in_memory_and_encoded_once(
 def test_a_word_that_is_split_between_pieces_of_a_large_text_is_whole(
     on_disk, tmp_path, monkeypatch
 ):
-    """Also between a letter and its marks, and within a character's bytes."""
+    """The split may lie between a letter and its marks, or between the bytes of a character."""
     words = "हिन्दी में क्\u200dष है। naïve e\u0301te\u0301 \U0001f469\u200d\U0001f680 עַל־פְּנֵי\n"
-    text = kept(tmp_path, words * 3)
+    text = open_file(tmp_path, words * 3)
     for size in range(1, 24):
         monkeypatch.setattr(corpus, "PIECE", size)
         read = corpus.read(text, level="word", cache=tmp_path / str(size))
@@ -263,9 +263,9 @@ def test_a_word_that_is_split_between_pieces_of_a_large_text_is_whole(
         ]
 
 
-def test_what_makes_other_ids_is_kept_apart(on_disk, tmp_path):
-    text, other = kept(tmp_path, "abc\r\né"), Vocabulary.from_text("abcdé\r\n")
-    ways: list[tuple[corpus.Text, dict[str, Any]]] = [
+def test_texts_and_options_with_different_ids_have_different_files(on_disk, tmp_path):
+    text, other = open_file(tmp_path, "abc\r\né"), Vocabulary.from_text("abcdé\r\n")
+    variants: list[tuple[corpus.Text, dict[str, Any]]] = [
         (text, {}),
         (text, {"lines": True}),
         (text, {"level": "byte"}),
@@ -277,13 +277,13 @@ def test_what_makes_other_ids_is_kept_apart(on_disk, tmp_path):
         (text._replace(encoding="cp1252"), {}),
         (Text.from_string("é\r\ncba"), {}),
     ]
-    ids = [corpus.read(text, **how).ids for text, how in ways]
-    assert len(set(ids)) == len(ways)
+    ids = [corpus.read(text, **kwargs).ids for text, kwargs in variants]
+    assert len(set(ids)) == len(variants)
     assert corpus.read(text).ids == ids[0]
 
 
-def test_a_cache_that_is_not_whole_is_not_used(on_disk, tmp_path, monkeypatch):
-    text = kept(tmp_path, PROSE)
+def test_an_incomplete_cache_is_not_used(on_disk, tmp_path, monkeypatch):
+    text = open_file(tmp_path, PROSE)
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -301,8 +301,8 @@ def test_a_cache_that_is_not_whole_is_not_used(on_disk, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["text.txt/below", "x" * 300])
-def test_a_cache_that_cannot_be_written_is_told_in_one_line(folder, on_disk, tmp_path):
-    text = kept(tmp_path, PROSE)
+def test_a_cache_that_cannot_be_written_raises_an_error_of_one_line(folder, on_disk, tmp_path):
+    text = open_file(tmp_path, PROSE)
     on_disk.parent.write_text("no folder")
     for cache in (tmp_path / folder, None):
         with pytest.raises(ValueError, match=r"cannot keep the ids .*: [A-Z].*XDG_CACHE") as raised:
@@ -312,22 +312,22 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(folder, on_disk, tmp
 
 @pytest.fixture
 def both(tmp_path):
-    """Give the same ids in memory and on disk."""
+    """Return the same ids in memory and on disk."""
     ids = np.random.default_rng(0).integers(0, 5, 101).astype(np.uint8)
     np.save(tmp_path / "ids.npy", ids)
     return ids, OnDisk(tmp_path / "ids.npy")
 
 
 @pytest.mark.parametrize("place", [0, 1, 40, 101])
-def test_ids_are_cut_alike_on_disk_and_in_memory(place, both):
-    for a, b in zip(*(corpus.cut(ids, place) for ids in both), strict=True):
+def test_ids_are_cut_equally_on_disk_and_in_memory(position, both):
+    for a, b in zip(*(corpus.cut(ids, position) for ids in both), strict=True):
         assert len(a) == len(b)
         assert np.array_equal(a[:], b[:])
         for c, d in zip(*(corpus.cut(ids, len(ids) // 3) for ids in (a, b)), strict=True):
             assert np.array_equal(c[:], d[:])
 
 
-def test_a_part_of_the_ids_is_in_memory_at_a_time(both, monkeypatch):
+def test_ids_on_disk_are_read_in_parts(both, monkeypatch):
     monkeypatch.setattr(data, "_PART", 7)
     in_memory, on_disk = (list(data.parts(ids)) for ids in both)
     assert [len(part) for part in on_disk] == [7] * 14 + [3]
@@ -337,7 +337,7 @@ def test_a_part_of_the_ids_is_in_memory_at_a_time(both, monkeypatch):
 
 @pytest.mark.parametrize("ends", [(0, 0), (1, 2)], ids=["lines", "sentences"])
 def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
-    if ends == (1, 2):  # a text has no sentence within another
+    if ends == (1, 2):  # sentences, none of which contains another
         ids, on_disk = both
         ids[:] = 3 + ids % 2
         ids[::7], ids[6::7] = 1, 2
@@ -346,9 +346,9 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
     whole = [data.find_lines(ids, ends) for ids in both]
     monkeypatch.setattr(data, "_PART", 7)
     rows = [data.find_lines(ids, ends) for ids in both]
-    for found in (*whole, *rows):
-        assert np.array_equal(found.starts, whole[0].starts)
-        assert np.array_equal(found.ends, whole[0].ends)
+    for lines in (*whole, *rows):
+        assert np.array_equal(lines.starts, whole[0].starts)
+        assert np.array_equal(lines.ends, whole[0].ends)
     assert len(rows[0].starts) > 8
     steps = np.arange(9)
     sources = [
@@ -356,11 +356,11 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
             data.stream(ids, 3, 4),
             data.passage(ids, 3, 4).batches,
             data.stream(corpus.cut(ids, 30)[1], 3, 4),
-            data.shuffled(found, 4, seed=1),
-            data.shuffled(found, 4, seed=1, length=3),
-            data.rows_passage(found, 4, 5).batches,
+            data.shuffled(lines, 4, seed=1),
+            data.shuffled(lines, 4, seed=1, length=3),
+            data.rows_passage(lines, 4, 5).batches,
         ]
-        for ids, found in zip(both, rows, strict=True)
+        for ids, lines in zip(both, rows, strict=True)
     ]
     for in_memory, on_disk in zip(*sources, strict=True):
         a, b = in_memory(steps), on_disk(steps)

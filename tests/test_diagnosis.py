@@ -1,7 +1,7 @@
-"""A gradient that is wrong is found, and its bug named; one that is right is never accused.
+"""Tests of the diagnosis: wrong gradients are found and their bug named; right ones pass.
 
-The bugs are planted in the NumPy backward pass of experiments/planted_bugs.py, which is written
-without anything of jaxrnn's, in networks of random kinds and sizes.
+The bugs are planted in the NumPy backward pass of experiments/planted_bugs.py, which does not use
+jaxrnn. The networks have random options and sizes.
 """
 
 from functools import cache
@@ -25,19 +25,19 @@ from jaxrnn.verification.diagnosis import leaf_catalogue as leaf_bugs
 from jaxrnn.verification.diagnosis import search as diagnosis
 from jaxrnn.verification.leaf import relative_error
 
-SEEDS = (56, 38, 1)  # with the first two, every bug can be made, and changes something
+SEEDS = (56, 38, 1)  # with the first two, every bug can be planted and changes a leaf
 
 
 @cache
 def network(seed):
-    """Draw a random network, with its right gradient."""
+    """Draw a random network, and compute its right gradient."""
     rnn, params, h, batch = planted_bugs.draw(np.random.default_rng(seed))
     _, right = somebodys(rnn, h)(planted_bugs.in_float64(params), batch)
     return rnn, params, h, batch, right
 
 
 def wrong_leaves(grads, right):
-    """Return the leaves that a planted bug changed, or left out."""
+    """Return the names of the leaves that a planted bug changed or left out."""
     right, grads = by_name(right), by_name(grads)
     return {
         name
@@ -49,7 +49,7 @@ def wrong_leaves(grads, right):
 
 
 def reports(bug):
-    """Plant a bug in every network where it can be made: the report, and the leaves it changed."""
+    """Plant a bug in every network that allows it. Yield each report and the changed leaves."""
     rng = np.random.default_rng(0)
     for rnn, params, h, batch, right in map(network, SEEDS):
         if planted_bugs.applies(bug, rnn, batch):
@@ -109,7 +109,7 @@ def test_every_entry_of_the_catalogue_is_planted():
         ("truncated", lambda k: float(k <= 3)),
     ],
 )
-def test_the_lag_profile_shows_how_the_lags_were_weighted(bug, coefficient):
+def test_the_lag_profile_has_the_weight_of_each_lag(bug, coefficient):
     case = make_case(B=3, T=6, I=5, H=7, O=4, ids=True)
     wrong = somebodys(case.rnn, case.h, bug, window=3)
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
@@ -120,15 +120,15 @@ def test_the_lag_profile_shows_how_the_lags_were_weighted(bug, coefficient):
         np.testing.assert_allclose(profile.coefficients, expected, rtol=0, atol=1e-6)
 
 
-def test_a_gradient_that_is_no_weighting_of_lags_leaves_a_residual():
+def test_a_gradient_that_is_not_a_weighted_sum_of_lags_leaves_a_residual():
     case = make_case(B=3, T=6, I=5, H=7, O=4)
     wrong = somebodys(case.rnn, case.h, "W_hh not transposed")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     assert all(profile.residual > 1e-3 for profile in report.profiles if "W" in profile.leaf)
 
 
-def test_a_lag_that_a_leaf_cannot_tell_has_no_coefficient():
-    """A bias of 4 units has 4 numbers, and 6 lags."""
+def test_lags_that_a_leaf_cannot_distinguish_have_no_coefficient():
+    """A bias of 4 units has 4 numbers, but there are 6 lags."""
     case = make_case(B=3, T=6, I=5, H=4, O=2)
     wrong = somebodys(case.rnn, case.h, "credit halved at every step")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
@@ -141,22 +141,22 @@ def test_a_lag_that_a_leaf_cannot_tell_has_no_coefficient():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_lags_of_a_gradient_add_up_to_it(layers):
     case = make_case(num_layers=layers, leak=0.7, mask=True)
-    found = lags.split_by_lag(case.rnn, case.params, case.h, case.batch, 6)
-    total = jax.tree.map(lambda part: part.sum(0), found.parts)
+    split = lags.split_by_lag(case.rnn, case.params, case.h, case.batch, 6)
+    total = jax.tree.map(lambda part: part.sum(0), split.parts)
     algorithm = gradients.autodiff(case.rnn)
     carry = algorithm.init(case.params, case.h)
     _, grads = algorithm.value_and_grad(case.params, carry, case.batch)
     assert_equal(total, grads.cells)
 
 
-def test_the_pass_by_hand_is_exact_in_every_kind_of_network():
+def test_the_hand_written_backward_pass_is_exact_in_every_kind_of_network():
     for rnn, params, h, batch, right in map(network, SEEDS):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
         batch, h = check_batch(rnn, params, batch, h)
         assert_equal(hand.gradient(hand.run_forward(rnn, params, h, batch)), right)
 
 
-BOTH = {
+PAIRS = {
     ("one-hop", "sign"): {"one-hop": "cells", "sign": "readout.W_hy"},
     ("no gain", "zero"): {"no gain": "cells", "zero": "readout.W_hy"},
     ("W_hh not transposed", "missing"): {"missing": "readout.W_hy", "W_hh not": "cells"},
@@ -164,7 +164,7 @@ BOTH = {
 }
 
 
-@pytest.mark.parametrize("pair", BOTH)
+@pytest.mark.parametrize("pair", PAIRS)
 def test_two_bugs_on_different_leaves_are_two_findings(pair):
     case = make_case(B=3, T=6, I=5, H=7, O=4)
     first, second = (somebodys(case.rnn, case.h, b, leaf="readout.W_hy") for b in pair)
@@ -175,32 +175,32 @@ def test_two_bugs_on_different_leaves_are_two_findings(pair):
 
     report = jaxrnn.verify(both, case.rnn, case.params, case.batch, h=case.h)
     assert len(report.findings) == 2
-    for name, leaves in BOTH[pair].items():
+    for name, leaves in PAIRS[pair].items():
         (finding,) = (each for each in report.findings if each.bug.startswith(name))
         assert all(leaf.startswith(leaves) for leaf in finding.leaves)
 
 
 def test_a_bug_is_named_through_a_wrong_constant_over_all_leaves():
     case = make_case(B=3, T=6, I=5, H=7, O=4, reduction="mean")
-    hopping = somebodys(case.rnn, case.h, "one-hop")
+    one_hop = somebodys(case.rnn, case.h, "one-hop")
 
     def summed(params, batch):
-        loss, grads = hopping(params, batch)
+        loss, grads = one_hop(params, batch)
         return loss, jax.tree.map(lambda leaf: 18 * leaf, grads)
 
     report = jaxrnn.verify(summed, case.rnn, case.params, case.batch, h=case.h)
     assert [finding.bug for finding in report.findings] == ["sum for mean", "one-hop"]
 
 
-def test_wrong_gradients_that_overflow_are_no_trouble():
-    """Without its slopes, credit grows 10⁸ times a step for 60 steps; warnings are errors here."""
+def test_candidate_bugs_whose_gradients_overflow_raise_no_warning():
+    """Without the slopes, the credit grows by 10⁸ at each of 60 steps. Warnings are errors here."""
     case = make_case(T=60, recurrent_init=jax.nn.initializers.orthogonal(1e8))
     wrong = somebodys(case.rnn, case.h, "sign", leaf="readout.W_hy")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     assert "sign" in [finding.bug for finding in report.findings]
 
 
-def test_a_batch_that_is_masked_throughout_has_a_gradient_of_zero():
+def test_a_batch_that_is_masked_everywhere_has_a_gradient_of_zero():
     case = make_case(reduction="mean")
     batch = case.batch._replace(mask=np.zeros((3, 6)))
     assert jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, batch).ok
@@ -212,8 +212,8 @@ def test_a_batch_that_is_masked_throughout_has_a_gradient_of_zero():
     assert [finding.bug for finding in report.findings] == ["unknown"]
 
 
-def test_a_bug_that_explains_only_a_part_of_what_is_wrong_is_no_match():
-    """Near the tolerance, much lies within it of what came out: a match must explain it all."""
+def test_a_bug_that_explains_only_a_part_of_the_error_is_no_match():
+    """Near the tolerance, many gradients lie within it. A match must explain the whole error."""
     r = np.ones(4)
     off = np.array([1.0, -1.0, 1.0, -1.0])
     case = diagnosis.Case({"x": r + 1.5e-12 * off}, {"x": r}, {"x": 1e-12}, None)
@@ -241,7 +241,7 @@ def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
         assert f"in layer {layer} only" in finding.text
 
 
-def test_an_error_that_one_layer_drops_leaves_the_layers_below_without_a_gradient():
+def test_an_input_error_that_one_layer_drops_is_named_with_its_layer():
     case = make_case(num_layers=3)
     algorithm = gradients.bptt(case.rnn)
 
@@ -258,16 +258,16 @@ def test_an_error_that_one_layer_drops_leaves_the_layers_below_without_a_gradien
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_right_gradient_is_not_accused_at_any_size_of_weights(dtype):
-    """Small here; experiments/planted_bugs.py asks a thousand times in each dtype."""
+def test_a_right_gradient_has_no_certain_finding_at_any_size_of_weights(dtype):
+    """This is a small version. experiments/planted_bugs.py runs a thousand cases in each dtype."""
     rng = np.random.default_rng(0)
     for rnn, params, h, batch, _ in map(network, SEEDS):
-        by_hand = gradients.bptt(rnn)
+        bptt = gradients.bptt(rnn)
         for scale in 10 ** rng.uniform(-2, 1, 12):
             weights = jax.tree.map(
                 lambda leaf, s=scale: s * rng.normal(size=leaf.shape) / np.sqrt(len(leaf)), params
             )
-            sides = (by_hand,) if dtype == "float32" else (by_hand, somebodys(rnn, h))
-            for side in sides:
-                report = jaxrnn.verify(side, rnn, weights, batch, h=h, dtype=dtype)
+            candidates = (bptt,) if dtype == "float32" else (bptt, somebodys(rnn, h))
+            for candidate in candidates:
+                report = jaxrnn.verify(candidate, rnn, weights, batch, h=h, dtype=dtype)
                 assert not any(finding.certain for finding in report.findings), str(report)

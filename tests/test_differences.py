@@ -1,4 +1,4 @@
-"""References that ask the loss alone, and the checker of any function."""
+"""Tests of finite differences and complex steps as the reference, and of `check_grad`."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ ACTIVATIONS = ("tanh", "relu", "sigmoid", "identity")
 REFERENCES = {"finite": jaxrnn.finite_difference, "complex": jaxrnn.complex_step}
 
 
-def compared(case, algorithm, reference):
+def verify(case, algorithm, reference):
     return jaxrnn.verify(
         algorithm, case.rnn, case.params, case.batch, h=case.h, reference=reference
     )
@@ -25,17 +25,17 @@ def compared(case, algorithm, reference):
 def test_a_right_gradient_is_right_and_a_wrong_one_wrong(make, activation, elements):
     case = make_case(activation=activation, num_layers=2, leak=0.8, mask=True)
     reference = make(elements=elements, directions=6)
-    report = compared(case, gradients.bptt(case.rnn), reference)
+    report = verify(case, gradients.bptt(case.rnn), reference)
     assert report.ok, str(report)
     limit = 1e-12 if make is jaxrnn.complex_step else 1e-6
     assert all(leaf.error <= leaf.tolerance <= limit for leaf in report.leaves), str(report)
     assert all(leaf.directions == (0 if elements else 6) for leaf in report.leaves)
-    wrong = compared(case, gradients.truncated_bptt(case.rnn, 4), reference)
+    wrong = verify(case, gradients.truncated_bptt(case.rnn, 4), reference)
     assert [finding.bug for finding in wrong.findings] == ["truncated at 4"]
 
 
 @pytest.mark.parametrize("make", REFERENCES.values(), ids=REFERENCES)
-def test_one_wrong_element_shows_in_random_directions(make):
+def test_one_wrong_element_is_found_by_random_directions(make):
     case = make_case(H=30, I=20)
 
     def wrong(params, batch):
@@ -45,7 +45,7 @@ def test_one_wrong_element_shows_in_random_directions(make):
         W_hh = grads.cells[0].W_hh.at[3, 5].add(1e-4 * jnp.linalg.norm(grads.cells[0].W_hh))
         return loss, grads._replace(cells=(grads.cells[0]._replace(W_hh=W_hh),))
 
-    report = compared(case, wrong, make())
+    report = verify(case, wrong, make())
     (finding,) = report.findings
     assert finding.leaves == ("cells[0].W_hh",)
     by_name = {leaf.name: leaf for leaf in report.leaves}
@@ -55,7 +55,7 @@ def test_one_wrong_element_shows_in_random_directions(make):
 
 
 def test_elements_at_a_kink_are_left_out_and_counted():
-    """At 0 a relu has no slope; the other three elements have one."""
+    """A relu has no slope at 0. It has one at the other three elements."""
     x = jnp.array([0.0, 1.0, -1.0, 2.0])
     report = jaxrnn.check_grad(
         lambda x: (jnp.sum(jnp.maximum(x, 0)), (x > 0) * 1.0),
@@ -68,7 +68,7 @@ def test_elements_at_a_kink_are_left_out_and_counted():
     assert "1 elements left out, because the loss has a kink there" in str(report)
 
 
-def test_nothing_is_claimed_where_every_element_is_at_a_kink():
+def test_no_finding_is_certain_where_every_element_is_at_a_kink():
     report = jaxrnn.check_grad(
         lambda x: (jnp.sum(jnp.abs(x)), jnp.sign(x)),
         lambda x: jnp.sum(jnp.abs(x)),
@@ -95,11 +95,11 @@ def test_the_step_follows_the_scale_of_each_element(scale, size):
 def test_a_complex_step_refuses_a_loss_that_is_not_analytic():
     case = make_case(loss_function=lambda y, target: jnp.abs(y - target).sum(-1))
     with pytest.raises(ValueError, match="use finite_difference"):
-        compared(case, gradients.bptt(case.rnn), jaxrnn.complex_step())
-    assert compared(case, gradients.bptt(case.rnn), jaxrnn.finite_difference()).ok
+        verify(case, gradients.bptt(case.rnn), jaxrnn.complex_step())
+    assert verify(case, gradients.bptt(case.rnn), jaxrnn.finite_difference()).ok
 
 
-def test_a_complex_step_refuses_a_loss_that_takes_no_complex_numbers():
+def test_a_complex_step_refuses_a_loss_that_does_not_accept_complex_numbers():
     with pytest.raises(ValueError, match="the loss does not accept complex numbers"):
         jaxrnn.check_grad(
             lambda x: (float(x[0]), np.ones(1)),
@@ -131,7 +131,7 @@ def test_any_pytree_and_any_function_can_be_checked():
     assert 0 < single.worst.error < 1e-5
 
 
-def test_a_loss_in_numpy_is_told_to_ask_for_differences():
+def test_a_loss_in_numpy_needs_finite_differences_as_its_reference():
     loss = lambda x: np.sum(np.square(np.asarray(x)))  # noqa: E731
     grad = lambda x: (loss(x), 2 * np.asarray(x))  # noqa: E731
     with pytest.raises(ValueError, match=r"reference=jaxrnn.finite_difference\(\)"):

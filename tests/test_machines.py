@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from cases import assert_equal
 from safetensors.numpy import load_file
-from test_command import MANY
+from test_command import RUN_COMMANDS
 
 from jaxrnn.lm.store import checkpoint
 from jaxrnn.lm.store import directory as folder
@@ -489,7 +489,7 @@ MISTAKES = {  # none comes as far as to compute something, so that one process c
 @several_cores
 def test_what_cannot_be_is_answered_in_one_line(begin, tmp_path):
     rows = begin("train", *SMALL, "--batch-size", "31", "--devices", "2", "--out", "run")
-    many = begin(program=("-c", MANY))
+    many = begin(program=("-c", RUN_COMMANDS))
     asked = json.dumps([("train", *SMALL, *arguments, "--out", "run") for arguments in MISTAKES])
     answers, beside = many.communicate(asked, timeout=PATIENCE)
     for (status, _, said), message in zip(json.loads(answers), MISTAKES.values(), strict=True):
