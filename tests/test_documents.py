@@ -1,9 +1,10 @@
-"""Every figure that the four documents print, from jaxrnn, to the printed digits.
+"""Tests that jaxrnn reproduces every figure that the four tutorials print, to the last digit.
 
-The documents write matrices (out, in); jaxrnn's are their transposes. Their weights are known as
-printed, rounded, or not at all. So the claim about 002 and 003 is: there are weights that round to
-the printed ones and give every other printed figure to its last digit. `nearest_weights` finds
-them, as the least of the largest misfits, each in half units of its figure's last digit.
+The tutorials write matrices as (out, in), jaxrnn as their transposes. Their weights are printed
+with rounding, or not at all. The claim about tutorials 002 and 003 is therefore: there are weights
+that round to the printed ones and give every other printed figure to its last digit.
+`nearest_weights` finds them. It minimises the largest misfit over all figures, where a misfit is
+measured in half units of the last digit of its figure.
 """
 
 import json
@@ -28,12 +29,12 @@ Weights = tuple[jax.Array, jax.Array, jax.Array]  # W_xh, W_hh, W_hy
 
 
 class Printed(NamedTuple):
-    """Figures as printed together: one array of NumPy's, or one number.
+    """One printed NumPy array or number.
 
     Attributes:
-        figures: what was printed.
-        computed: the same from a walkthrough.
-        unit: of the last digit, where it is not NumPy's way with arrays.
+        figures: the printed figures.
+        computed: computes the same figures from a walkthrough.
+        unit: the unit of the last digit, or None for that of a printed NumPy array.
     """
 
     figures: list | float
@@ -42,7 +43,7 @@ class Printed(NamedTuple):
 
 
 def last_digit(figures: np.ndarray) -> np.ndarray:
-    """Return the unit of each last digit: 8 decimals, after the first digit if any is tiny."""
+    """Return the unit of each last digit, as NumPy prints an array: 8 decimals or scientific."""
     sizes = np.abs(figures[figures != 0])
     if sizes.size and (sizes.min() < 1e-4 or sizes.max() > 1e3 * sizes.min()):  # scientific
         return 10.0 ** (np.floor(np.log10(np.where(figures == 0, 1, np.abs(figures)))) - 8)
@@ -55,7 +56,7 @@ def units(row: Printed) -> np.ndarray:
 
 
 def walk_from(weights: Weights, batch: jaxrnn.Batch) -> jaxrnn.Walkthrough:
-    """Walk through a batch with these weights and zero biases."""
+    """Compute the walkthrough of a batch with these weights and zero biases."""
     W_xh, W_hh, W_hy = weights
     rnn = jaxrnn.RNN(len(W_xh), len(W_hh), W_hy.shape[1], reduction="sum")
     cell = jaxrnn.Cell(W_xh, W_hh, jnp.zeros(len(W_hh)))
@@ -66,7 +67,7 @@ def walk_from(weights: Weights, batch: jaxrnn.Batch) -> jaxrnn.Walkthrough:
 def nearest_weights(
     rows: list[Printed], guess: Weights, batch: jaxrnn.Batch
 ) -> tuple[Weights, float]:
-    """Find weights whose largest misfit, in half units of the last digit, is least; and it."""
+    """Return the weights with the smallest largest misfit, and that misfit in half units."""
     start, unravel = ravel_pytree(guess)
     figures = np.concatenate([np.ravel(row.figures) for row in rows])
     half_units = np.concatenate([units(row).ravel() for row in rows]) / 2
@@ -77,7 +78,7 @@ def nearest_weights(
         return jnp.concatenate([jnp.ravel(row.computed(walk)) for row in rows])
 
     jacobian, flat, unit_step = jax.jit(jax.jacfwd(computed)), start, 1e-9
-    for _ in range(4):  # Newton's method: each a linear programme in (step, largest misfit)
+    for _ in range(4):  # Newton's method; each step is a linear programme in (step, largest misfit)
         misfit = (np.asarray(computed(flat)) - figures) / half_units
         slope = np.asarray(jacobian(flat)) * unit_step / half_units[:, None]
         least = np.ones((len(figures), 1))
@@ -93,7 +94,7 @@ def nearest_weights(
 
 
 def transposed(figures: dict, *names: str) -> Weights:
-    """Take the documents' (out, in) matrices."""
+    """Convert the (out, in) matrices of a tutorial."""
     W_xh, W_hh, W_hy = (jnp.asarray(figures[name], float).T for name in names)
     return W_xh, W_hh, W_hy
 
@@ -114,7 +115,7 @@ def word_model() -> tuple[jaxrnn.RNN, jaxrnn.Params]:
     return rnn, jaxrnn.Params((cell,), jaxrnn.Readout(jnp.asarray(V.T), None))
 
 
-def test_000_second_prediction_and_the_likeliest_words(word_model):
+def test_000_its_second_prediction_and_its_most_likely_words(word_model):
     rnn, params = word_model
     figures = FIGURES["wildml_rnn"]
     outputs, _ = rnn.apply(params, np.array([figures["example_inputs"]]), rnn.initial_state(1))
@@ -125,7 +126,7 @@ def test_000_second_prediction_and_the_likeliest_words(word_model):
 
 
 def truncated_in_numpy(params, inputs, targets, truncate):
-    """The document's truncated BPTT: from each output back, `truncate` steps beyond its own."""
+    """Compute the tutorial's truncated BPTT: `truncate` steps back from the step of each output."""
     (W_xh, W_hh, _), (W_hy, _) = params.cells[0], params.readout
     states = [np.zeros(len(W_hh))]
     for x in inputs:
@@ -147,7 +148,7 @@ def truncated_in_numpy(params, inputs, targets, truncate):
 
 @pytest.mark.parametrize("truncate", [0, 4, 9])
 def test_000_bptt_truncate_is_the_window(word_model, truncate):
-    """Its `bptt_truncate=4` lets an error act on five pre-activations: a window of 4."""
+    """With `bptt_truncate=4` an error reaches five pre-activations, which is a window of 4."""
     rnn, params = word_model
     inputs = FIGURES["wildml_rnn"]["example_inputs"]
     targets = [*inputs[1:], 0]
@@ -164,23 +165,23 @@ def test_000_its_truncated_gradient_is_reported_as_truncated_at_4(word_model):
     targets = [*inputs[1:], 0]
     batch = jaxrnn.Batch(np.array([inputs]), np.array([targets]))
 
-    def by_the_document(params, batch):
+    def by_the_tutorial(params, batch):
         loss, _ = rnn.loss(params, rnn.initial_state(1), batch)
         params = jax.tree.map(np.asarray, params)
         return loss, truncated_in_numpy(params, inputs, targets, truncate=4)
 
-    report = jaxrnn.verify(by_the_document, rnn, params, batch)
+    report = jaxrnn.verify(by_the_tutorial, rnn, params, batch)
     (finding,) = report.findings
     assert (finding.bug, finding.leaves) == ("truncated at 4", ("cells[0].W_xh", "cells[0].W_hh"))
     for profile in report.profiles:
         kept, lost = profile.coefficients[:5], profile.coefficients[5:]
         np.testing.assert_allclose(kept, 1, atol=1e-6)
         assert len(lost) == 5
-        np.testing.assert_allclose(lost[:4], 0, atol=1e-6)  # W_hh saw h_0 = 0 nine steps back
+        np.testing.assert_allclose(lost[:4], 0, atol=1e-6)  # nine steps back, W_hh reads h_0 = 0
 
 
 def test_000_a_mean_over_examples_divides_by_their_words():
-    """The document divides by a generator, which fails; the mean is over the counted positions."""
+    """The tutorial divides by a generator, which fails. The mean is over the counted positions."""
     rnn = jaxrnn.RNN(50, 50, 50, use_bias=False)
     params = rnn.init(jax.random.key(0))
     examples = [[8, 15, 20, 9], [14, 48]]
@@ -198,8 +199,8 @@ def test_000_a_mean_over_examples_divides_by_their_words():
     assert_equal(loss, total / 4)
 
 
-def test_000_the_gradient_explodes_as_it_printed():
-    """Its draw is not known; that 10⁴ is reached ten steps back is: some of 2,000 draws do."""
+def test_000_the_gradient_explodes_as_much_as_printed():
+    """The printed draw is unknown, but some of 2,000 draws also reach 10⁴ ten steps back."""
     figures = np.abs(FIGURES["exploding"]["dhs_40"])
     keys = jax.random.split(jax.random.key(0), 3)
     rnn = jaxrnn.RNN(1, 5, 1, activation="relu", use_bias=False)
@@ -221,7 +222,7 @@ def test_000_the_gradient_explodes_as_it_printed():
 
 
 class TimeRNN:
-    """The layer of the document, step by step in NumPy: states, and dx, dh and the gradients."""
+    """The layer of the tutorial in NumPy: the states, and the gradients dx, dh and of the cell."""
 
     def __init__(self, cell):
         self.cell = jax.tree.map(np.asarray, cell)
@@ -258,7 +259,7 @@ def test_001_time_rnn_states_dx_dh_and_gradients(dtype, tolerance):
     assert_equal(pull_back(jnp.asarray(dhs)), layer.backward(dhs), tolerance)
 
 
-def test_001_a_stateful_layer_goes_on_from_its_last_state():
+def test_001_a_stateful_layer_continues_from_its_last_state():
     rnn = jaxrnn.RNN(5, 10, 4)
     cell = rnn.init(jax.random.key(0)).cells[0]
     xs = jax.random.normal(jax.random.key(1), (3, 8, 5))
@@ -268,8 +269,8 @@ def test_001_a_stateful_layer_goes_on_from_its_last_state():
     assert_equal(jnp.concatenate([first, second], 1), whole)
 
 
-def test_001_the_second_step_is_not_the_first_again():
-    """The document draws weights anew at each call and prints step 1 twice; one cell does not."""
+def test_001_the_second_step_differs_from_the_first():
+    """The tutorial draws new weights at each call, so it prints step 1 twice. A cell does not."""
     rnn = jaxrnn.RNN(5, 10, 4, use_bias=False)
     cell = rnn.init(jax.random.key(0)).cells[0]
     h_1 = rnn.step(cell, jnp.array([[1.0, 2, 3, 4, 5]]), jnp.zeros((1, 10)))
@@ -295,7 +296,7 @@ VECTOR = FIGURES["vector_word"]
 VECTOR_BATCH = jaxrnn.Batch(np.array([VECTOR["inputs"]]), np.array([VECTOR["targets"]]))
 PRINTED_002 = [
     Printed(VECTOR["Wxh"], lambda walk: walk.params.cells[0].W_xh.T),
-    # The last two digits of a float64 written out in full are rounding.
+    # The last two digits of a float64 that is printed in full are rounding errors.
     Printed(VECTOR["loss"], lambda walk: walk.loss, unit=1e-13),
     *(
         Printed(row, lambda walk, t=t, quantity=quantity: quantity(walk)[t])
@@ -329,8 +330,8 @@ def test_002_every_figure_to_its_last_digit(vector_weights):
     assert vector_weights[1] <= 1
 
 
-def test_002_a_walk_with_the_wrong_gradient_fits_no_weights():
-    """The fit above is no empty claim: with h_t for its slope 1 - h_t², nothing fits."""
+def test_002_no_weights_fit_a_walkthrough_with_a_wrong_gradient():
+    """The fit above can fail: with h_t in place of the slope 1 - h_t², no weights fit."""
     wrong = [
         Printed(row, lambda walk, t=t: (walk.error * walk.h)[t])
         for t, row in enumerate(VECTOR["dhraw_naive"])
@@ -341,7 +342,7 @@ def test_002_a_walk_with_the_wrong_gradient_fits_no_weights():
 
 
 def test_002_its_naive_gradient_is_the_window_of_0(vector_walk):
-    """Its sums over the word, of the naive dhraw that it prints."""
+    """The gradient is the sum over the word of the naive dhraw that the tutorial prints."""
     walk = vector_walk
     rnn = jaxrnn.RNN(7, 4, 7, reduction="sum")
     algorithm = gradients.truncated_bptt(rnn, 0)
@@ -357,7 +358,7 @@ def test_002_its_naive_gradient_is_reported_as_one_hop(vector_walk):
     rnn = jaxrnn.RNN(7, 4, 7, reduction="sum")
 
     def naive(params, batch):
-        """Write it as the document does: dh = Why.T dy, and nothing from the step after."""
+        """Compute the gradient as the tutorial does: dh = Why.T dy, without the credit of t + 1."""
         (W_xh, W_hh, b_h), (W_hy, b_y) = jax.tree.map(np.asarray, (params.cells[0], params.readout))
         h, loss = [np.zeros(4)], 0.0
         grads = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
@@ -387,11 +388,11 @@ def test_002_its_naive_gradient_is_reported_as_one_hop(vector_walk):
     assert finding.leaves == ("cells[0].W_xh", "cells[0].W_hh", "cells[0].b_h")
     profile = next(profile for profile in report.profiles if profile.leaf == "cells[0].W_hh")
     np.testing.assert_allclose(profile.coefficients[:5], [1, 0, 0, 0, 0], atol=1e-6)
-    assert np.isnan(profile.coefficients[5])  # five steps back of the last, W_hh saw h_0 = 0
+    assert np.isnan(profile.coefficients[5])  # five steps before the last, W_hh reads h_0 = 0
 
 
 def test_002_dividing_each_gradient_in_a_loop_changed_nothing(vector_walk):
-    """`dparam = dparam / n` binds a name: its gradients are sums, as its loss is."""
+    """`dparam = dparam / n` only binds a name, so the gradients remain sums, as the loss is."""
     assert_equal(vector_walk.loss, vector_walk.loss_t.sum())
     assert_equal(vector_walk.grads.readout.b_y, vector_walk.dy.sum(0))
 
@@ -415,9 +416,9 @@ PRINTED_003 = [
     Printed(STEP["dh"], lambda walk: walk.dh[0]),
     Printed(STEP["one_minus_h2"], lambda walk: walk.gain[0]),
     Printed(STEP["dhraw"], lambda walk: walk.dh_raw[0]),
-    Printed(STEP["dhnext"], lambda walk: walk.dh_0),  # what the step hands to the one before
+    Printed(STEP["dhnext"], lambda walk: walk.dh_0),  # the credit for the step before
     Printed(STEP["dWhh"], lambda walk: walk.grads.cells[0].W_hh.T),
-    # Two cells add to what is there already, and had been run 2 and 13 times: not the gradient.
+    # Two notebook cells add to an array and were run 2 and 13 times, so they print multiples.
     Printed(STEP["dbh_printed"], lambda walk: sum([walk.dh_raw[0]] * STEP["dbh_cell_runs"])),
     Printed(
         STEP["dWxh_printed"],
@@ -450,7 +451,7 @@ TRAINING = FIGURES["vector_training"]
     ],
 )
 def test_002_its_training_losses_lie_among_those_of_64_seeds(setting, printed):
-    """They were drawn without a seed; experiments/vector_word.py trained the same 64 times."""
+    """The tutorial set no seed. experiments/vector_word.py trained the same network 64 times."""
     path = Path(__file__).parent.parent / "experiments" / "vector_word.json"
     result = json.loads(path.read_text())["settings"][setting]
     assert result["words"] == (2 if setting.startswith("one word") else 16)
@@ -460,8 +461,8 @@ def test_002_its_training_losses_lie_among_those_of_64_seeds(setting, printed):
         assert min(losses) <= loss <= max(losses)
 
 
-def test_002_a_run_of_the_corpus_comes_to_such_a_loss():
-    """One seed of it here, 101 passes of BPTT: the band that 64 seeds gave at that iteration."""
+def test_002_training_on_the_corpus_reaches_the_printed_loss():
+    """This trains one seed for 101 passes of BPTT. The tolerance is the spread over 64 seeds."""
     corpus, bptt = TRAINING["corpus"], TRAINING["corpus"]["bptt"]
     words = [*corpus["words"], "\n"]
     vocabulary = jaxrnn.lm.Vocabulary.from_text("".join(words))
@@ -512,8 +513,8 @@ def test_a_walkthrough_is_bptt(vector_walk):
 
 
 @pytest.mark.parametrize("leak", [1.0, 0.4])
-def test_a_walkthrough_adds_up(leak):
-    """Features, a leak: each quantity is what its name says of the others."""
+def test_the_quantities_of_a_walkthrough_satisfy_their_equations(leak):
+    """With features and a leak, each quantity satisfies its equation."""
     rnn = jaxrnn.RNN(3, 4, 2, leak=leak, loss_function="squared_error", reduction="sum")
     params = rnn.init(jax.random.key(0))
     inputs, targets = (jax.random.normal(jax.random.key(1), (1, 5, n)) for n in (3, 2))

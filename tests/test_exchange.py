@@ -1,4 +1,4 @@
-"""Exchange: there and back to the last bit, and the same outputs in the libraries themselves."""
+"""Tests of the exchange with other libraries: exact round trips, and the same outputs export."""
 
 import re
 from typing import Any
@@ -30,13 +30,13 @@ LIKE_FLOAT32 = 1e-6
 
 
 def bits(tree):
-    """Return all that can differ between arrays: dtype, shape and bytes, by name."""
+    """Return the dtype, shape and bytes of each leaf, by its name."""
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(tree).items()}
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
 def with_odd_numbers(leaf, dtype):
-    """Begin with what a sum, a conversion or a flush to zero would change."""
+    """Set two elements to -0 and a denormal, which a sum or a flush to zero would change."""
     array, tiny = np.array(leaf, dtype), jnp.finfo(dtype).smallest_subnormal
     array.flat[:2] = -0.0, -tiny
     return jnp.array(array)
@@ -45,33 +45,33 @@ def with_odd_numbers(leaf, dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize(("library", "num_layers"), STACKS)
-def test_there_and_back_is_the_identity_to_the_last_bit(library, num_layers, use_bias, dtype):
-    there, back = FORMATS[library]
+def test_a_round_trip_is_the_identity_to_the_last_bit(library, num_layers, use_bias, dtype):
+    export, load = FORMATS[library]
     network = {"activation": "relu", "reduction": "sum", "bias_init": BIAS}
     case = make_case(num_layers=num_layers, use_bias=use_bias, **network)
     params = jax.tree.map(lambda leaf: with_odd_numbers(leaf, dtype), case.params)
-    rnn, again = back(there(case.rnn, params), **network)
+    rnn, loaded = load(export(case.rnn, params), **network)
     assert rnn == case.rnn
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    assert bits(again) == bits(params)
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    assert bits(loaded) == bits(params)
 
 
 @pytest.mark.parametrize("library", FORMATS)
-def test_biases_of_plus_zero_are_biases(library):
-    there, back = FORMATS[library]
+def test_biases_of_plus_zero_remain_biases(library):
+    export, load = FORMATS[library]
     rnn = jaxrnn.RNN(5, 4, 2)
     params = rnn.init(jax.random.key(0))
-    assert back(there(rnn, params))[0] == rnn
-    assert bits(back(there(rnn, params))[1]) == bits(params)
+    assert load(export(rnn, params))[0] == rnn
+    assert bits(load(export(rnn, params))[1]) == bits(params)
 
 
 @pytest.mark.parametrize("library", FORMATS)
-def test_what_is_converted_is_a_copy(library):
-    there, back = FORMATS[library]
+def test_converted_parameters_are_copies(library):
+    export, load = FORMATS[library]
     case = make_case()
-    before, given = bits(case.params), there(case.rnn, case.params)
-    _, params = back(given)
-    for array in jax.tree.leaves(given):
+    before, exported = bits(case.params), export(case.rnn, case.params)
+    _, params = load(exported)
+    for array in jax.tree.leaves(exported):
         array[...] = 7
     assert bits(case.params) == before
     assert bits(params) == before
@@ -79,27 +79,28 @@ def test_what_is_converted_is_a_copy(library):
 
 @pytest.mark.parametrize("library", FORMATS)
 def test_numpy_parameters_convert_as_those_of_jax_do(library):
-    there, _ = FORMATS[library]
+    export, _ = FORMATS[library]
     case = make_case()
-    given = there(case.rnn, jax.tree.map(np.asarray, case.params))
-    assert bits(given) == bits(there(case.rnn, case.params))
-    assert all(type(array) is np.ndarray for array in jax.tree.leaves(given))
-    assert all(array.flags.c_contiguous for array in jax.tree.leaves(given))  # safetensors needs it
+    exported = export(case.rnn, jax.tree.map(np.asarray, case.params))
+    assert bits(exported) == bits(export(case.rnn, case.params))
+    assert all(type(array) is np.ndarray for array in jax.tree.leaves(exported))
+    contiguous = [array.flags.c_contiguous for array in jax.tree.leaves(exported)]
+    assert all(contiguous)  # safetensors requires this
 
 
 def test_both_biases_of_torch_are_added():
     case = make_case(num_layers=2)
     rnn_state, linear_state = to_torch(case.rnn, case.params)
-    more = np.arange(8.0).reshape(2, 4)
+    added = np.arange(8.0).reshape(2, 4)
     for l in range(2):
-        rnn_state[f"bias_hh_l{l}"] += more[l]
+        rnn_state[f"bias_hh_l{l}"] += added[l]
     _, params = from_torch(rnn_state, linear_state)
-    for before, after, b in zip(case.params.cells, params.cells, more, strict=True):
+    for before, after, b in zip(case.params.cells, params.cells, added, strict=True):
         assert before.b_h is not None
         assert_equal(after, before._replace(b_h=before.b_h + b))
 
 
-def test_where_one_part_has_no_bias_it_is_filled_with_what_adds_nothing():
+def test_a_missing_bias_is_replaced_by_minus_zeros():
     case = make_case(num_layers=2)
     rnn_state, linear_state = to_torch(case.rnn, case.params)
     weights = {name: array for name, array in rnn_state.items() if "weight" in name}
@@ -113,7 +114,7 @@ def test_where_one_part_has_no_bias_it_is_filled_with_what_adds_nothing():
     assert [bits(cell.b_h) for cell in params.cells] == [bits(np.full(4, -0.0))] * 2
 
 
-def test_float64_is_not_cut_to_float32_in_silence():
+def test_converting_float64_to_float32_gives_a_warning():
     case = make_case()
     columns = to_min_char_rnn(case.rnn, case.params)
     with jax.enable_x64(False), pytest.warns(UserWarning, match="jax_enable_x64"):
@@ -167,10 +168,10 @@ def test_we_compute_the_same_with_parameters_of_torch(num_layers, activation, bi
     assert_equal(outputs(rnn, params, case), expected, LIKE_FLOAT32)
 
 
-def flax_modules(num_layers, activation, use_bias, **how):
+def flax_modules(num_layers, activation, use_bias, **kwargs):
     linen: Any = pytest.importorskip("flax.linen")
-    cell = linen.SimpleCell(4, activation_fn=getattr(jax.nn, activation), **how)
-    return [cell] * num_layers, linen.Dense(2, use_bias=use_bias, **how)
+    cell = linen.SimpleCell(4, activation_fn=getattr(jax.nn, activation), **kwargs)
+    return [cell] * num_layers, linen.Dense(2, use_bias=use_bias, **kwargs)
 
 
 def outputs_of_flax(cells, dense, variables, case):
@@ -185,14 +186,14 @@ def outputs_of_flax(cells, dense, variables, case):
     return dense.apply(variables[1], x), jnp.stack(h_last)
 
 
-def drawn_by_flax(cells, dense, key):
+def init_by_flax(cells, dense, key):
     keys = jax.random.split(key, len(cells) + 1)
     sizes = [5] + [4] * (len(cells) - 1)
-    drawn = [
+    variables = [
         cell.init(k, jnp.zeros((1, 4)), jnp.zeros((1, size)))
         for cell, k, size in zip(cells, keys[1:], sizes, strict=True)
     ]
-    return drawn, dense.init(keys[0], jnp.zeros((1, 4)))
+    return variables, dense.init(keys[0], jnp.zeros((1, 4)))
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -203,7 +204,7 @@ def test_flax_computes_the_same_with_our_parameters(num_layers, activation, use_
     network = {"num_layers": num_layers, "activation": activation, "use_bias": use_bias}
     case = make_case(dtype=jnp.float32, **network)
     variables = to_flax(case.rnn, case.params)
-    drawn = drawn_by_flax(cells, dense, jax.random.key(0))
+    drawn = init_by_flax(cells, dense, jax.random.key(0))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, drawn)
     expected = outputs(case.rnn, case.params, case)
     assert_equal(outputs_of_flax(cells, dense, variables, case), expected, LIKE_FLOAT32)
@@ -214,9 +215,9 @@ def test_flax_computes_the_same_with_our_parameters(num_layers, activation, use_
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_we_compute_the_same_with_parameters_of_flax(num_layers, use_bias, frozen):
     cells, dense = flax_modules(num_layers, "relu", use_bias, bias_init=BIAS)
-    variables = drawn_by_flax(cells, dense, jax.random.key(1))
+    variables = init_by_flax(cells, dense, jax.random.key(1))
     given = variables
-    if frozen:  # and without the "params" around them
+    if frozen:  # and without the "params" level
         freeze = pytest.importorskip("flax.core").freeze
         given = [freeze(cell["params"]) for cell in given[0]], freeze(given[1]["params"])
     rnn, params = from_flax(*given, activation="relu")
@@ -373,7 +374,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES)
-def test_a_mistake_is_told_in_one_line(mistake, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as told:
+def test_a_mistake_raises_an_error_of_one_line(mistake, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         mistake()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)

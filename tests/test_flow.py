@@ -1,4 +1,4 @@
-"""What reaches back how far."""
+"""Tests of `gradient_flow`: how far back in time the gradient reaches."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ def flow_of(case, **options):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_credit_is_the_derivative_of_each_output_by_each_state(layers):
-    """By autodiff: a perturbation added to h_{t-k} of one layer, and the loss of output t alone."""
+    """Compares with autodiff of the loss of output t by a perturbation of h_{t-k} in each layer."""
     case = make_case(B=2, T=5, num_layers=layers, leak=0.7, mask=True)
     flow = flow_of(case)
     inputs, mask = case.batch.inputs, jnp.asarray(case.batch.mask)
 
-    def losses(bump):  # (L, T, B, H)
+    def losses(perturbation):  # (L, T, B, H)
         h, outputs = list(case.h), []
         for t in range(5):
             x = inputs[:, t]
             for i, cell in enumerate(case.params.cells):
-                h[i] = x = case.rnn.step(cell, x, h[i]) + bump[i, t]
+                h[i] = x = case.rnn.step(cell, x, h[i]) + perturbation[i, t]
             outputs.append(x @ case.params.readout.W_hy + case.params.readout.b_y)
         logs = jax.nn.log_softmax(jnp.stack(outputs, 1))
         targets = jnp.asarray(case.batch.targets)[..., None]
@@ -56,13 +56,13 @@ def test_singular_values_are_those_of_the_jacobian():
 
 
 def test_a_scaled_rotation_grows_by_its_scale_at_every_step():
-    """A linear network of g times an orthogonal matrix: every singular value is gᵏ."""
+    """In a linear network of g times an orthogonal matrix, every singular value is gᵏ."""
     case = make_case(activation="identity", recurrent_init=jax.nn.initializers.orthogonal(1.5), T=9)
     values = flow_of(case).singular_values[0]
     assert_equal(values, 1.5 ** np.arange(9)[:, None] * np.ones((9, 4)))
 
 
-def test_a_jacobian_that_overflows_is_nan_and_the_library_is_not_asked_about_it(capfd):
+def test_a_jacobian_that_overflows_is_nan_and_is_not_passed_to_lapack(capfd):
     scale = jax.nn.initializers.orthogonal(1e200)
     case = make_case(activation="identity", recurrent_init=scale, T=4)
     values = flow_of(case).singular_values[0]
@@ -71,7 +71,7 @@ def test_a_jacobian_that_overflows_is_nan_and_the_library_is_not_asked_about_it(
     assert capfd.readouterr() == ("", "")
 
 
-def test_shares_add_up_to_one_and_a_step_alone_has_no_past():
+def test_shares_sum_to_one_and_fewer_lags_give_the_same_credit():
     case = make_case(num_layers=2, mask=True)
     flow = flow_of(case)
     assert set(flow.share) == {f"cells[{i}].{name}" for i in (0, 1) for name in jaxrnn.Cell._fields}
@@ -87,13 +87,13 @@ def test_a_plot_is_a_picture(tmp_path):
 
 
 @pytest.mark.parametrize("lags", [0, 7])
-def test_lags_are_of_the_batch(lags):
+def test_lags_must_lie_within_the_batch(lags):
     with pytest.raises(ValueError, match=rf"lags must lie in 1 … 6, .* got {lags}"):
         flow_of(make_case(), lags=lags)
 
 
-def test_after_a_rows_length_nothing_reaches_further_back():
-    """The lags of padding are those of standing still: the Jacobian there is the identity."""
+def test_lags_are_counted_from_the_end_of_a_padded_row():
+    """In padding the state does not change, so its Jacobian is the identity."""
     case = make_case(leak=0.6)
     padded = case.batch._replace(lengths=np.array([4, 6, 2]))
     flow = jaxrnn.gradient_flow(case.rnn, case.params, padded, h=case.h)

@@ -1,7 +1,7 @@
-"""A run is the same on one device, on several, and in several processes of which some are killed.
+"""Tests that a run is the same on one device, on several, and in processes that are killed.
 
-The commands are a person's, in processes of their own that meet on the loopback. To start them is
-what takes time: each test starts what it needs once, side by side.
+The commands run in processes of their own, which communicate over the loopback. Starting a process
+takes most of the time, so each test starts the processes that it needs once and in parallel.
 """
 
 import json
@@ -28,8 +28,8 @@ from jaxrnn.lm.store import directory as folder
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 SMALL = ("text.txt", "--hidden-size", "8", "--batch-size", "8", "--length", "8")
-HOW = ("--schedule", "constant", "--evaluate-every", "50")
-PATIENCE = 120  # seconds within which whatever was started must end
+EVALUATION = ("--schedule", "constant", "--evaluate-every", "50")
+TIMEOUT = 120  # seconds within which every process must end
 JOIN = {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
 
 several_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a device is a core")
@@ -40,117 +40,119 @@ finds_ranks = pytest.mark.skipif(
 pytestmark = pytest.mark.process
 
 Command = subprocess.Popen[str]
-Begin = Callable[..., Command]
-MARK = "STARTED_BY_TEST"  # a variable that all processes of a command have, each with its value
-marks: dict[int, str] = {}  # of the commands, by their process ids
+Start = Callable[..., Command]
+MARK = "STARTED_BY_TEST"  # an environment variable with one value for all processes of a command
+marks: dict[int, str] = {}  # the value for each command, by its process id
 
 
 @contextmanager
-def commands(place: Path) -> Iterator[Begin]:
-    """Begin commands in a folder that has a text; in the end whatever still runs is killed."""
-    (place / "text.txt").write_text(TEXT)
+def commands(path: Path) -> Iterator[Start]:
+    """Start commands in a folder with a text, and at the end kill those that still run."""
+    (path / "text.txt").write_text(TEXT)
     environment = {name: value for name, value in os.environ.items() if name not in JOIN}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    begun: list[Command] = []
+    processes: list[Command] = []
 
-    def begin(*arguments: object, program: tuple[str, ...] = ("-m", "jaxrnn.cli")) -> Command:
-        mark = f"{place}:{len(begun)}"
+    def start(*arguments: object, program: tuple[str, ...] = ("-m", "jaxrnn.cli")) -> Command:
+        mark = f"{path}:{len(processes)}"
         process = subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
-            cwd=place,
+            cwd=path,
             env=environment | {MARK: mark},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a terminal of its own, or none
+            start_new_session=True,  # without the terminal of the tests
         )
-        begun.append(process)
+        processes.append(process)
         marks[process.pid] = mark
         return process
 
     try:
-        yield begin
+        yield start
     finally:
-        for process in begun:
+        for process in processes:
             process.kill()
-            for each in left_of(process):
+            for number in running(process):
                 with suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
+                    os.kill(number, signal.SIGKILL)
             with process:
                 pass
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Begin]:
-    with commands(tmp_path) as begin:
-        yield begin
+def start(tmp_path: Path) -> Iterator[Start]:
+    with commands(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """Return a run of 100 steps by one process, beside which lies what it compiled."""
-    place = tmp_path_factory.mktemp("alone")
-    with commands(place) as begin:
-        keep = ("--compilation-cache", "compiled")
-        succeeded(begin("train", *SMALL, *HOW, "--steps", "100", *keep, "--out", "run"))
-    return place / "run"
+    """Return a run of 100 steps by one process, with its compilation cache beside it."""
+    path = tmp_path_factory.mktemp("alone")
+    with commands(path) as start:
+        cache = ("--compilation-cache", "compiled")
+        assert_succeeded(
+            start("train", *SMALL, *EVALUATION, "--steps", "100", *cache, "--out", "run")
+        )
+    return path / "run"
 
 
-def ended(process: Command) -> tuple[int, list[str]]:
-    """Wait for a command and all that it started; return its status and the lines of stderr."""
-    _, said = process.communicate(timeout=PATIENCE)
-    assert not left_of(process)
-    return process.returncode, said.splitlines()
+def wait_for(process: Command) -> tuple[int, list[str]]:
+    """Wait for a command and its processes to end. Return its status and the lines of stderr."""
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    assert not running(process)
+    return process.returncode, stderr.splitlines()
 
 
-def left_of(command: Command) -> list[int]:
-    """List the processes that a command has started, itself included, as far as they still run."""
+def running(command: Command) -> list[int]:
+    """Return the ids of the processes of a command, itself included, that still run."""
     return [number for number, variables in environments() if marks[command.pid] == variables[MARK]]
 
 
 def environments() -> Iterator[tuple[int, dict[str, str]]]:
-    """Iterate over the processes that tests have started: their ids and variables."""
-    for place in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-            lines = (place / "environ").read_text().split("\0")
+    """Yield the id and the environment variables of each process that a test has started."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            lines = (entry / "environ").read_text().split("\0")
             variables = dict(line.split("=", 1) for line in lines if "=" in line)
             if MARK in variables:
-                yield int(place.name), variables
+                yield int(entry.name), variables
 
 
-def succeeded(*processes: Command) -> None:
+def assert_succeeded(*processes: Command) -> None:
     for process in processes:
-        status, said = ended(process)
-        assert status == 0, said
+        status, stderr = wait_for(process)
+        assert status == 0, stderr
 
 
-def kill_amid(process: Command, run: Path, step: int, rank: int, *, hangs: bool = False) -> None:
-    """Kill a rank, by SIGKILL, when the run has recorded so many steps.
+def kill_during(process: Command, run: Path, step: int, rank: int, *, hangs: bool = False) -> None:
+    """Kill a rank with SIGKILL after `step` recorded steps, the last of which is not saved yet.
 
-    And when the last of them is in no checkpoint yet: for as long as it takes to see that, and to
-    kill, the first rank, which writes, is stopped; and for ever if it hangs.
+    The first rank, which writes the files, is stopped while this is checked and the rank is killed.
+    With `hangs` it is not continued afterwards.
     """
-    until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        if len(told(run, "loss")) >= step:
-            there = ranks(process.pid)
-            os.kill(there[0], signal.SIGSTOP)
-            ahead = len(told(run, "loss")) > last(run)[2]["step"]
+        assert time.monotonic() < deadline
+        if len(recorded(run, "loss")) >= step:
+            processes = ranks(process.pid)
+            os.kill(processes[0], signal.SIGSTOP)
+            ahead = len(recorded(run, "loss")) > last_checkpoint(run)[2]["step"]
             if ahead:
-                os.kill(there[rank], signal.SIGKILL)
+                os.kill(processes[rank], signal.SIGKILL)
             if not (ahead and hangs):
-                with suppress(ProcessLookupError):  # it was this one
-                    os.kill(there[0], signal.SIGCONT)
+                with suppress(ProcessLookupError):  # rank 0 was killed
+                    os.kill(processes[0], signal.SIGCONT)
             if ahead:
                 return
         time.sleep(0.01)
 
 
 def ranks(supervisor: int) -> dict[int, int]:
-    """Find the processes that a supervisor has started: from ranks to their process ids."""
+    """Return the process id of each rank that a supervisor has started."""
     return {
         int(variables["JAX_PROCESS_ID"]): number
         for number, variables in environments()
@@ -158,89 +160,93 @@ def ranks(supervisor: int) -> dict[int, int]:
     }
 
 
-def told(run: Path, name: str) -> np.ndarray:
+def recorded(run: Path, name: str) -> np.ndarray:
     return np.array([each[name] for each in folder.metrics(run) if name in each])
 
 
-def assert_told_the_same(run: Path, expected: Path) -> None:
+def assert_same_records(run: Path, expected: Path) -> None:
     assert [each.keys() for each in folder.metrics(run)] == [
         each.keys() for each in folder.metrics(expected)
     ]
     for name in ("loss", "grad_norm", "held_out"):
-        np.testing.assert_allclose(told(run, name), told(expected, name), rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            recorded(run, name), recorded(expected, name), rtol=1e-5, err_msg=name
+        )
 
 
-def last(run: Path) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """Return the last checkpoint: its name, its arrays, and what it is about."""
+def last_checkpoint(run: Path) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Return the file name, the arrays and the metadata of the last checkpoint."""
     *_, file = sorted((run / "checkpoints").iterdir())
     return file.name, load_file(file), checkpoint.load(file).about
 
 
 def devices(run: Path) -> str:
-    return last(run)[2]["made with"]["devices"]
+    return last_checkpoint(run)[2]["made with"]["devices"]
 
 
 # What does not change a run
 
 
-def test_four_processes_have_the_losses_of_one(begin, alone, tmp_path):
-    many = ("--processes", "4", "--compilation-cache", alone.with_name("compiled"))
-    succeeded(begin("train", *SMALL, *HOW, "--steps", "100", *many, "--out", "four"))
+def test_four_processes_have_the_losses_of_one(start, alone, tmp_path):
+    options = ("--processes", "4", "--compilation-cache", alone.with_name("compiled"))
+    assert_succeeded(
+        start("train", *SMALL, *EVALUATION, "--steps", "100", *options, "--out", "four")
+    )
     assert (devices(alone), devices(tmp_path / "four")) == ("1", "4")
-    assert len(told(alone, "loss")) == 100
-    assert_told_the_same(tmp_path / "four", alone)
-    assert_equal(last(tmp_path / "four")[1], last(alone)[1], 1e-5)
+    assert len(recorded(alone, "loss")) == 100
+    assert_same_records(tmp_path / "four", alone)
+    assert_equal(last_checkpoint(tmp_path / "four")[1], last_checkpoint(alone)[1], 1e-5)
 
 
 @several_cores
 @finds_ranks
-def test_a_run_that_lost_a_process_goes_on_wherever_it_is_resumed(begin, alone, tmp_path):
-    """Without restarts the command says that it failed, and ends what hangs.
+def test_a_run_that_lost_a_process_can_be_resumed_on_other_devices(start, alone, tmp_path):
+    """Without restarts, the command fails and ends the process that hangs.
 
-    One process, or two devices, go on.
+    The run can then be resumed in one process, or on two devices.
     """
-    keep = ("--compilation-cache", alone.with_name("compiled"))
-    lost = ("--steps", "40", "--save-every", "0", "--processes", "2", "--restarts", "0")
-    killed = begin("train", *SMALL, *HOW, *lost, *keep, "--out", "one")
-    kill_amid(killed, tmp_path / "one", 5, rank=1, hangs=True)
-    status, said = ended(killed)
-    assert status not in (0, 2), said
-    assert not [line for line in said if "start again" in line]
-    assert 0 < last(tmp_path / "one")[2]["step"] < 40
+    cache = ("--compilation-cache", alone.with_name("compiled"))
+    options = ("--steps", "40", "--save-every", "0", "--processes", "2", "--restarts", "0")
+    killed = start("train", *SMALL, *EVALUATION, *options, *cache, "--out", "one")
+    kill_during(killed, tmp_path / "one", 5, rank=1, hangs=True)
+    status, stderr = wait_for(killed)
+    assert status not in (0, 2), stderr
+    assert not [line for line in stderr if "start again" in line]
+    assert 0 < last_checkpoint(tmp_path / "one")[2]["step"] < 40
     assert devices(tmp_path / "one") == "2"
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    succeeded(
-        begin("resume", "one", "--steps", "100", *keep),
-        begin("resume", "two", "--steps", "100", *keep, "--devices", "2"),
+    assert_succeeded(
+        start("resume", "one", "--steps", "100", *cache),
+        start("resume", "two", "--steps", "100", *cache, "--devices", "2"),
     )
     assert (devices(tmp_path / "one"), devices(tmp_path / "two")) == ("1", "2")
     for run in (tmp_path / "one", tmp_path / "two"):
-        assert last(run)[0] == last(alone)[0]
-        assert_equal(last(run)[1], last(alone)[1], 1e-5)
-        np.testing.assert_allclose(told(run, "loss"), told(alone, "loss"), rtol=1e-5)
+        assert last_checkpoint(run)[0] == last_checkpoint(alone)[0]
+        assert_equal(last_checkpoint(run)[1], last_checkpoint(alone)[1], 1e-5)
+        np.testing.assert_allclose(recorded(run, "loss"), recorded(alone, "loss"), rtol=1e-5)
 
 
 @finds_ranks
-def test_killed_processes_leave_no_trace(begin, tmp_path):
-    """Process 1, and in the run that then goes on process 0: the same bytes, and no step twice."""
-    how = ("--steps", "60", "--evaluate-every", "30", "--save-every", "0", "--processes", "2")
-    keep = ("--compilation-cache", "compiled")
+def test_killed_processes_do_not_change_the_run(start, tmp_path):
+    """Process 1 is killed, and after the restart process 0. No byte differs; no step is repeated."""
+    options = ("--steps", "60", "--evaluate-every", "30", "--save-every", "0", "--processes", "2")
+    cache = ("--compilation-cache", "compiled")
     whole, killed = (tmp_path / out for out in ("whole", "killed"))
     undisturbed, disturbed = (
-        begin("train", *SMALL, *how, *keep, "--out", run.name) for run in (whole, killed)
+        start("train", *SMALL, *options, *cache, "--out", run.name) for run in (whole, killed)
     )
-    kill_amid(disturbed, killed, 5, rank=1)
-    kill_amid(disturbed, killed, 25, rank=0)
-    status, said = ended(disturbed)
-    assert status == 0, said
-    restarts = [line for line in said if "start again from the last checkpoint" in line]
-    assert len(restarts) == 2, said
+    kill_during(disturbed, killed, 5, rank=1)
+    kill_during(disturbed, killed, 25, rank=0)
+    status, stderr = wait_for(disturbed)
+    assert status == 0, stderr
+    restarts = [line for line in stderr if "start again from the last checkpoint" in line]
+    assert len(restarts) == 2, stderr
     assert "(1 of at most 3 restarts)" in restarts[0]
     assert "(2 of at most 3 restarts)" in restarts[1]
-    succeeded(undisturbed)
+    assert_succeeded(undisturbed)
     assert (devices(whole), devices(killed)) == ("2", "2")
-    name, arrays, about = last(killed)
-    expected_name, expected, about_expected = last(whole)
+    name, arrays, about = last_checkpoint(killed)
+    expected_name, expected, about_expected = last_checkpoint(whole)
     assert (name, about["history"]) == (expected_name, about_expected["history"])
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in expected.items()
@@ -248,7 +254,7 @@ def test_killed_processes_leave_no_trace(begin, tmp_path):
     assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
-ON_BOTH = """
+ON_ONE_AND_TWO_DEVICES = """
 import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -273,9 +279,9 @@ for kind, how in kinds.items():
 
 
 @several_cores
-def test_two_devices_have_the_losses_of_one(begin, tmp_path):
-    """Of a stream; of lines, of which some are longer; and of two models at once."""
-    succeeded(begin(program=("-c", ON_BOTH)))
+def test_two_devices_have_the_losses_of_one(start, tmp_path):
+    """Trains on a stream, on lines of different lengths, and with two models at once."""
+    assert_succeeded(start(program=("-c", ON_ONE_AND_TWO_DEVICES)))
     for kind, members in (("stream", ()), ("lines", ()), ("seeds", (2,))):
         one, two = (dict(np.load(tmp_path / f"{kind} {number}.npz")) for number in (1, 2))
         assert one["loss"].shape == (12, *members)
@@ -290,7 +296,7 @@ ENDLESS = ("--steps", "100000000", "--evaluate-every", "10000000")
 SUPERVISOR = """
 import pathlib, signal, sys
 from jaxrnn.cli import distributed, launch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are deaf to it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 python, program, sys.executable = sys.executable, sys.argv[1], "./program"
 pathlib.Path("program").write_text(f"#!{python} -S\\n{program}")
 pathlib.Path("program").chmod(0o755)
@@ -306,21 +312,21 @@ while True:
 """
 
 
-def supervised(begin: Begin, place: Path, handler: str) -> Command:
-    """Start a supervisor of two processes that are no runs, but handle signals in some way."""
-    supervisor = begin(PROGRAM.format(handler), program=("-c", SUPERVISOR))
-    wait_until(lambda: started_in(place) == 2)
+def supervised(start: Start, path: Path, handler: str) -> Command:
+    """Start a supervisor of two processes that do not train and have the given signal handler."""
+    supervisor = start(PROGRAM.format(handler), program=("-c", SUPERVISOR))
+    wait_until(lambda: started_in(path) == 2)
     return supervisor
 
 
-def started_in(place: Path) -> int:
-    return len((place / "started").read_text()) if (place / "started").exists() else 0
+def started_in(path: Path) -> int:
+    return len((path / "started").read_text()) if (path / "started").exists() else 0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -328,28 +334,28 @@ STOPPING = ["SIGINT", "SIGTERM", "SIGHUP"]
 
 
 @pytest.mark.parametrize("name", STOPPING)
-def test_a_supervisor_that_was_told_to_stop_starts_nothing_again(name, begin, tmp_path):
-    """Also if its processes fail then, as they do when a signal comes while they import."""
-    supervisor = supervised(begin, tmp_path, "lambda *_: sys.exit(1)")
+def test_a_supervisor_that_was_told_to_stop_restarts_no_process(name, start, tmp_path):
+    """This holds also if its processes fail, as they do when a signal comes during an import."""
+    supervisor = supervised(start, tmp_path, "lambda *_: sys.exit(1)")
     supervisor.send_signal(signal.Signals[name])
-    assert ended(supervisor) == (128 + signal.Signals[name], ["jaxrnn: stopped"])
+    assert wait_for(supervisor) == (128 + signal.Signals[name], ["jaxrnn: stopped"])
     assert started_in(tmp_path) == 2
 
 
 @pytest.mark.parametrize("name", STOPPING)
-def test_a_second_signal_ends_all_processes_at_once(name, begin, tmp_path):
-    supervisor = supervised(begin, tmp_path, "signal.SIG_IGN")
+def test_a_second_signal_ends_all_processes_at_once(name, start, tmp_path):
+    supervisor = supervised(start, tmp_path, "signal.SIG_IGN")
     supervisor.send_signal(signal.Signals[name])
     time.sleep(0.5)
     assert supervisor.poll() is None
     supervisor.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    assert ended(supervisor)[0] == 128 + signal.Signals[name]
-    assert time.monotonic() - begun < 5
+    started = time.monotonic()
+    assert wait_for(supervisor)[0] == 128 + signal.Signals[name]
+    assert time.monotonic() - started < 5
     assert started_in(tmp_path) == 2
 
 
-IGNORED = """
+INTERRUPTED_CALLBACK = """
 import gc, signal, sys, time
 from jaxrnn.cli import main as cli
 
@@ -365,11 +371,14 @@ cli.main()
 """
 
 
-def test_an_interrupt_amid_the_garbage_collectors_callback_is_not_lost(begin):
-    """Python itself ignores it: the command would go on."""
-    begun = time.monotonic()
-    assert ended(begin(program=("-c", IGNORED))) == (128 + signal.SIGINT, ["jaxrnn: stopped"])
-    assert time.monotonic() - begun < 40
+def test_an_interrupt_during_a_callback_of_the_garbage_collector_is_not_lost(start):
+    """Python ignores such an interrupt, so the command would go on."""
+    started = time.monotonic()
+    assert wait_for(start(program=("-c", INTERRUPTED_CALLBACK))) == (
+        128 + signal.SIGINT,
+        ["jaxrnn: stopped"],
+    )
+    assert time.monotonic() - started < 40
 
 
 ON_A_TERMINAL = """
@@ -396,53 +405,53 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(here, 0)[1]) % 256)
 
 
 @finds_ranks
-def test_signals_of_a_terminal_and_a_supervisors_death_save_every_step(begin, tmp_path):
-    """Ctrl-C, which all that runs there gets; a terminal that is closed; and Ctrl-\\.
+def test_signals_of_a_terminal_and_the_death_of_a_supervisor_save_every_step(start, tmp_path):
+    """Ctrl-C, which reaches all processes; a terminal that is closed; and Ctrl-\\.
 
-    Nothing else saves within the time that this takes, and nobody is left.
+    No checkpoint is due during this time. No process may be left at the end.
     """
-    how = ("-m", "jaxrnn.cli", "train", *SMALL, *ENDLESS, "--processes", "2")
-    keep = ("--compilation-cache", "compiled")
+    options = ("-m", "jaxrnn.cli", "train", *SMALL, *ENDLESS, "--processes", "2")
+    cache = ("--compilation-cache", "compiled")
     runs = {
         "\x03": (128 + signal.SIGINT, "go on with: jaxrnn resume run0"),
         "close": (128 + signal.SIGHUP, ""),
         "\x1c": (-signal.SIGQUIT % 256, ""),
     }
-    begun = {
-        key: begin(key, *how, *keep, "--out", f"run{number}", program=("-c", ON_A_TERMINAL))
+    processes = {
+        key: start(key, *options, *cache, "--out", f"run{number}", program=("-c", ON_A_TERMINAL))
         for number, key in enumerate(runs)
     }
     for number, (key, (status, message)) in enumerate(runs.items()):
-        said, _ = begun[key].communicate(timeout=PATIENCE)
-        assert (begun[key].returncode, message in said) == (status, True), said
-        begun_at = time.monotonic()
-        wait_until(lambda command=begun[key]: not left_of(command))
-        assert time.monotonic() - begun_at < 10
+        stdout, _ = processes[key].communicate(timeout=TIMEOUT)
+        assert (processes[key].returncode, message in stdout) == (status, True), stdout
+        ended_at = time.monotonic()
+        wait_until(lambda command=processes[key]: not running(command))
+        assert time.monotonic() - ended_at < 10
         run = tmp_path / f"run{number}"
-        assert last(run)[2]["step"] == len(told(run, "loss")) > 0
+        assert last_checkpoint(run)[2]["step"] == len(recorded(run, "loss")) > 0
 
 
 # Mistakes
 
 
-def assert_said(status: int, lines: list[str], message: str) -> None:
-    """Assert that a command ended as it does for a mistake, with one line that says so."""
+def assert_mistake(status: int, lines: list[str], message: str) -> None:
+    """Assert that a command ended with the status of a mistake and one line with the message."""
     assert status == 2, lines
     assert len(lines) == 1, lines
     assert lines[0].startswith("jaxrnn: ")
     assert message in lines[0]
 
 
-MEET = ("--distributed", "--processes", "2", "--coordinator")
+DISTRIBUTED = ("--distributed", "--processes", "2", "--coordinator")
 
 
-def test_processes_that_do_not_agree_all_say_so(begin, tmp_path):
-    """Of two processes the second is told something else; and a third finds no first."""
+def test_processes_with_different_arguments_all_report_it(start, tmp_path):
+    """In each pair the second process gets another argument. A single one finds no coordinator."""
     (tmp_path / "other.txt").write_text(TEXT + "!")
     differs = "the processes do not agree on the {}: 1 differ from 0; here, in {}, it is {}"
     option, text = "option learning_rate", "text, by its SHA-256"
     missing = "process 1: cannot read missing.txt: No such file or directory"
-    wrong = [  # what process 1 is told, and what both say
+    wrong = [  # the arguments of process 1, and the messages of both
         (
             ("text.txt", "0.01"),
             differs.format(option, 0, 0.5) + ": start all with the same",
@@ -451,49 +460,49 @@ def test_processes_that_do_not_agree_all_say_so(begin, tmp_path):
         (("other.txt", "0.5"), differs.format(text, 0, ""), differs.format(text, 1, "")),
         (("missing.txt", "0.5"), missing, missing),
     ]
-    (nobody, *ports), asked = free_ports(1 + len(wrong)), []
+    (unused, *ports), expected = free_ports(1 + len(wrong)), []
     for (second, *messages), port in zip(wrong, ports, strict=True):
         for rank, (file, rate) in enumerate((("text.txt", "0.5"), second)):
-            how = (*SMALL[1:], "--learning-rate", rate, *MEET, f"127.0.0.1:{port}")
-            said = begin("train", file, *how, "--process-id", rank, "--out", f"run{port}")
-            asked.append((said, messages[rank]))
-    how = (*SMALL, *MEET, f"127.0.0.1:{nobody}", "--process-id", "1", "--timeout", "2")
-    begun = time.monotonic()
-    answer = ended(begin("train", *how, "--out", "third"))
-    assert time.monotonic() - begun < 15
-    assert_said(*answer, f"cannot be reached at 127.0.0.1:{nobody} within 2 s")
-    for process, message in asked:
-        assert_said(*ended(process), message)
+            options = (*SMALL[1:], "--learning-rate", rate, *DISTRIBUTED, f"127.0.0.1:{port}")
+            process = start("train", file, *options, "--process-id", rank, "--out", f"run{port}")
+            expected.append((process, messages[rank]))
+    options = (*SMALL, *DISTRIBUTED, f"127.0.0.1:{unused}", "--process-id", "1", "--timeout", "2")
+    started = time.monotonic()
+    answer = wait_for(start("train", *options, "--out", "third"))
+    assert time.monotonic() - started < 15
+    assert_mistake(*answer, f"cannot be reached at 127.0.0.1:{unused} within 2 s")
+    for process, message in expected:
+        assert_mistake(*wait_for(process), message)
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "other.txt"}
 
 
 def free_ports(number: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
-MISTAKES = {  # none comes as far as to compute something, so that one process can make them all
+MISTAKES = {  # all fail before the first computation, so one process can run them all
     ("--devices", "0"): "devices must be at least 1, got 0",
     ("--process-id", "1"): "--process-id is for --distributed: add that, or leave --process-id out",
     ("--distributed", "--coordinator", "127.0.0.1:1"): "needs --processes, --process-id too",
-    (*MEET, "127.0.0.1:1", "--process-id", "2"): "must lie in 0 … 1 of 2, got 2",
-    (*MEET, "127.0.0.1:1", "--process-id", "-1"): "must lie in 0 … 1 of 2, got -1",
-    (*MEET, "nonsense", "--process-id", "1"): "must be HOST:PORT, got 'nonsense'",
+    (*DISTRIBUTED, "127.0.0.1:1", "--process-id", "2"): "must lie in 0 … 1 of 2, got 2",
+    (*DISTRIBUTED, "127.0.0.1:1", "--process-id", "-1"): "must lie in 0 … 1 of 2, got -1",
+    (*DISTRIBUTED, "nonsense", "--process-id", "1"): "must be HOST:PORT, got 'nonsense'",
     ("--devices", "64"): f"devices must lie in 1 … {os.cpu_count()}, the cores here, got 64",
 }
 
 
 @several_cores
-def test_what_cannot_be_is_answered_in_one_line(begin, tmp_path):
-    rows = begin("train", *SMALL, "--batch-size", "31", "--devices", "2", "--out", "run")
-    many = begin(program=("-c", RUN_COMMANDS))
-    asked = json.dumps([("train", *SMALL, *arguments, "--out", "run") for arguments in MISTAKES])
-    answers, beside = many.communicate(asked, timeout=PATIENCE)
-    for (status, _, said), message in zip(json.loads(answers), MISTAKES.values(), strict=True):
-        assert_said(status, said.splitlines(), message)
-    assert beside == ""
-    assert_said(*ended(rows), "use a batch size of 30 or 32")
+def test_impossible_arguments_are_answered_in_one_line(start, tmp_path):
+    rows = start("train", *SMALL, "--batch-size", "31", "--devices", "2", "--out", "run")
+    many = start(program=("-c", RUN_COMMANDS))
+    commands = json.dumps([("train", *SMALL, *arguments, "--out", "run") for arguments in MISTAKES])
+    answers, errors = many.communicate(commands, timeout=TIMEOUT)
+    for (status, _, stderr), message in zip(json.loads(answers), MISTAKES.values(), strict=True):
+        assert_mistake(status, stderr.splitlines(), message)
+    assert errors == ""
+    assert_mistake(*wait_for(rows), "use a batch size of 30 or 32")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Mistakes as users make them, without the tests' type checker: one clear line each."""
+"""Tests that users' mistakes, without the type checker of the tests, give one clear line each."""
 
 import json
 import subprocess
@@ -158,15 +158,15 @@ def loop(count):
     run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.clipped_sgd()))
     return run(state, three, count=count)
 step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
-said = {}
+answers = {}
 for mistake in json.load(sys.stdin):
     try:
-        said[mistake] = f"nothing, but gave {eval(mistake)!r}"
+        answers[mistake] = f"nothing, but gave {eval(mistake)!r}"
     except ValueError as error:
-        said[mistake] = str(error)
+        answers[mistake] = str(error)
     except Exception as error:
-        said[mistake] = repr(error)
-print(json.dumps(said))
+        answers[mistake] = repr(error)
+print(json.dumps(answers))
 """
 
 
@@ -178,11 +178,11 @@ def test_every_mistake_is_answered_in_one_clear_line():
         text=True,
         check=True,
     )
-    said = json.loads(result.stdout)
-    assert said.keys() == MISTAKES.keys()
+    answers = json.loads(result.stdout)
+    assert answers.keys() == MISTAKES.keys()
     unclear = {
-        mistake: said[mistake]
-        for mistake, answer in MISTAKES.items()
-        if answer not in said[mistake] or "\n" in said[mistake]
+        mistake: answers[mistake]
+        for mistake, message in MISTAKES.items()
+        if message not in answers[mistake] or "\n" in answers[mistake]
     }
     assert unclear == {}

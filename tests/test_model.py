@@ -1,4 +1,4 @@
-"""A model's use: texts written piece by piece, the likeliest continuation, and scores."""
+"""Tests of a trained model: streamed text, the most likely continuation, and scores."""
 
 from itertools import pairwise
 
@@ -20,72 +20,72 @@ PRIMES = {"char": "nd. T", "byte": "naï", "word": "The  good ,"}
 
 @pytest.fixture(scope="module")
 def models():
-    """Make a model of each kind, whose weights are large enough to prefer something."""
-    made = {}
+    """Make a model of each kind, with weights so large that its predictions are not uniform."""
+    models_by_kind = {}
     for level, lines in KINDS:
         options = Options(
             level=level, lines=lines, hidden_size=4, batch_size=2, length=None if lines else 5,
             init="normal",
         )  # fmt: skip
-        made[level, lines] = lm.to_model(lm.prepare(Text.from_string(TEXT), options))
-    return made
+        models_by_kind[level, lines] = lm.to_model(lm.prepare(Text.from_string(TEXT), options))
+    return models_by_kind
 
 
-def streamed(of_model, **how):
-    """Return texts that were written piece by piece, joined."""
-    return ["".join(pieces) for pieces in zip(*model.stream(of_model, **how), strict=True)]
+def stream_text(lm_model, **kwargs):
+    """Return the texts that `model.stream` yields in pieces."""
+    return ["".join(pieces) for pieces in zip(*model.stream(lm_model, **kwargs), strict=True)]
 
 
-def after_start(of_model, prime):
-    """Return the ids that a text begins with."""
-    vocabulary, lines = of_model.vocabulary, of_model.options.lines
+def start_ids(lm_model, prime):
+    """Return the ids that the model reads before it draws the first one."""
+    vocabulary, lines = lm_model.vocabulary, lm_model.options.lines
     if vocabulary.level == "word":
         return [1] if prime is None else vocabulary.encode(prime)[:-1].tolist()
     return vocabulary.encode("\n" * (lines or prime is None) + (prime or "")).tolist()
 
 
-def shown(of_model, prime, ids):
-    """Return what is to be seen of a text's ids."""
-    text = of_model.vocabulary.decode(ids)
-    if prime is None or of_model.options.lines:
+def shown_text(lm_model, prime, ids):
+    """Return the text that is shown for these ids."""
+    text = lm_model.vocabulary.decode(ids)
+    if prime is None or lm_model.options.lines:
         text = text.removeprefix("\n")
-    return text.split("\n")[0] if of_model.options.lines else text
+    return text.split("\n")[0] if lm_model.options.lines else text
 
 
-def loss_of(of_model, ids, skip=0):
-    """Compute the summed loss of ids that are read in one row, but for the first."""
-    row = np.zeros(80, np.int32)  # of one size, so that it compiles once
+def loss_of(lm_model, ids, skip=0):
+    """Compute the summed loss of the ids, read in one row, without the first `skip` predictions."""
+    row = np.zeros(80, np.int32)  # always of one size, so that LOSS is compiled once
     row[: len(ids)] = ids
-    places = np.arange(len(row) - 1)
-    mask = ((skip <= places) & (places < len(ids) - 1))[None].astype(float)
+    positions = np.arange(len(row) - 1)
+    mask = ((skip <= positions) & (positions < len(ids) - 1))[None].astype(float)
     batch = jaxrnn.Batch(row[None, :-1], row[None, 1:], mask)
-    loss, _ = LOSS(of_model.rnn, of_model.params, of_model.rnn.initial_state(1), batch)
+    loss, _ = LOSS(lm_model.rnn, lm_model.params, lm_model.rnn.initial_state(1), batch)
     return float(loss) * mask.sum()
 
 
 LOSS = jax.jit(jaxrnn.RNN.loss, static_argnums=0)
 
 
-# Writing
+# Text
 
 
 @pytest.mark.parametrize("primed", [False, True])
 @pytest.mark.parametrize(("level", "lines"), KINDS)
-def test_a_text_in_pieces_is_what_is_drawn_at_once(level, lines, primed, models):
-    """Of any length, to the symbol; of lines, as far as the end that is drawn."""
-    of_model, prime = models[level, lines], PRIMES[level] if primed else None
+def test_a_streamed_text_is_the_one_that_is_drawn_at_once(level, lines, primed, models):
+    """This holds for any length. A line ends at the first end symbol that is drawn."""
+    lm_model, prime = models[level, lines], PRIMES[level] if primed else None
     if lines and primed and level == "char":
         prime = "nd of"
-    start = after_start(of_model, prime)
+    start = start_ids(lm_model, prime)
     drawn = jaxrnn.lm.sample(
-        of_model.rnn, of_model.params, np.tile(start, (3, 1)), 40, key=seed_key(5),
-        temperature=1.5, top_k=9, end=of_model.vocabulary.ends[1] if lines else None,
+        lm_model.rnn, lm_model.params, np.tile(start, (3, 1)), 40, key=seed_key(5),
+        temperature=1.5, top_k=9, end=lm_model.vocabulary.ends[1] if lines else None,
     )  # fmt: skip
     for length in (1, 16, 17, 40):
-        how = {"prime": prime, "length": length, "count": 3, "seed": 5, "temperature": 1.5}
-        texts = [shown(of_model, prime, [*start, *row[:length].tolist()]) for row in drawn]
-        assert streamed(of_model, top_k=9, **how) == texts
-        assert model.write(of_model, top_k=9, **how) == texts
+        kwargs = {"prime": prime, "length": length, "count": 3, "seed": 5, "temperature": 1.5}
+        texts = [shown_text(lm_model, prime, [*start, *row[:length].tolist()]) for row in drawn]
+        assert stream_text(lm_model, top_k=9, **kwargs) == texts
+        assert model.write(lm_model, top_k=9, **kwargs) == texts
     assert len(set(texts)) == 3
     if level == "char" and not lines:
         assert {len(text) for text in texts} == {40 + len(prime or "")}
@@ -93,90 +93,90 @@ def test_a_text_in_pieces_is_what_is_drawn_at_once(level, lines, primed, models)
         assert all(text.startswith("The good,") for text in texts)
     if lines:
         assert not any("\n" in text for text in texts)
-        assert any((np.asarray(row) == of_model.vocabulary.ends[1]).any() for row in drawn)
+        assert any((np.asarray(row) == lm_model.vocabulary.ends[1]).any() for row in drawn)
 
 
 @pytest.fixture
 def draws(monkeypatch):
-    """Let a model draw what it is told, so many symbols at a time."""
+    """Return a function that makes models draw the given ids, `size` at a time."""
 
-    def tell(ids, size):
-        rows = [np.array(ids[at : at + size])[None] for at in range(0, len(ids), size)]
+    def set_ids(ids, size):
+        rows = [np.array(ids[start : start + size])[None] for start in range(0, len(ids), size)]
         monkeypatch.setattr(model, "draw", lambda *_, **__: iter(rows))
 
-    return tell
+    return set_ids
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 99])
 @pytest.mark.parametrize(("level", "lines"), KINDS)
 def test_a_stop_is_not_shown_nor_anything_after_it(level, lines, size, models, draws):
-    """Wherever it lies, also across pieces; the prime may contain it."""
-    of_model = models[level, lines]
+    """The stop may lie anywhere, also across pieces. The prime may contain it."""
+    lm_model = models[level, lines]
     prime, rest = {
         "char": ("end", " end. The mind"), "byte": ("naï", "ve naïve ïend"),
         "word": ("The end", " the mind, the end of the mind"),
     }[level]  # fmt: skip
     rest += "" if lines else ".\nThe end\n"
-    vocabulary = of_model.vocabulary
+    vocabulary = lm_model.vocabulary
     text = vocabulary.decode(vocabulary.encode(prime + rest)).rstrip("\n")
-    ids = vocabulary.encode(text + "\n" * (level != "word"))[len(after_start(of_model, prime)) :]
+    ids = vocabulary.encode(text + "\n" * (level != "word"))[len(start_ids(lm_model, prime)) :]
     if lines and level != "word":
         ids = vocabulary.encode(rest + "\n")
-    told = {"prime": prime, "length": len(ids)}
+    kwargs = {"prime": prime, "length": len(ids)}
     new = text[len(prime) :]
     for first in range(len(new)):
         for last in range(first + 1, min(first + 5, len(new)) + 1):
             stop = new[first:last]
             draws(ids, size)
             expected = prime + new[: new.index(stop)]
-            assert streamed(of_model, stop=stop, **told) == [expected]
+            assert stream_text(lm_model, stop=stop, **kwargs) == [expected]
     for never in ("\0", "e\0", text[-1] + "\0", "end\0", "nd\n\0", prime + "\0"):
         draws(ids, size)
-        whole = streamed(of_model, **told)
+        whole = stream_text(lm_model, **kwargs)
         draws(ids, size)
-        assert streamed(of_model, stop=never, **told) == whole
+        assert stream_text(lm_model, stop=never, **kwargs) == whole
         assert whole[0].rstrip("\n") == text
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 99])
-def test_no_half_of_a_character_is_ever_shown(size, models, draws):
-    of_model, text = models["byte", False], "é\U0001f600e\u0301 €\ufffd\ufffda\U0001f469\u200d"
+def test_an_incomplete_character_is_never_shown(size, models, draws):
+    lm_model, text = models["byte", False], "é\U0001f600e\u0301 €\ufffd\ufffda\U0001f469\u200d"
     draws(list(text.encode()), size)
-    pieces = [piece for (piece,) in model.stream(of_model, length=len(text.encode()))]
+    pieces = [piece for (piece,) in model.stream(lm_model, length=len(text.encode()))]
     assert "".join(pieces) == text
     assert sum(piece.count("\ufffd") for piece in pieces) == 2
     draws(list(text.encode()), size)
-    assert streamed(of_model, length=4) == ["é\ufffd"]  # the length is that of bytes
+    assert stream_text(lm_model, length=4) == ["é\ufffd"]  # the length counts bytes
 
 
-def test_a_text_is_shown_as_it_is_made(models, draws):
-    """Held back is only what may be a part of the stop."""
-    of_model = models["char", False]
-    draws(of_model.vocabulary.encode("the end the mind"), 4)
-    pieces = [piece for (piece,) in model.stream(of_model, length=16, stop="the mend")]
+def test_a_text_is_shown_as_soon_as_it_is_drawn(models, draws):
+    """Only text that may be the beginning of the stop is held back."""
+    lm_model = models["char", False]
+    draws(lm_model.vocabulary.encode("the end the mind"), 4)
+    pieces = [piece for (piece,) in model.stream(lm_model, length=16, stop="the mend")]
     assert pieces == ["", "the end ", "", "the mind"]
 
 
-# The likeliest
+# The most likely continuation
 
 
 @pytest.mark.parametrize(
     ("level", "lines"), [("char", False), ("byte", False), ("char", True), ("word", True)]
 )
-def test_a_continuation_is_as_likely_as_what_it_shows(level, lines, models):
-    """Of a line, its end among it; nothing counts after that."""
-    of_model, prime = models[level, lines], "The"
-    start, ends = after_start(of_model, prime), of_model.vocabulary.ends
+def test_the_score_of_a_continuation_is_the_loss_of_its_symbols(level, lines, models):
+    """The score of a line includes its end symbol, and nothing after it."""
+    lm_model, prime = models[level, lines], "The"
+    start, ends = start_ids(lm_model, prime), lm_model.vocabulary.ends
     end = ends[1] if lines else None
     ids, _ = jaxrnn.lm.beam_search(
-        of_model.rnn, of_model.params, np.array(start), 9, beams=5, end=end
+        lm_model.rnn, lm_model.params, np.array(start), 9, beams=5, end=end
     )
     ids = ids.tolist()
     ids = ids[: ids.index(end) + 1] if end in ids else ids
-    text, nats = model.continuation(of_model, prime, 9, beams=5)
-    assert text == shown(of_model, prime, start + ids)
+    text, nats = model.continuation(lm_model, prime, 9, beams=5)
+    assert text == shown_text(lm_model, prime, start + ids)
     assert (len(ids) < 9) == lines
-    assert nats == pytest.approx(-loss_of(of_model, start + ids, skip=len(start) - 1), rel=1e-6)
+    assert nats == pytest.approx(-loss_of(lm_model, start + ids, skip=len(start) - 1), rel=1e-6)
 
 
 # Scores
@@ -185,11 +185,11 @@ def test_a_continuation_is_as_likely_as_what_it_shows(level, lines, models):
 @pytest.mark.parametrize("positions", [1, 2**20])
 @pytest.mark.parametrize(("level", "lines"), KINDS)
 def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, monkeypatch):
-    """The state carried through the whole, or each line alone; none dropped, in any parts."""
+    """A text is read with one state, each line with its own. The parts drop no symbol."""
     monkeypatch.setattr(train, "_POSITIONS", positions)
     monkeypatch.setattr(model, "_LONG", 16)
-    of_model, text = models[level, lines], "The mind?\nOh\n\nA very good end of the mind…"
-    vocabulary = of_model.vocabulary
+    lm_model, text = models[level, lines], "The mind?\nOh\n\nA very good end of the mind…"
+    vocabulary = lm_model.vocabulary
     if not lines:
         rows = [vocabulary.encode(text)]
     elif level == "word":
@@ -198,10 +198,10 @@ def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, mo
         ]
     else:
         rows = [vocabulary.encode(f"\n{line}\n") for line in text.split("\n") if line]
-    *before, (done, score) = model.evaluate(of_model, Text.from_string(text))
+    *before, (done, score) = model.evaluate(lm_model, Text.from_string(text))
     shares = [share for share, _ in before] + [done]
     assert score.symbols == sum(len(row) - 1 for row in rows)
-    total = sum(loss_of(of_model, row) for row in rows)
+    total = sum(loss_of(lm_model, row) for row in rows)
     assert score.nats * score.symbols == pytest.approx(total, rel=1e-6)
     assert shares[-1] == 1.0
     assert all(a < b for a, b in pairwise(shares))
@@ -237,10 +237,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_told_in_one_line_before_anything_is_written(case, models):
-    level, lines, how, message = MISTAKES[case]
+def test_a_mistake_raises_an_error_of_one_line_before_anything_is_drawn(case, models):
+    level, lines, kwargs, message = MISTAKES[case]
     with pytest.raises(ValueError, match=message) as raised:
-        model.stream(models[level, lines], **how)
+        model.stream(models[level, lines], **kwargs)
     assert "\n" not in str(raised.value)
 
 
@@ -260,10 +260,10 @@ def test_a_text_that_cannot_be_scored_is_refused_at_once(level, lines, text, mes
         model.evaluate(models[level, lines], Text.from_string(text))
 
 
-def test_a_model_of_one_symbol_is_sure_of_it():
-    of_model = lm.to_model(
+def test_a_model_of_one_symbol_predicts_it_with_certainty():
+    lm_model = lm.to_model(
         lm.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
     )
-    assert model.write(of_model, length=5, prime="a") == ["aaaaaa"]
-    *_, (_, score) = model.evaluate(of_model, Text.from_string("aaa"))
+    assert model.write(lm_model, length=5, prime="a") == ["aaaaaa"]
+    *_, (_, score) = model.evaluate(lm_model, Text.from_string("aaa"))
     assert (score.nats, score.symbols) == (0.0, 2)

@@ -1,4 +1,4 @@
-"""The forward pass and its loss, against NumPy written out step by step; and what is refused."""
+"""Tests of the forward pass and the loss against NumPy loops, and of the errors for bad input."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ PHI = {
 
 
 def forward_in_numpy(rnn, params, inputs, h):
-    """Return outputs (B, T, O) and the last states (L, B, H), one step and one layer at a time."""
+    """Compute outputs (B, T, O) and last states (L, B, H), one step and one layer at a time."""
     params, h = jax.tree.map(np.asarray, (params, h))
     states, outputs = list(h), []
     for t in range(inputs.shape[1]):
@@ -81,7 +81,9 @@ def test_a_custom_loss_sees_batch_first_arrays():
 
     def loss(outputs, targets):
         seen.append((outputs.shape, targets.shape))
-        return jnp.square(outputs - targets).sum(-1) * jnp.arange(outputs.shape[1])  # late counts
+        return jnp.square(outputs - targets).sum(-1) * jnp.arange(
+            outputs.shape[1]
+        )  # late steps weigh more
 
     rnn, params, h, batch = make_case(loss_function=loss)
     outputs, h_last = forward_in_numpy(rnn, params, batch.inputs, h)
@@ -112,11 +114,11 @@ LOSSES_OF_POSITIVE_TARGETS = {
 
 @pytest.mark.parametrize("rule", ["autodiff", "bptt"])
 @pytest.mark.parametrize("loss", [*LOSSES_OF_POSITIVE_TARGETS, "squared_error"])
-def test_what_stands_at_a_masked_position_has_no_influence(rule, loss):
+def test_the_target_at_a_masked_position_has_no_influence(rule, loss):
     function = LOSSES_OF_POSITIVE_TARGETS.get(loss, loss)
     rnn, params, h, batch = make_case(loss_function=function, mask=True, reduction="mean")
     targets, mask = 1 + np.asarray(batch.targets) ** 2, np.array(batch.mask)
-    mask[1] = 0  # in this row nothing counts
+    mask[1] = 0  # this row is masked completely
     masked = (mask == 0)[..., None]
     case = Case(rnn, params, h, jaxrnn.Batch(batch.inputs, targets, mask))
     algorithm = getattr(jaxrnn.gradients, rule)(rnn)
@@ -124,22 +126,22 @@ def test_what_stands_at_a_masked_position_has_no_influence(rule, loss):
     assert masked.any()
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
     for anything in (np.nan, np.inf, 0.0, -1e30):
-        holes = jaxrnn.Batch(batch.inputs, np.where(masked, anything, targets), mask)
-        assert_equal(gradient(algorithm, case._replace(batch=holes)), expected)
-    nothing = jaxrnn.Batch(batch.inputs, np.full_like(targets, np.nan), np.zeros((3, 6)))
-    (value, _), grads = gradient(algorithm, case._replace(batch=nothing))
+        changed = jaxrnn.Batch(batch.inputs, np.where(masked, anything, targets), mask)
+        assert_equal(gradient(algorithm, case._replace(batch=changed)), expected)
+    empty = jaxrnn.Batch(batch.inputs, np.full_like(targets, np.nan), np.zeros((3, 6)))
+    (value, _), grads = gradient(algorithm, case._replace(batch=empty))
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves((value, grads)))
 
 
-def test_the_target_at_a_masked_position_may_be_no_id():
+def test_the_target_at_a_masked_position_may_be_an_invalid_id():
     rnn, params, h, batch = make_case(ids=True, mask=True)
-    holes = np.where(np.asarray(batch.mask) == 0, -100, np.asarray(batch.targets))
-    assert_equal(rnn.loss(params, h, batch._replace(targets=holes)), rnn.loss(params, h, batch))
+    targets = np.where(np.asarray(batch.mask) == 0, -100, np.asarray(batch.targets))
+    assert_equal(rnn.loss(params, h, batch._replace(targets=targets)), rnn.loss(params, h, batch))
 
 
 @pytest.mark.parametrize("ids", [False, True])
-def test_after_its_length_a_row_stays_as_it_is(ids):
-    """Outputs, state and loss are those of each row by itself without its padding."""
+def test_the_state_of_a_row_does_not_change_after_its_length(ids):
+    """The outputs, state and loss are those of each row alone and without padding."""
     rnn, params, h, batch = make_case(num_layers=2, leak=0.6, ids=ids)
     lengths = np.array([6, 2, 0])
     padding = np.arange(6) >= lengths[:, None]
@@ -183,8 +185,8 @@ def test_unroll_stops_each_row_at_its_length():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("rule", ["autodiff", "bptt"])
-def test_a_mean_over_many_positions_does_not_vanish_in_few_bits(rule, dtype):
-    """65,536 positions: more than float16 can count to."""
+def test_a_mean_over_many_positions_does_not_vanish_in_low_precision(rule, dtype):
+    """The batch has 65,536 positions, which float16 cannot represent."""
     case = make_case(B=512, T=128, H=3, I=3, O=3, reduction="mean", dtype=jnp.float32)
     low = jax.tree.map(lambda leaf: leaf.astype(dtype), (case.params, case.h))
     high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), low)
@@ -194,9 +196,9 @@ def test_a_mean_over_many_positions_does_not_vanish_in_few_bits(rule, dtype):
     exact = gradient(reference, case._replace(params=high[0], h=high[1]))
     assert loss.dtype == jnp.float32
     assert_equal(loss, exact[0][0], 1e-3)
-    few = 20 * float(jnp.finfo(dtype).eps)
-    assert_equal(grads.readout.W_hy, exact[1].readout.W_hy, few)
-    assert_equal(grads.cells[0].W_hh, exact[1].cells[0].W_hh, few)
+    tolerance = 20 * float(jnp.finfo(dtype).eps)
+    assert_equal(grads.readout.W_hy, exact[1].readout.W_hy, tolerance)
+    assert_equal(grads.cells[0].W_hh, exact[1].cells[0].W_hh, tolerance)
 
 
 def test_state_passed_on_continues_the_sequence():
@@ -207,13 +209,15 @@ def test_state_passed_on_continues_the_sequence():
     assert_equal((jnp.concatenate([first, second], 1), h_end), (whole, h_last))
 
 
-def test_numpy_arrays_and_any_integer_dtype_do():
+def test_numpy_arrays_and_any_integer_dtype_are_accepted():
     rnn, params, h, batch = make_case(ids=True)
     expected = rnn.loss(params, h, batch)
     for dtype in (np.uint8, np.int16, np.int64):
-        given = jaxrnn.Batch(np.asarray(batch.inputs, dtype), np.asarray(batch.targets, dtype))
+        numpy_batch = jaxrnn.Batch(
+            np.asarray(batch.inputs, dtype), np.asarray(batch.targets, dtype)
+        )
         numpy_params = jax.tree.map(np.asarray, params)
-        assert_equal(rnn.loss(numpy_params, np.asarray(h), given), expected)
+        assert_equal(rnn.loss(numpy_params, np.asarray(h), numpy_batch), expected)
 
 
 def test_initial_parameters_follow_the_initialisers():
@@ -253,12 +257,12 @@ def test_a_network_can_be_pickled_copied_and_replaced(rnn):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_parameters_of_few_bits_are_those_of_float32_rounded(dtype):
+def test_parameters_in_low_precision_are_those_of_float32_rounded(dtype):
     rnn = jaxrnn.RNN(5, 4, 2, num_layers=2)
     wide = rnn.init(jax.random.key(0), jnp.float32)
-    found = rnn.init(jax.random.key(0), dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-    assert_equal(found, jax.tree.map(lambda leaf: leaf.astype(dtype), wide), 0)
+    params = rnn.init(jax.random.key(0), dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    assert_equal(params, jax.tree.map(lambda leaf: leaf.astype(dtype), wide), 0)
 
 
 def test_a_network_is_a_frozen_hashable_description():
@@ -285,8 +289,8 @@ def test_a_network_is_a_frozen_hashable_description():
     ],
     ids=str,
 )
-def test_unroll_is_bptt_for_any_loss_on_top(network, dtype):
-    """Gradients of cell, inputs (dx) and h_0 (dh), from all states and from the last one."""
+def test_unroll_has_the_gradient_of_autodiff_for_any_loss_of_its_states(network, dtype):
+    """Compares gradients of the cell, inputs (dx) and h_0 (dh), for a loss of all states."""
     ids = network.get("ids", False)
     rnn, params, h, batch = make_case(dtype=dtype, **network)
 
@@ -302,14 +306,14 @@ def test_unroll_is_bptt_for_any_loss_on_top(network, dtype):
         return jnp.stack(states, 1), h
 
     arguments = (params.cells[0], batch.inputs, h[0])
-    wanted = (0, 2) if ids else (0, 1, 2)
-    by_hand = jax.value_and_grad(lambda *a: loss(rnn.unroll, *a), wanted)(*arguments)
-    by_autodiff = jax.value_and_grad(lambda *a: loss(plain, *a), wanted)(*arguments)
+    argnums = (0, 2) if ids else (0, 1, 2)
+    by_hand = jax.value_and_grad(lambda *a: loss(rnn.unroll, *a), argnums)(*arguments)
+    by_autodiff = jax.value_and_grad(lambda *a: loss(plain, *a), argnums)(*arguments)
     assert jax.tree.leaves(by_hand)[0].dtype == dtype
     assert_equal(by_hand, by_autodiff, 1e-12 if dtype == jnp.float64 else 1e-5)
 
 
-def test_unroll_runs_the_layer_of_apply():
+def test_unroll_and_the_readout_give_the_outputs_of_apply():
     rnn, params, h, batch = make_case(use_bias=False)
     states, h_last = rnn.unroll(params.cells[0], batch.inputs, h[0])
     outputs = states @ params.readout.W_hy
@@ -317,7 +321,7 @@ def test_unroll_runs_the_layer_of_apply():
 
 
 def test_unroll_uses_its_hand_written_derivative():
-    """Its backward loop carries the credit alone; autodiff's adds up the weights' gradients too."""
+    """Its backward loop carries only the credit. That of autodiff also carries weight gradients."""
     rnn, params, h, batch = make_case()
 
     def by_hand(cell):
@@ -328,17 +332,17 @@ def test_unroll_uses_its_hand_written_derivative():
 
     assert "custom_jvp" in str(jax.make_jaxpr(by_hand)(params.cells[0]))
     assert "custom_jvp" not in str(jax.make_jaxpr(rnn.loss)(params, h, batch))
-    assert carried(jax.grad(by_hand), params.cells[0]) == {h[0].shape}
-    assert carried(jax.grad(plain), params) >= {h[0].shape, params.cells[0].W_hh.shape}
+    assert carried_shapes(jax.grad(by_hand), params.cells[0]) == {h[0].shape}
+    assert carried_shapes(jax.grad(plain), params) >= {h[0].shape, params.cells[0].W_hh.shape}
 
 
-def carried(grad, at) -> set[tuple[int, ...]]:
-    """Return the shapes of what a gradient's backward loop carries from step to step."""
+def carried_shapes(grad, at) -> set[tuple[int, ...]]:
+    """Return the shapes of the arrays that the backward loop of a gradient carries."""
     scans = [eqn for eqn in jax.make_jaxpr(grad)(at).eqns if eqn.primitive.name == "scan"]
     (backward,) = [eqn for eqn in scans if eqn.params["reverse"]]
-    whole = [each.aval.shape for each in backward.outvars]
-    of_a_step = [each.shape for each in backward.params["jaxpr"].out_avals]
-    return {shape for shape, step in zip(whole, of_a_step, strict=True) if shape == step}
+    whole = [var.aval.shape for var in backward.outvars]
+    per_step = [var.shape for var in backward.params["jaxpr"].out_avals]
+    return {shape for shape, step in zip(whole, per_step, strict=True) if shape == step}
 
 
 @pytest.mark.parametrize("network", [{}, {"ids": True, "leak": 0.4}], ids=str)
@@ -400,7 +404,7 @@ def test_nothing_promotes_ranks_or_dtypes_implicitly(program):
         jax.eval_shape(lambda *a: PROGRAMS[program](rnn, *a), params, h, batch.inputs)
 
 
-# What is refused, in one line that says the value and the remedy
+# Invalid arguments: one line that names the value and the remedy
 
 
 @pytest.mark.parametrize(
@@ -417,14 +421,14 @@ def test_nothing_promotes_ranks_or_dtypes_implicitly(program):
         ),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(network, message):
+def test_invalid_sizes_and_options_of_a_network_are_refused(network, message):
     with pytest.raises(ValueError, match=message):
         jaxrnn.RNN(**({"input_size": 5, "hidden_size": 4, "output_size": 2} | network))
 
 
-def nan_at(*place):
+def nan_at(*index):
     inputs = np.ones((3, 6, 5))
-    inputs[place] = np.nan
+    inputs[index] = np.nan
     return inputs
 
 
@@ -483,7 +487,7 @@ def with_batch(**changes):
         ),
     ],
 )
-def test_what_does_not_fit_the_network_is_refused(change, message):
+def test_arrays_that_do_not_fit_the_network_are_refused(change, message):
     rnn, params, h, batch = change(make_case(ids=True))
     with pytest.raises(ValueError, match=message) as raised:
         rnn.loss(params, h, batch)
@@ -504,7 +508,7 @@ def test_under_jit_an_id_out_of_range_gives_nan_and_not_another_token(changes):
 
 @pytest.mark.parametrize("target", [2, -1, -2])
 def test_under_jit_a_target_out_of_range_gives_nan(target):
-    """So does the hand-written loss; a negative one does not stand for the last class."""
+    """The hand-written loss gives nan too. A negative target does not mean the last class."""
     case = make_case(ids=True)
     outside = case.batch._replace(targets=jnp.full((3, 6), target))
     assert jnp.isnan(jax.jit(case.rnn.loss)(case.params, case.h, outside)[0])
