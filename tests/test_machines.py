@@ -228,7 +228,7 @@ def test_a_run_that_lost_a_process_can_be_resumed_on_other_devices(start, alone,
 
 @finds_ranks
 def test_killed_processes_do_not_change_the_run(start, tmp_path):
-    """Process 1 is killed, and after the restart process 0. No byte differs; no step is repeated."""
+    """Process 1 is killed, and after a restart process 0. No byte differs; no step is repeated."""
     options = ("--steps", "60", "--evaluate-every", "30", "--save-every", "0", "--processes", "2")
     cache = ("--compilation-cache", "compiled")
     whole, killed = (tmp_path / out for out in ("whole", "killed"))

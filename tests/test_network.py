@@ -81,9 +81,7 @@ def test_a_custom_loss_sees_batch_first_arrays():
 
     def loss(outputs, targets):
         seen.append((outputs.shape, targets.shape))
-        return jnp.square(outputs - targets).sum(-1) * jnp.arange(
-            outputs.shape[1]
-        )  # late steps weigh more
+        return jnp.square(outputs - targets).sum(-1) * jnp.arange(outputs.shape[1])
 
     rnn, params, h, batch = make_case(loss_function=loss)
     outputs, h_last = forward_in_numpy(rnn, params, batch.inputs, h)
@@ -213,11 +211,9 @@ def test_numpy_arrays_and_any_integer_dtype_are_accepted():
     rnn, params, h, batch = make_case(ids=True)
     expected = rnn.loss(params, h, batch)
     for dtype in (np.uint8, np.int16, np.int64):
-        numpy_batch = jaxrnn.Batch(
-            np.asarray(batch.inputs, dtype), np.asarray(batch.targets, dtype)
-        )
+        arrays = jaxrnn.Batch(np.asarray(batch.inputs, dtype), np.asarray(batch.targets, dtype))
         numpy_params = jax.tree.map(np.asarray, params)
-        assert_equal(rnn.loss(numpy_params, np.asarray(h), numpy_batch), expected)
+        assert_equal(rnn.loss(numpy_params, np.asarray(h), arrays), expected)
 
 
 def test_initial_parameters_follow_the_initialisers():

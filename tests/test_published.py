@@ -1,8 +1,8 @@
-"""The approximate and the stochastic rules: the published updates in NumPy, and their limits.
+"""Tests of the approximate and stochastic rules against the published updates, and their limits.
 
-Each update is written out once more, for one sequence, from the equation: loops over rows and time,
-dense matrices, and sums over all past steps where the rule has a recursion. θ = [W_xh; W_hh; b_h]
-is (N, H), and an influence M[p, j, i] of θ_pj on unit i is laid out as (N·H, H).
+Each update is written in NumPy for one sequence, directly from its equation: with loops over rows
+and time, dense matrices, and sums over all past steps where the rule has a recursion.
+θ = [W_xh; W_hh; b_h] is (N, H). The influence M[p, j, i] of θ_pj on unit i is stored as (N·H, H).
 """
 
 from collections.abc import Callable
@@ -30,9 +30,9 @@ from jaxrnn.gradients.rules.ok import reduce_rank
 
 
 class Row(NamedTuple):
-    """One sequence of a batch: what a one-layer network computes before any rule."""
+    """The quantities of a one-layer network on one sequence of a batch, which all rules use."""
 
-    s: np.ndarray  # (T, N), what the weights read: (x_t, h_{t-1}, 1)
+    s: np.ndarray  # (T, N), the input of the weights: (x_t, h_{t-1}, 1)
     g: np.ndarray  # (T, H), leak φ'(a_t)
     J: np.ndarray  # (T, H, H), ∂h_t[i] / ∂h_{t-1}[k] at [t, k, i]
     d_y: np.ndarray  # (T, O), ∂ℓ_t/∂y_t
@@ -51,7 +51,7 @@ ACTIVATIONS = {  # φ, φ'
 
 
 def rows_of(case: Case) -> list[Row]:
-    """Run the network forward, row by row; the loss is the sum of the cross-entropies."""
+    """Run the network on each row. The loss is the sum of the cross-entropies."""
     rnn, (cells, readout), h, batch = case
     (W_xh, W_hh, b_h), (W_hy, b_y) = jax.tree.map(np.asarray, (cells[0], readout))
     phi, slope = ACTIVATIONS[rnn.activation]
@@ -77,18 +77,18 @@ def rows_of(case: Case) -> list[Row]:
 
 
 def stacked(cell: jaxrnn.Cell) -> np.ndarray:
-    """Put a cell's gradient, or many, into one array, (..., N, H)."""
+    """Stack the gradient of a cell, or of many, into one array (..., N, H)."""
     leaves = [cell.W_xh, cell.W_hh] if cell.b_h is None else [*cell[:2], cell.b_h[..., None, :]]
     return np.concatenate(leaves, axis=-2)
 
 
 def direct(s: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """∂h_t/∂θ with h_{t-1} held fixed, (N·H, H)."""
+    """Compute ∂h_t/∂θ with h_{t-1} held fixed, (N·H, H)."""
     return np.kron(s[:, None], np.diag(g))
 
 
 def in_chunks(algorithm: jaxrnn.GradientAlgorithm, *lengths: int) -> jaxrnn.GradientAlgorithm:
-    """Make an algorithm that works a batch off in chunks, and sums their gradients."""
+    """Make an algorithm that computes a batch in chunks and sums their gradients."""
 
     def value_and_grad(params, carry, batch):
         loss, total = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
@@ -100,7 +100,7 @@ def in_chunks(algorithm: jaxrnn.GradientAlgorithm, *lengths: int) -> jaxrnn.Grad
     return jaxrnn.GradientAlgorithm(algorithm.init, value_and_grad)
 
 
-# A leak, features, a bias and two chunks; and none of them.
+# The first has a leak, features, a bias and two chunks, the second none of them.
 NETWORKS = pytest.mark.parametrize(
     ("network", "lengths"),
     [
@@ -115,7 +115,7 @@ NETWORKS = pytest.mark.parametrize(
 
 
 def masked_rtrl(row: Row, reach: np.ndarray) -> np.ndarray:
-    """M_t = (M_{t-1} J_t + direct) where unit j may reach unit i; Williams & Zipser 1989, eq. 9."""
+    """RTRL where j may reach i: M_t = M_{t-1} J_t + direct (Williams & Zipser 1989, eq. 9)."""
     N, H = row.s.shape[1], row.g.shape[1]
     M, total = np.zeros((N * H, H)), np.zeros(N * H)
     for s, g, J, e in zip(row.s, row.g, row.J, row.e, strict=True):
@@ -129,7 +129,7 @@ def rtrl(row: Row) -> np.ndarray:
 
 
 def snap(n: int) -> Callable[[Row], np.ndarray]:
-    """The mask by brute force: a power of the pattern counts the paths of that length."""
+    """SnAp-n with a brute-force mask: the k-th power of a pattern counts the paths of length k."""
 
     def update(row):
         pattern = (row.W_hh != 0).astype(int)
@@ -140,34 +140,34 @@ def snap(n: int) -> Callable[[Row], np.ndarray]:
 
 
 def rflo(row: Row) -> np.ndarray:
-    """P_t = Σ_τ (1 - leak)^(t - τ) s_τ g_τ; Murray 2019, eq. 4 with the weights held fixed."""
+    """RFLO: P_t = Σ_τ (1 - leak)^(t - τ) s_τ g_τ (Murray 2019, eq. 4 with fixed weights)."""
     total = 0
     for t, e in enumerate(row.e):
-        kept = (1 - row.leak) ** (t - np.arange(t + 1))
-        total = total + np.einsum("t,tp,tj->pj", kept, row.s[: t + 1], row.g[: t + 1]) * e
+        decays = (1 - row.leak) ** (t - np.arange(t + 1))
+        total = total + np.einsum("t,tp,tj->pj", decays, row.s[: t + 1], row.g[: t + 1]) * e
     return np.asarray(total)
 
 
 def root_of_ratio(a: np.ndarray, b: np.ndarray) -> float:
-    """√(‖a‖ / ‖b‖), and 1 before there is anything."""
+    """Compute √(‖a‖ / ‖b‖), or 1 where a is zero."""
     return np.sqrt(np.linalg.norm(a) / np.linalg.norm(b)) if a.any() else 1.0
 
 
 def uoro(row: Row, signs: np.ndarray) -> np.ndarray:
-    """M_t = θ̃_t ⊗ h̃_t; Tallec & Ollivier 2017, eqs. 13 to 17."""
+    """UORO: M_t = θ̃_t ⊗ h̃_t (Tallec & Ollivier 2017, eqs. 13 to 17)."""
     N, H = row.s.shape[1], row.g.shape[1]
     h, theta, total = np.zeros(H), np.zeros(N * H), np.zeros(N * H)
     for s, g, J, e, nu in zip(row.s, row.g, row.J, row.e, signs, strict=True):
-        h, fresh = J.T @ h, direct(s, g) @ nu
-        rho_0, rho_1 = root_of_ratio(theta, h), root_of_ratio(fresh, nu)
+        h, immediate = J.T @ h, direct(s, g) @ nu
+        rho_0, rho_1 = root_of_ratio(theta, h), root_of_ratio(immediate, nu)
         h = rho_0 * h + rho_1 * nu
-        theta = theta / rho_0 + fresh / rho_1
+        theta = theta / rho_0 + immediate / rho_1
         total += np.outer(theta, h) @ e
     return total.reshape(N, H)
 
 
 def kf_rtrl(row: Row, signs: np.ndarray) -> np.ndarray:
-    """M_t = u_t ⊗ A_t, of Frobenius norms; Mujika et al. 2018, §3.2."""
+    """KF-RTRL: M_t = u_t ⊗ A_t, scaled by Frobenius norms (Mujika et al. 2018, §3.2)."""
     N, H = row.s.shape[1], row.g.shape[1]
     u, A, total = np.zeros(N), np.zeros((H, H)), np.zeros(N * H)
     for s, g, J, e, (c_1, c_2) in zip(row.s, row.g, row.J, row.e, signs, strict=True):
@@ -180,7 +180,7 @@ def kf_rtrl(row: Row, signs: np.ndarray) -> np.ndarray:
 
 
 def dni(row: Row) -> np.ndarray:
-    """Jaderberg et al. 2017, §2.1, one step at a time, at the rate 0.3."""
+    """DNI, one step at a time, with the learning rate 0.3 (Jaderberg et al. 2017, §2.1)."""
     A, total = np.zeros((len(row.W_hh) + 1, len(row.W_hh))), 0
     for s, g, J, e, *states in zip(row.s, row.g, row.J, row.e, row.before, row.after, strict=True):
         before, after = (np.array([*h, 1]) for h in states)
@@ -191,9 +191,9 @@ def dni(row: Row) -> np.ndarray:
 
 
 def kernl(learning_rate: float, decay: float) -> Callable[[Row, np.ndarray], np.ndarray]:
-    """Roth et al. 2019, alg. 1, with infinitesimal changes ξ and rates relative to the slopes.
+    """KeRNL (Roth et al. 2019, alg. 1), with infinitesimal ξ and rates relative to the slopes.
 
-    Every trace as a sum over the steps τ ≤ t, which have come down to Π κ by t.
+    Every trace is a sum over the steps τ ≤ t, each with the weight Π κ at t.
     """
 
     def update(row, xi):
@@ -212,11 +212,11 @@ def kernl(learning_rate: float, decay: float) -> Callable[[Row, np.ndarray], np.
                 for J in row.J[tau + 1 : t + 1]:
                     change = change @ J
                 d += change
-            # Of ½ ‖Ω S - d‖², by S and by γ
-            off = omega @ S - d
-            d_S, d_gamma = np.outer(omega, off), np.einsum("i,j,ji->j", off, Gamma, S)
-            of_one_gamma = np.max(np.square(Gamma) * np.square(S).sum(1))
-            rate = learning_rate / (np.square(omega).sum() + of_one_gamma)
+            # The gradients of ½ ‖Ω S - d‖² by S and by γ
+            error = omega @ S - d
+            d_S, d_gamma = np.outer(omega, error), np.einsum("i,j,ji->j", error, Gamma, S)
+            steepest = np.max(np.square(Gamma) * np.square(S).sum(1))
+            rate = learning_rate / (np.square(omega).sum() + steepest)
             S, gamma = S - rate * d_S, np.maximum(gamma - rate * d_gamma, 0)  # κ ≤ 1
             total = total + E * (S @ e)
         return np.asarray(total)
@@ -233,7 +233,7 @@ DETERMINISTIC = {
     "dni": (lambda rnn: gradients.dni(rnn, 0.3), dni),
 }
 
-DRAWN = {  # and the numbers that a step of four units draws
+STOCHASTIC = {  # with the number of random numbers that a step of four units draws
     "uoro": (gradients.uoro, uoro, 4),
     "kf_rtrl": (gradients.kf_rtrl, kf_rtrl, 2),
     "kernl": (partial(gradients.kernl, learning_rate=0.2, decay=0.9), kernl(0.2, 0.9), 4),
@@ -242,7 +242,7 @@ DRAWN = {  # and the numbers that a step of four units draws
 
 
 def sparse(H: int) -> np.ndarray:
-    """W_hh with three numbers in ten; some units feed themselves and some do not."""
+    """Draw a W_hh of which 30 % are not zero. Some units are connected to themselves, some not."""
     draw = np.random.default_rng(3)
     W_hh = draw.normal(size=(H, H)) * (draw.uniform(size=(H, H)) < 0.3)
     assert 0 < np.count_nonzero(np.diag(W_hh)) < H
@@ -250,7 +250,7 @@ def sparse(H: int) -> np.ndarray:
 
 
 def with_recurrent(case: Case, W_hh: Any) -> Case:
-    """Put other recurrent weights into a one-layer case."""
+    """Replace the recurrent weights of a one-layer case."""
     (cell,) = case.params.cells
     cell = cell._replace(W_hh=jnp.asarray(W_hh, cell.W_hh.dtype))
     return case._replace(params=case.params._replace(cells=(cell,)))
@@ -258,7 +258,7 @@ def with_recurrent(case: Case, W_hh: Any) -> Case:
 
 @pytest.mark.parametrize("rule", DETERMINISTIC)
 @NETWORKS
-def test_a_rule_without_chance_is_its_published_update(rule, network, lengths):
+def test_a_deterministic_rule_is_its_published_update(rule, network, lengths):
     case = make_case(**{**network, "H": 7})
     case = with_recurrent(case, sparse(7))
     build, update = DETERMINISTIC[rule]
@@ -266,17 +266,17 @@ def test_a_rule_without_chance_is_its_published_update(rule, network, lengths):
     assert_equal(stacked(grads.cells[0]), sum(map(update, rows_of(case))))
 
 
-def test_the_sparse_network_tells_the_masks_apart():
+def test_the_masks_differ_in_the_sparse_network():
     (row, *_) = rows_of(with_recurrent(make_case(H=7), sparse(7)))
     for fewer, more in ((snap(1), snap(2)), (snap(2), snap(3)), (snap(3), rtrl)):
         assert relative_error(fewer(row), more(row)) > 1e-3
 
 
-@pytest.mark.parametrize("rule", DRAWN)
+@pytest.mark.parametrize("rule", STOCHASTIC)
 @NETWORKS
-def test_a_rule_with_chance_is_its_published_update(rule, network, lengths):
+def test_a_stochastic_rule_is_its_published_update(rule, network, lengths):
     case = make_case(**network)
-    build, update, numbers = DRAWN[rule]
+    build, update, numbers = STOCHASTIC[rule]
     table = np.random.default_rng(5).normal(size=(3, 6, numbers))
     table = table if "kernl" in rule else np.sign(table)
     cut = lambda rnn, noise: in_chunks(build(rnn, noise=noise), *lengths)  # noqa: E731
@@ -295,28 +295,28 @@ def test_rflo_with_random_feedback_is_its_published_update(network, lengths):
     assert_equal(stacked(grads.cells[0]), sum(map(rflo, rows)))
 
 
-# Optimal Kronecker sums: their outcomes as a set, since the signs of singular vectors are free
+# Optimal Kronecker sums are compared as sets, since the signs of singular vectors are arbitrary
 
 
 def reductions(X: np.ndarray, rank: int) -> list[np.ndarray]:
-    """All equally likely outcomes of reducing a matrix to a rank, one number fewer than it has.
+    """Return all equally likely outcomes of reducing a matrix of rank `rank` + 1 to `rank`.
 
     Benzing et al. 2019, thm. 1: with m the first for which (rank - m) d_{m+1} ≤ σ = Σ_{i>m} d_i,
-    what lies beyond m becomes σ / (rank - m) times P C (1 - z zᵀ) C Qᵀ, with C of random signs and
-    z_i² = 1 - (rank - m) d_i / σ, so that its diagonal is d.
+    the part beyond m becomes σ / (rank - m) times P C (1 - z zᵀ) C Qᵀ. C holds random signs, and
+    z_i² = 1 - (rank - m) d_i / σ, so that the diagonal is d.
     """
     P, d, Q = np.linalg.svd(X, full_matrices=False)
     P, d, Q = P[:, : rank + 1], d[: rank + 1] * (d[: rank + 1] > 1e-13 * d[0]), Q[: rank + 1]
     m = next(m for m in range(rank) if (rank - m) * d[m] <= d[m:].sum())
     kept, sigma = P[:, :m] * d[:m] @ Q[:m], d[m:].sum()
     z = np.sqrt(np.maximum(0, 1 - (rank - m) * d[m:] / (sigma or 1)))
-    mixed = sigma / (rank - m) * (np.eye(rank + 1 - m) - np.outer(z, z))
+    rotated = sigma / (rank - m) * (np.eye(rank + 1 - m) - np.outer(z, z))
     signs = product((-1, 1), repeat=rank + 1)
-    return [kept + P[:, m:] @ (mixed * np.outer(c[m:], c[m:])) @ Q[m:] for c in signs]
+    return [kept + P[:, m:] @ (rotated * np.outer(c[m:], c[m:])) @ Q[m:] for c in signs]
 
 
 def ok(row: Row, rank: int) -> np.ndarray:
-    """The gradients of all outcomes, from the estimate of M itself as an (N, H²) matrix."""
+    """Compute the gradients of all outcomes, with the estimate of M as an (N, H²) matrix."""
     N, H = row.s.shape[1], row.g.shape[1]
     outcomes = [(np.zeros((N * H, H)), np.zeros(N * H))]
     for s, g, J, e in zip(row.s, row.g, row.J, row.e, strict=True):
@@ -329,12 +329,12 @@ def ok(row: Row, rank: int) -> np.ndarray:
 
 
 def all_signs(T: int, numbers: int) -> jnp.ndarray:
-    """Every pattern of signs that T steps can draw."""
+    """Return every pattern of signs that T steps can draw."""
     return jnp.array(list(product((-1.0, 1.0), repeat=T * numbers))).reshape(-1, T, numbers)
 
 
 def in_order(outcomes: np.ndarray) -> np.ndarray:
-    """Sort outcomes by their place along one direction, in which no two different ones meet."""
+    """Sort outcomes by their projection on a random direction, which differs where they differ."""
     flat = outcomes.reshape(len(outcomes), -1)
     return flat[np.argsort(flat @ np.random.default_rng(0).normal(size=flat.shape[1]))]
 
@@ -346,11 +346,11 @@ def test_ok_has_the_outcomes_of_the_optimal_reduction(rank, lengths):
     cut = lambda rnn, noise: in_chunks(gradients.ok(rnn, rank, noise=noise), *lengths)  # noqa: E731
     grads = gradient_for_draws(cut, case, jnp.asarray(table))
     (row,) = rows_of(case)
-    found, expected = stacked(grads.cells[0]), ok(row, rank)
-    assert_equal(in_order(found), in_order(expected))
-    assert_equal(found.mean(0), expected.mean(0))
-    assert_equal(np.square(found).mean(0), np.square(expected).mean(0))
-    assert found.std(0).max() > 1e-3
+    outcomes, expected = stacked(grads.cells[0]), ok(row, rank)
+    assert_equal(in_order(outcomes), in_order(expected))
+    assert_equal(outcomes.mean(0), expected.mean(0))
+    assert_equal(np.square(outcomes).mean(0), np.square(expected).mean(0))
+    assert outcomes.std(0).max() > 1e-3
 
 
 reduce_for_all_signs = jax.jit(jax.vmap(reduce_rank, (None, None, 0)))
@@ -358,11 +358,11 @@ SPECTRA = [(2, 1), (3, 2.9, 2.8), (5, 1, 0.9), (4, 3.8, 3.5, 3), (9, 2, 1.9, 1.5
 
 
 @pytest.mark.parametrize("d", SPECTRA, ids=str)
-def test_a_reduction_is_unbiased_and_of_the_least_variance_there_is(d):
-    """Benzing et al. 2019, thm. 1: the least variance, by the singular values d of the sum."""
+def test_a_reduction_is_unbiased_and_has_the_least_possible_variance(d):
+    """The least variance is that of Benzing et al. 2019, thm. 1, for the singular values d."""
     n, d, draw = len(d), np.array(d), np.random.default_rng(0)
     P, Q = (np.linalg.qr(draw.normal(size=(size, n)))[0] for size in (5, 6))
-    mix = draw.normal(size=(n, n))  # the same sum from products that are not orthogonal
+    mix = draw.normal(size=(n, n))  # the same sum of products that are not orthogonal
     u, v = mix @ P.T, np.linalg.inv(mix).T @ (d[:, None] * Q.T)
     left, right = reduce_for_all_signs(u, v, all_signs(1, n)[:, 0])
     assert left.shape == (2**n, n - 1, 5)
@@ -381,7 +381,7 @@ def test_a_reduction_is_unbiased_and_of_the_least_variance_there_is(d):
 
 
 @pytest.mark.parametrize("d", [(2, 0), (3, 1, 0), (3, 0, 0), (0, 0, 0)], ids=str)
-def test_a_sum_that_has_the_lower_rank_already_stays_as_it_is(d):
+def test_a_sum_that_has_the_lower_rank_already_is_not_changed(d):
     n, draw = len(d), np.random.default_rng(0)
     u, v = draw.normal(size=(n, 5)), draw.normal(size=(n, 6)) * np.array(d)[:, None]
     outcomes = reduce_for_all_signs(u, v, all_signs(1, n)[:, 0])
@@ -393,11 +393,11 @@ def test_a_sum_that_has_the_lower_rank_already_stays_as_it_is(d):
 
 
 def cycle(H: int) -> np.ndarray:
-    """Each unit feeds the next alone, so that every one reaches every other, the last in H - 1."""
+    """Connect each unit to the next only, so that the longest path between two units is H - 1."""
     return np.roll(np.diag(np.linspace(0.5, 0.9, H)), 1, axis=1)
 
 
-def test_snap_reaches_rtrl_with_as_many_steps_as_units_and_not_before():
+def test_snap_equals_rtrl_with_as_many_steps_as_units_and_not_with_fewer():
     case = with_recurrent(make_case(), cycle(4))
     expected = gradient(gradients.rtrl(case.rnn), case)[1]
     for n in (4, 9):
@@ -431,7 +431,7 @@ def test_rflo_without_a_leak_is_the_one_hop_gradient():
     assert_equal(gradient(gradients.rflo(case.rnn), case)[1], expected)
 
 
-def test_rflo_is_exact_where_no_unit_feeds_any():
+def test_rflo_is_exact_without_recurrent_connections():
     case = with_recurrent(make_case(leak=0.3), np.zeros((4, 4)))
     grads = gradient(gradients.rflo(case.rnn), case)[1]
     assert_equal(grads, gradient(gradients.rtrl(case.rnn), case)[1])
@@ -439,7 +439,7 @@ def test_rflo_is_exact_where_no_unit_feeds_any():
 
 
 def rflo_with_feedback(rnn: jaxrnn.RNN, matrix: jax.Array) -> jaxrnn.GradientAlgorithm:
-    """Put a matrix in the place of the random one."""
+    """Make `rflo` with this matrix in place of the random one."""
     algorithm = gradients.rflo(rnn, "random")
 
     def init(params, h, key=None):
@@ -455,7 +455,7 @@ def test_rflo_with_the_readouts_transpose_for_feedback_is_rflo_with_the_readout(
     assert_equal(grads, gradient(gradients.rflo(case.rnn), case)[1])
 
 
-def test_feedback_changes_the_cells_in_proportion_and_the_readout_not_at_all():
+def test_the_gradient_is_linear_in_the_feedback_and_that_of_the_readout_exact():
     case = make_case(leak=0.3)
     one, other = jax.random.normal(jax.random.key(4), (2, 2, 4), jnp.float64)
     by_one, by_other, by_both = (
@@ -479,16 +479,16 @@ def test_kernl_that_does_not_learn_and_decays_by_the_leak_is_rflo():
     assert_equal(grads, gradient(gradients.rflo(case.rnn), case)[1])
 
 
-def test_kernl_that_does_not_learn_is_exact_where_units_decay_alone_and_alike():
+def test_kernl_that_does_not_learn_is_exact_where_all_units_decay_equally():
     case = with_recurrent(make_case(activation="identity"), 0.6 * np.eye(4))
     grads = gradient(gradients.kernl(case.rnn, learning_rate=0.0, decay=0.6), case)[1]
     assert_equal(grads, gradient(gradients.autodiff(case.rnn), case)[1])
 
 
 def test_kernl_learns_how_fast_each_unit_decays_and_that_none_feeds_another():
-    """By gradient descent from random changes: at a fixed key, to a tolerance and not to rounding.
+    """Gradient descent from random changes, at a fixed key, only approaches its limit.
 
-    0.02 is more than twice what is left after so many steps; before the first one, κ is 0.35 away.
+    The tolerance 0.02 is more than twice the error after 4000 steps. Initially, κ is wrong by 0.35.
     """
     w = np.array([0.3, 0.5, 0.7, 0.85])
     case = with_recurrent(make_case(T=4000, activation="identity"), np.diag(w))
@@ -507,10 +507,10 @@ def test_dni_that_does_not_learn_is_the_one_hop_gradient():
     assert_equal(grads, gradient(gradients.truncated_bptt(case.rnn, 0), case)[1])
 
 
-def test_dni_is_bptt_and_learns_no_more_where_its_forecast_is_the_truth():
-    """A linear network at rest: h_{t+1} = h_t W and e_t = h_t Q, so c_t = h_t W (Q + A) Wᵀ = h_t A.
+def test_dni_is_bptt_and_does_not_change_where_its_forecast_is_exact():
+    """In a linear network h_{t+1} = h_t W and e_t = h_t Q, so c_t = h_t W (Q + A) Wᵀ = h_t A.
 
-    Nothing is left beyond the last of 60 steps: W halves a state.
+    W halves a state, so the credit from beyond the last of 60 steps is negligible.
     """
     case = make_case(T=60, activation="identity", use_bias=False, loss_function="squared_error")
     case = with_recurrent(case, 0.5 * case.params.cells[0].W_hh)
@@ -543,7 +543,7 @@ def test_ok_with_as_many_products_as_steps_is_rtrl(rank):
 def last_influences(build, case: Case, table: jax.Array) -> np.ndarray:
     """Return the estimate of M_T for every draw and row, (draws, B, N, H²)."""
 
-    def reading(rnn, noise):
+    def with_influence(rnn, noise):
         algorithm = build(rnn, noise=noise)
 
         def value_and_memory(params, carry, batch):
@@ -552,14 +552,14 @@ def last_influences(build, case: Case, table: jax.Array) -> np.ndarray:
 
         return jaxrnn.GradientAlgorithm(algorithm.init, value_and_memory)
 
-    u, A = map(np.asarray, gradient_for_draws(reading, case, table))
+    u, A = map(np.asarray, gradient_for_draws(with_influence, case, table))
     draws, B, N = len(table), *case.h.shape[1:2], u.shape[-1]
     u, A = u.reshape(draws, B, -1, N), A.reshape(draws, B, -1, A.shape[-1] ** 2)
     return np.einsum("dbkp,dbki->dbpi", u, A)
 
 
-def test_ok_has_less_variance_than_kf_rtrl_where_they_part():
-    """The first step is exact by both; of the second, both keep one product for the same two."""
+def test_ok_has_less_variance_than_kf_rtrl_at_the_first_approximation():
+    """Both are exact at the first step. At the second, both reduce the same two products to one."""
     case, table = make_case(T=2, leak=0.7), all_signs(2, 2)
     by_ok = last_influences(gradients.ok, case, table)
     by_kf = last_influences(gradients.kf_rtrl, case, table)

@@ -1,4 +1,4 @@
-"""What the README shows, runs; what it quotes, is what the experiments found."""
+"""Tests that the code of the README runs, and that its numbers are those of the experiments."""
 
 import contextlib
 import importlib
@@ -22,23 +22,23 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     truths = "we hold these truths to be self-evident, that all men are created equal\n"
     Path("my-text.txt").write_text(truths * 60)
-    names, told = {}, io.StringIO()
-    with jax.enable_x64(False), contextlib.redirect_stdout(told):
+    names, output = {}, io.StringIO()
+    with jax.enable_x64(False), contextlib.redirect_stdout(output):
         for block in blocks:
             exec(block, names)
-    assert "se: the bias that the noise of 64 draws would give" in told.getvalue()
-    assert "right: every error is at most 1e-12" in told.getvalue()
-    assert "wrong: truncated at 3 in cells[0].W_xh, cells[0].W_hh" in told.getvalue()
-    assert "(1, … 4 times, 0, … 12 times), residual" in told.getvalue()
+    assert "se: the bias that the noise of 64 draws would give" in output.getvalue()
+    assert "right: every error is at most 1e-12" in output.getvalue()
+    assert "wrong: truncated at 3 in cells[0].W_xh, cells[0].W_hh" in output.getvalue()
+    assert "(1, … 4 times, 0, … 12 times), residual" in output.getvalue()
     first, last = names["metrics"].loss[::299]
     assert 2.8 < first < 3.6
     assert last < 0.1
-    assert told.getvalue().count("we hold these truths to be self-evident") == 2
+    assert output.getvalue().count("we hold these truths to be self-evident") == 2
     best, score = names["best"], names["score"]
-    assert f"best after step {best.step}: {best.held_out:.3f} nats" in told.getvalue()
-    anew = ~np.asarray(names["carry"].h[0]).any(-1)
-    np.testing.assert_array_equal(anew, names["ended"])
-    assert best.held_out < 1.5  # each of its rows is short, and read from h = 0
+    assert f"best after step {best.step}: {best.held_out:.3f} nats" in output.getvalue()
+    restarted = ~np.asarray(names["carry"].h[0]).any(-1)
+    np.testing.assert_array_equal(restarted, names["ended"])
+    assert best.held_out < 1.5  # its rows are short, and each is read from h = 0
     assert score.characters == 30
     assert score.nats < 1
     algorithm = names["one_hop"](names["rnn"])
@@ -52,7 +52,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_backward_pass_of_the_readme_is_judged_as_it_says(tmp_path):
+def test_the_check_of_the_backward_pass_of_the_readme_has_the_shown_output(tmp_path):
     (code,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "dh_next" in b)
     (shown,) = re.findall(r"```console\n\$ jaxrnn (check .*?)```", README, re.DOTALL)
     command, *lines = shown.splitlines()
@@ -69,23 +69,23 @@ def test_the_backward_pass_of_the_readme_is_judged_as_it_says(tmp_path):
     (tmp_path / "backward.py").write_text(code)
     wrong = run()
     assert wrong.returncode == 1
-    told = wrong.stdout.splitlines()
-    assert [line.split()[0] for line in told] == [line.split()[0] for line in lines]
-    assert told[-4:] == lines[-4:]
+    printed = wrong.stdout.splitlines()
+    assert [line.split()[0] for line in printed] == [line.split()[0] for line in lines]
+    assert printed[-4:] == lines[-4:]
     (tmp_path / "backward.py").write_text(code.replace("W_hh.T @ dh_raw", "W_hh @ dh_raw"))
     right = run()
     assert right.returncode == 0
     assert all(float(line.split()[1]) < 1e-15 for line in right.stdout.splitlines()[1:6])
 
 
-def test_the_speed_is_quoted_as_it_came_out(monkeypatch):
+def test_the_quoted_speed_is_that_of_the_benchmark(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     step = importlib.import_module("experiments.benchmarks.step")
     report = json.loads((ROOT / "experiments/benchmarks/step.json").read_text())
     assert step.table(report["rows"]) in README
 
 
-def test_the_planted_bugs_are_quoted_as_they_came_out():
+def test_the_quoted_planted_bugs_are_those_of_the_experiment():
     report = json.loads((ROOT / "experiments/planted_bugs.json").read_text())
     text = " ".join(README.split())
     assert report["networks"] == 50
@@ -104,7 +104,7 @@ def test_the_planted_bugs_are_quoted_as_they_came_out():
     assert f"compared with {len(names - {'unknown', 'changes nothing'})} kinds of bugs" in text
 
 
-def test_the_word_experiment_is_quoted_as_it_came_out():
+def test_the_quoted_word_results_are_those_of_the_experiment():
     report = json.loads((ROOT / "experiments/vector_word.json").read_text())
     learned = {
         name: sum(p > 0.5 for p in setting["probability"])
@@ -118,7 +118,7 @@ def test_the_word_experiment_is_quoted_as_it_came_out():
     assert f"({below:.0%}".replace("%", " % of seeds are below") in README
 
 
-def test_the_exploding_experiment_is_quoted_as_it_came_out():
+def test_the_quoted_exploding_gradients_are_those_of_the_experiment():
     report = json.loads((ROOT / "experiments/exploding_gradient.json").read_text())
     source = report["source"]
     text = " ".join(README.split())
@@ -134,7 +134,7 @@ def test_the_exploding_experiment_is_quoted_as_it_came_out():
     assert f"(right in {radius:.1%})".replace("%", " %") in text
 
 
-def test_the_rules_experiment_is_quoted_as_it_came_out():
+def test_the_quoted_comparison_of_rules_is_that_of_the_experiment():
     report = json.loads((ROOT / "experiments/rules.json").read_text())
     learning, text = report["learning"], " ".join(README.split())
     assert report["sizes"]["seeds"] == 32
@@ -154,7 +154,7 @@ def test_the_rules_experiment_is_quoted_as_it_came_out():
     assert f"one-hop to {min(best['one-hop']):.4f} in its best seed" in text
     cosine = {
         task: [
-            report["quality"][task][when]["rules"]["one-hop"]["cosine"] for when in ("0", "3000")
+            report["quality"][task][step]["rules"]["one-hop"]["cosine"] for step in ("0", "3000")
         ]
         for task in ("copy", "text")
     }
@@ -162,7 +162,7 @@ def test_the_rules_experiment_is_quoted_as_it_came_out():
     assert "on text it rises from {:.2f} to {:.2f}.".format(*cosine["text"]) in text
 
 
-def test_growth_is_quoted_as_it_was_measured():
+def test_the_quoted_growth_is_that_of_the_benchmark():
     report = json.loads((ROOT / "experiments/benchmarks/growth.json").read_text())
     rows = {row.split("`")[1]: row for row in README.splitlines() if row.startswith("| `")}
     rows |= {"snap(1)": rows["snap(n=1)"], "snap(2)": rows["snap(n)"], "ok(1)": rows["ok(rank=r)"]}
@@ -171,27 +171,27 @@ def test_growth_is_quoted_as_it_was_measured():
         assert rule == "bptt" or rows[rule].endswith(measured)
     for rule, costs in report["over_T"].items():
         assert rows[rule].endswith(f"memory in T: {costs['exponent']:.2f} |")
-    one, other = (report["parallel"][rule] for rule in ("parallel_bptt", "bptt"))
-    assert (one["loops"].count(16384), other["loops"].count(16384)) == (1, 2)
-    assert max(one["error"], other["error"]) < 2e-15
-    assert f"{1e3 * one['seconds']:.1f} ms against {1e3 * other['seconds']:.1f}, for" in README
-    for what in ("flops", "bytes"):
-        assert f"{one[what] / other[what]:.1f} times the" in README
+    parallel, bptt = (report["parallel"][rule] for rule in ("parallel_bptt", "bptt"))
+    assert (parallel["loops"].count(16384), bptt["loops"].count(16384)) == (1, 2)
+    assert max(parallel["error"], bptt["error"]) < 2e-15
+    assert f"{1e3 * parallel['seconds']:.1f} ms against {1e3 * bptt['seconds']:.1f}, for" in README
+    for quantity in ("flops", "bytes"):
+        assert f"{parallel[quantity] / bptt[quantity]:.1f} times the" in README
 
 
-def test_the_loss_of_power_is_quoted_as_it_came_out():
+def test_the_quoted_loss_of_power_is_that_of_the_experiment():
     report = json.loads((ROOT / "experiments/power_loss.json").read_text())
     kills, damage, full = report["kills"], report["damage"], report["full disk"]
     assert len(kills) == sum(kill["same bytes"] for kill in kills) == 200
-    every = damage["cut off"] + damage["bytes changed"]
+    total = damage["cut off"] + damage["bytes changed"]
     assert damage["bytes changed"] == 2000
-    assert damage["went back to the one before"] == every
+    assert damage["went back to the one before"] == total
     assert full["same bytes once there is room"]
     text = " ".join(README.split())
-    assert f"200 of 200 killed runs ended so, and {every:,} of {every:,} damaged files" in text
+    assert f"200 of 200 killed runs ended so, and {total:,} of {total:,} damaged files" in text
 
 
-def test_the_large_text_is_quoted_as_it_was_measured():
+def test_the_quoted_memory_for_a_large_text_is_that_of_the_benchmark():
     report = json.loads((ROOT / "experiments/benchmarks/large_text.json").read_text())
     assert report["text, GiB"] >= 1
     peak = report["largest resident memory, GiB"]

@@ -1,4 +1,4 @@
-"""Runs: exact resumption, evaluation, patience, populations, what is kept and what is refused."""
+"""Tests of training runs: resuming, evaluation, patience, populations, checkpoints and errors."""
 
 import dataclasses
 import errno
@@ -38,12 +38,12 @@ def text(tmp_path):
     return tmp_path / "text.txt"
 
 
-def trained(started, stop=lambda: False):
+def run_to_end(started, stop=lambda: False):
     return list(lm.train(started, stop))
 
 
-def files_of(place):
-    return sorted((place / "checkpoints").iterdir())
+def checkpoints_of(path):
+    return sorted((path / "checkpoints").iterdir())
 
 
 def arrays(file):
@@ -56,28 +56,28 @@ def arrays(file):
 @pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
 @pytest.mark.parametrize("rule", jaxrnn.gradients.RULES)
 def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
-    """From a checkpoint amid the run, all that was after it lost: parameters, memory, metrics."""
-    chosen = dataclasses.replace(
+    """The run resumes from a checkpoint in the middle. Everything after it is deleted before."""
+    run_options = dataclasses.replace(
         SMALL, algorithm=rule, lines=lines, length=None if lines else 3, keep=99
     )
-    first = lm.start(tmp_path / "run", text, chosen)
-    trained(first)
-    *_, last = files_of(tmp_path / "run")
-    expected, told = arrays(last), folder.metrics(tmp_path / "run")
-    for file in files_of(tmp_path / "run"):
+    first = lm.start(tmp_path / "run", text, run_options)
+    run_to_end(first)
+    *_, last = checkpoints_of(tmp_path / "run")
+    expected, metrics = arrays(last), folder.metrics(tmp_path / "run")
+    for file in checkpoints_of(tmp_path / "run"):
         if int(file.stem[5:]) > 7:
             file.unlink()
     resumed = lm.resume(tmp_path / "run")
     assert 0 < resumed.done <= 7
-    trained(resumed)
-    assert files_of(tmp_path / "run")[-1] == last
+    run_to_end(resumed)
+    assert checkpoints_of(tmp_path / "run")[-1] == last
     assert arrays(last) == expected
-    assert folder.metrics(tmp_path / "run") == told
+    assert folder.metrics(tmp_path / "run") == metrics
 
 
 def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
-    whole = trained(lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, save_every=60.0)))
-    single = trained(lm.prepare(IN_MEMORY, SMALL))
+    whole = run_to_end(lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, save_every=60.0)))
+    single = run_to_end(lm.prepare(IN_MEMORY, SMALL))
     assert len(single) == 12 > len(whole)
     for a, b in zip(
         *(jax.tree.leaves(end[-1].run.state.params) for end in (whole, single)), strict=True
@@ -86,19 +86,21 @@ def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
 
 
 def test_steps_can_be_added_to_a_run_and_are_those_of_a_longer_one(text, tmp_path):
-    chosen = dataclasses.replace(SMALL, schedule="constant")
-    trained(lm.start(tmp_path / "run", text, chosen))
-    trained(lm.resume(tmp_path / "run", steps=20))
-    longer = dataclasses.replace(chosen, steps=20)
-    trained(lm.start(tmp_path / "longer", text, longer))
-    assert arrays(files_of(tmp_path / "run")[-1]) == arrays(files_of(tmp_path / "longer")[-1])
+    run_options = dataclasses.replace(SMALL, schedule="constant")
+    run_to_end(lm.start(tmp_path / "run", text, run_options))
+    run_to_end(lm.resume(tmp_path / "run", steps=20))
+    longer = dataclasses.replace(run_options, steps=20)
+    run_to_end(lm.start(tmp_path / "longer", text, longer))
+    assert arrays(checkpoints_of(tmp_path / "run")[-1]) == arrays(
+        checkpoints_of(tmp_path / "longer")[-1]
+    )
 
 
-def test_what_is_told_at_resuming_is_what_the_run_says_from_then_on(text, tmp_path):
-    """Each fact has one source, so none is stale; a text that has moved is found again."""
-    trained(lm.start(tmp_path / "run", text, SMALL))
+def test_options_that_are_given_at_resuming_are_stored_in_the_run(text, tmp_path):
+    """Each fact is stored in one file only. The new path of a moved text is remembered."""
+    run_to_end(lm.start(tmp_path / "run", text, SMALL))
     moved = text.rename(tmp_path / "moved.txt")
-    trained(lm.resume(tmp_path / "run", text=moved, steps=20))
+    run_to_end(lm.resume(tmp_path / "run", text=moved, steps=20))
     assert lm.options_of(tmp_path / "run").steps == lm.load(tmp_path / "run").options.steps == 20
     described = (tmp_path / "run" / "run.json").read_text()
     assert str(moved) in described
@@ -113,31 +115,31 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_at_resuming_acts_from_there_on(name, text, tmp_path):
-    """As if the run had been prepared with it and given the state; what is not told stays."""
+def test_an_option_that_is_changed_at_resuming_takes_effect_from_there(name, text, tmp_path):
+    """A resumed run equals a new run with the changed option and the old state."""
     first = lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, save_every=60.0))
-    amid = trained(first, stop=lambda: True)[-1].run
-    chosen = dataclasses.replace(amid.options, **{name: CHANGES[name]})
-    changed = trained(lm.resume(tmp_path / "run", **{name: CHANGES[name]}))[-1].run
-    assert changed.options == chosen == lm.options_of(tmp_path / "run")
-    expected = trained(lm.prepare(text, chosen)._replace(state=amid.state))[-1].run
-    assert_equal(changed.state.params, expected.state.params, 0)
-    undisturbed = trained(lm.prepare(text, amid.options))[-1].run
+    interrupted = run_to_end(first, stop=lambda: True)[-1].run
+    run_options = dataclasses.replace(interrupted.options, **{name: CHANGES[name]})
+    resumed = run_to_end(lm.resume(tmp_path / "run", **{name: CHANGES[name]}))[-1].run
+    assert resumed.options == run_options == lm.options_of(tmp_path / "run")
+    expected = run_to_end(lm.prepare(text, run_options)._replace(state=interrupted.state))[-1].run
+    assert_equal(resumed.state.params, expected.state.params, 0)
+    undisturbed = run_to_end(lm.prepare(text, interrupted.options))[-1].run
     with pytest.raises(AssertionError):
-        assert_equal(changed.state.params, undisturbed.state.params, 1e-6)
-    assert lm.resume(tmp_path / "run").options == chosen
+        assert_equal(resumed.state.params, undisturbed.state.params, 1e-6)
+    assert lm.resume(tmp_path / "run").options == run_options
 
 
-def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
-    chosen = dataclasses.replace(
+def test_a_run_that_ended_by_patience_goes_on_with_more_patience(text, tmp_path):
+    run_options = dataclasses.replace(
         SMALL, steps=40, evaluate_every=1, patience=2, learning_rate=3.0, optimizer="sgd"
     )
-    last = trained(lm.start(tmp_path / "run", text, chosen))[-1]
+    last = run_to_end(lm.start(tmp_path / "run", text, run_options))[-1]
     assert (last.over, last.run.done < 39) == ("patience", True)
     assert lm.over_because(lm.resume(tmp_path / "run")) == "patience"
     more = lm.resume(tmp_path / "run", patience=3)
     assert lm.over_because(more) == ""
-    assert trained(more)[-1].run.done > last.run.done
+    assert run_to_end(more)[-1].run.done > last.run.done
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ def test_patience_can_be_changed_and_ends_or_goes_on_with_a_run(text, tmp_path):
         ({"keep": 0}, "keep must be at least 1, got 0"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused(changes, message, kept):
+def test_an_invalid_change_at_resuming_is_refused(changes, message, saved_run):
     with pytest.raises(ValueError, match=message):
-        lm.resume(kept / "run", **changes)
+        lm.resume(saved_run / "run", **changes)
 
 
 def test_one_learning_rate_does_not_replace_many(text, tmp_path):
@@ -165,69 +167,71 @@ def test_one_learning_rate_does_not_replace_many(text, tmp_path):
         lm.resume(tmp_path / "run", learning_rate=0.3)
 
 
-# The gradient before the first step
+# The gradient check before the first step
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
 @pytest.mark.parametrize("rule", ["rflo", "truncated_bptt"])
-def test_the_rule_that_is_used_is_the_one_compared(rule, lines):
-    """By its cosine to the exact gradient, the same as `jaxrnn.compare` finds."""
-    chosen = dataclasses.replace(SMALL, algorithm=rule, lines=lines, length=None if lines else 12)
-    prepared = lm.prepare(IN_MEMORY, chosen)
-    found = lm.check_gradient(prepared)
-    assert (found.rule, found.report) == (rule, None)
-    assert found.claim == {"rflo": "approximate", "truncated_bptt": "truncated"}[rule]
-    algorithms = {rule: build.make_algorithm(chosen, prepared.rnn)}
-    params, batch = prepared.state.params, found.batch
+def test_the_gradient_check_compares_the_rule_of_the_run(rule, lines):
+    """The reported cosine to the exact gradient is the one that `jaxrnn.compare` computes."""
+    run_options = dataclasses.replace(
+        SMALL, algorithm=rule, lines=lines, length=None if lines else 12
+    )
+    prepared = lm.prepare(IN_MEMORY, run_options)
+    check = lm.check_gradient(prepared)
+    assert (check.rule, check.report) == (rule, None)
+    assert check.claim == {"rflo": "approximate", "truncated_bptt": "truncated"}[rule]
+    algorithms = {rule: build.make_algorithm(run_options, prepared.rnn)}
+    params, batch = prepared.state.params, check.batch
     compared = jaxrnn.compare(
         algorithms, prepared.rnn, params, batch, jax.random.key(0), rounds=1, draws=2
     )
-    assert found.cosine == pytest.approx(compared.rows[0].whole.cosine, rel=1e-9)
-    assert found.cosine is not None
-    assert found.cosine < 1
+    assert check.cosine == pytest.approx(compared.rows[0].whole.cosine, rel=1e-9)
+    assert check.cosine is not None
+    assert check.cosine < 1
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_rule_is_held_to_what_it_claims_for_so_many_layers(layers):
-    chosen = dataclasses.replace(SMALL, num_layers=layers, algorithm="rtrl")
-    found = lm.check_gradient(lm.prepare(IN_MEMORY, chosen))
+def test_a_rule_is_checked_against_its_claim_for_the_number_of_layers(layers):
+    run_options = dataclasses.replace(SMALL, num_layers=layers, algorithm="rtrl")
+    check = lm.check_gradient(lm.prepare(IN_MEMORY, run_options))
     if layers == 1:
-        assert (found.claim, found.cosine) == ("exact", None)
-        assert found.report is not None
-        assert found.report.ok
+        assert (check.claim, check.cosine) == ("exact", None)
+        assert check.report is not None
+        assert check.report.ok
     else:
-        assert (found.claim, found.report) == ("approximate", None)
-        assert found.cosine is not None
-        assert 0.5 < found.cosine < 1
-    drawn = dataclasses.replace(chosen, algorithm="uoro", seeds=2)
-    found = lm.check_gradient(lm.prepare(IN_MEMORY, drawn))
-    assert found.claim == ("unbiased" if layers == 1 else "approximate")
-    assert found.cosine is not None
-    assert -1 < found.cosine < 1
+        assert (check.claim, check.report) == ("approximate", None)
+        assert check.cosine is not None
+        assert 0.5 < check.cosine < 1
+    drawn = dataclasses.replace(run_options, algorithm="uoro", seeds=2)
+    check = lm.check_gradient(lm.prepare(IN_MEMORY, drawn))
+    assert check.claim == ("unbiased" if layers == 1 else "approximate")
+    assert check.cosine is not None
+    assert -1 < check.cosine < 1
 
 
-def test_a_rule_that_carries_much_is_compared_on_some_rows(monkeypatch):
+def test_a_rule_with_a_large_memory_is_checked_on_fewer_rows(monkeypatch):
     monkeypatch.setattr("jaxrnn.lm.run.gradient._CARRIED", 1)
-    chosen = dataclasses.replace(SMALL, algorithm="rtrl")
-    found = lm.check_gradient(lm.prepare(IN_MEMORY, chosen))
-    assert found.batch.inputs.shape == (1, 3)
-    assert found.report is not None
-    assert found.report.ok
+    run_options = dataclasses.replace(SMALL, algorithm="rtrl")
+    check = lm.check_gradient(lm.prepare(IN_MEMORY, run_options))
+    assert check.batch.inputs.shape == (1, 3)
+    assert check.report is not None
+    assert check.report.ok
 
 
-def test_a_rule_that_claims_to_be_exact_and_is_not_does_not_train(text, tmp_path, monkeypatch):
+def test_a_rule_that_is_not_exact_as_claimed_does_not_train(text, tmp_path, monkeypatch):
     def wrong(rnn):
         return jaxrnn.gradients.truncated_bptt(rnn, 1)
 
     claimed = jaxrnn.gradients.RULES["parallel_bptt"]
     monkeypatch.setitem(jaxrnn.gradients.RULES, "parallel_bptt", claimed._replace(build=wrong))
-    chosen = dataclasses.replace(SMALL, length=12, algorithm="parallel_bptt")
-    found = lm.check_gradient(lm.prepare(text, chosen))
-    assert found.report is not None
-    assert found.report.findings[0].bug == "truncated at 1"
-    monkeypatch.setattr(cli.console.stdout, "quiet", False)  # and what it was afterwards
+    run_options = dataclasses.replace(SMALL, length=12, algorithm="parallel_bptt")
+    check = lm.check_gradient(lm.prepare(text, run_options))
+    assert check.report is not None
+    assert check.report.findings[0].bug == "truncated at 1"
+    monkeypatch.setattr(cli.console.stdout, "quiet", False)  # is restored after the test
     with pytest.raises(ValueError, match=r"nothing was trained"):
-        cli.train(text, options=chosen, out=tmp_path / "run", quiet=True)
+        cli.train(text, options=run_options, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -235,11 +239,11 @@ def test_a_rule_that_claims_to_be_exact_and_is_not_does_not_train(text, tmp_path
 
 
 def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
-    """Of a run or a checkpoint; on another text; optimiser and steps anew; its network."""
-    trained(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
+    """The model may be a run or a checkpoint. The optimiser and the step count start anew."""
+    run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
     best = lm.load(tmp_path / "run")
     other = Text.from_string(TEXT.replace("be", "not")[5:])
-    (file,) = [file for file in files_of(tmp_path / "run") if int(file.stem[5:]) == best.step]
+    (file,) = [file for file in checkpoints_of(tmp_path / "run") if int(file.stem[5:]) == best.step]
     for source in (tmp_path / "run", str(tmp_path / "run"), file, best):
         new = lm.prepare(other, Options(batch_size=3, length=4), init_from=source)
         assert_equal(new.state.params, best.params, 0)
@@ -249,19 +253,21 @@ def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
             Options(batch_size=3, length=4), hidden_size=4, num_layers=2
         )
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(new.state.opt_state))
-    chosen = dataclasses.replace(SMALL, num_layers=2)
-    started = lm.start(tmp_path / "new", other, chosen, init_from=tmp_path / "run")
-    trained(started)
+    run_options = dataclasses.replace(SMALL, num_layers=2)
+    started = lm.start(tmp_path / "new", other, run_options, init_from=tmp_path / "run")
+    run_to_end(started)
     resumed = lm.resume(tmp_path / "new", text=other, steps=14)
     assert (resumed.done, resumed.vocabulary) == (12, best.vocabulary)
-    many = lm.prepare(other, dataclasses.replace(chosen, learning_rates=(0.1, 0.2)), init_from=best)
+    many = lm.prepare(
+        other, dataclasses.replace(run_options, learning_rates=(0.1, 0.2)), init_from=best
+    )
     for member in range(2):
         params = jax.tree.map(lambda leaf, n=member: leaf[n], many.state.params)
         assert_equal(params, best.params, 0)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("changes", "message"),
     [
         ({"hidden_size": 5}, "hidden_size=5 contradicts the model .* hidden_size=4: leave it out"),
         ({"num_layers": 2}, "num_layers=2 contradicts the model .* num_layers=1"),
@@ -273,18 +279,18 @@ def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
         ({"vocabulary_size": 99}, "vocabulary_size=99 contradicts"),
     ],
 )
-def test_options_that_contradict_the_model_are_refused(chosen, message, kept):
+def test_options_that_contradict_the_model_are_refused(changes, message, saved_run):
     with pytest.raises(ValueError, match=message) as raised:
-        lm.prepare(IN_MEMORY, Options(**chosen), init_from=kept / "run")
+        lm.prepare(IN_MEMORY, Options(**changes), init_from=saved_run / "run")
     assert "\n" not in str(raised.value)
 
 
-def test_characters_that_the_model_does_not_know_are_all_named(kept):
-    strange = Text.from_string(TEXT + "é~" + TEXT + "é")
+def test_all_characters_that_the_model_does_not_know_are_named(saved_run):
+    other = Text.from_string(TEXT + "é~" + TEXT + "é")
     message = r"has 2 characters that the model does not know: '~' \(U\+007E\), 'é' \(U\+00E9\);"
     for lines in (False, True):
         with pytest.raises(ValueError, match=message) as raised:
-            lm.prepare(strange, Options(lines=lines), init_from=kept / "run")
+            lm.prepare(other, Options(lines=lines), init_from=saved_run / "run")
         assert "\n" not in str(raised.value)
 
 
@@ -298,100 +304,100 @@ def test_words_that_the_model_does_not_know_are_counted(tmp_path):
     assert lm.prepare(IN_MEMORY, SMALL, init_from=model).remarks == ()
 
 
-def foreign(tmp_path, text):
-    """Put a checkpoint into a run of another vocabulary of the same size."""
+def with_foreign_checkpoint(tmp_path, text):
+    """Copy a checkpoint into a run with another vocabulary of the same size."""
     (tmp_path / "other.txt").write_text(TEXT.replace("e", "z").replace("o", "x"))
     for name, file in (("run", text), ("other", tmp_path / "other.txt")):
-        trained(lm.start(tmp_path / name, file, SMALL), stop=lambda: True)
-    stray = tmp_path / "run" / "checkpoints" / "step-00000009.safetensors"
-    shutil.copy(files_of(tmp_path / "other")[-1], stray)
+        run_to_end(lm.start(tmp_path / name, file, SMALL), stop=lambda: True)
+    copy = tmp_path / "run" / "checkpoints" / "step-00000009.safetensors"
+    shutil.copy(checkpoints_of(tmp_path / "other")[-1], copy)
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "of an older version"])
 def test_a_checkpoint_with_another_vocabulary_is_refused(old, text, tmp_path):
-    """Also one of the same size, which would go on with permuted symbols."""
-    place = foreign(tmp_path, text)
+    """A vocabulary of the same size is refused too, since its symbols would be permuted."""
+    run = with_foreign_checkpoint(tmp_path, text)
     if old:
-        aged(place)
-    for use in (lm.resume, lambda place: lm.load(place, newest=True), lm.options_of):
+        convert_to_older_version(run)
+    for use in (lm.resume, lambda run: lm.load(run, newest=True), lm.options_of):
         with pytest.raises(
             ValueError, match=r"SHA-256 .* is needed: it is of another run"
         ) as raised:
-            use(place)
+            use(run)
         assert "\n" not in str(raised.value)
-    assert lm.load(place / "checkpoints" / "step-00000009.safetensors").step == 1
+    assert lm.load(run / "checkpoints" / "step-00000009.safetensors").step == 1
 
 
-def test_a_checkpoint_of_another_text_is_refused(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
+def test_a_checkpoint_of_another_text_is_refused(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
     text = folder.newest(tmp_path / "run").checkpoint.about["text"]
-    changed(tmp_path / "run", text=text | {"sha256": "0" * 64})
+    change_checkpoint(tmp_path / "run", text=text | {"sha256": "0" * 64})
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"was trained on another text than .* another run"):
             use(tmp_path / "run")
 
 
-def aged(place):
+def convert_to_older_version(path):
     """Write run.json and vocabulary.json as older versions did."""
-    described = json.loads((place / "run.json").read_text())
+    described = json.loads((path / "run.json").read_text())
     del described["vocabulary"]
     described |= {"options": options.to_json(SMALL), "made with": {}}
-    (place / "run.json").write_text(json.dumps(described))
+    (path / "run.json").write_text(json.dumps(described))
     symbols = {"level": "char", "symbols": sorted(set(TEXT))}
-    (place / "vocabulary.json").write_text(json.dumps(symbols))
+    (path / "vocabulary.json").write_text(json.dumps(symbols))
 
 
 def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_path):
-    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
-    aged(tmp_path / "run")
+    run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    convert_to_older_version(tmp_path / "run")
     assert lm.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
-    assert trained(lm.resume(tmp_path / "run", steps=14))[-1].run.done == 14
+    assert run_to_end(lm.resume(tmp_path / "run", steps=14))[-1].run.done == 14
     assert "options" not in json.loads((tmp_path / "run" / "run.json").read_text())
     assert lm.options_of(tmp_path / "run").steps == 14
     assert lm.start(tmp_path / "run", text, SMALL, overwrite=True).done == 0
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(text, tmp_path):
-    blocks = trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    blocks = run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     assert [block.over for block in blocks] == ["stopped"]
-    assert blocks[0].saved == files_of(tmp_path / "run")[-1]
+    assert blocks[0].saved == checkpoints_of(tmp_path / "run")[-1]
     assert lm.resume(tmp_path / "run").done == blocks[0].run.done
 
 
-def test_damaged_checkpoints_are_passed_over_and_named(text, tmp_path):
-    trained(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, keep=3)))
-    *_, good, worse, worst = files_of(tmp_path / "run")
+def test_damaged_checkpoints_are_skipped_and_named(text, tmp_path):
+    run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, keep=3)))
+    *_, good, worse, worst = checkpoints_of(tmp_path / "run")
     worst.write_bytes(worst.read_bytes()[:-9])
     worse.write_bytes(b"")
     resumed = lm.resume(tmp_path / "run")
     assert resumed.done == int(good.stem[5:])
-    told = "\n".join(resumed.remarks)
-    assert worst.name in told
-    assert worse.name in told
-    assert f"going back to {good.name}" in told
-    for file in files_of(tmp_path / "run"):
+    remarks = "\n".join(resumed.remarks)
+    assert worst.name in remarks
+    assert worse.name in remarks
+    assert f"going back to {good.name}" in remarks
+    for file in checkpoints_of(tmp_path / "run"):
         file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"has no checkpoint that can be read; .* is damaged"):
         lm.load(tmp_path / "run")
 
 
-def test_what_a_killed_process_left_behind_is_tidied_up(text, tmp_path):
-    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
-    left = tmp_path / "run" / "checkpoints" / ".jaxrnn-abc.part"
-    left.write_bytes(b"half")
+def test_the_partial_files_of_a_killed_process_are_removed(text, tmp_path):
+    run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    partial = tmp_path / "run" / "checkpoints" / ".jaxrnn-abc.part"
+    partial.write_bytes(b"half")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0, "grad_norm": 1.0}\n{"step": 3, "lo')
     shutil.rmtree(tmp_path / "run" / "samples")
     resumed = lm.resume(tmp_path / "run")
     assert resumed.done == 1
     next(lm.train(resumed))
-    assert not left.exists()
+    assert not partial.exists()
     assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1, 2]
 
 
-def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
-    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+def test_resuming_on_another_machine_gives_a_remark(text, tmp_path, monkeypatch):
+    run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     assert lm.resume(tmp_path / "run").remarks == ()
     monkeypatch.setattr(os, "cpu_count", lambda: 99)
     (remark,) = lm.resume(tmp_path / "run").remarks
@@ -400,7 +406,7 @@ def test_another_machine_or_version_is_told(text, tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
-    trained(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
 
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -420,26 +426,26 @@ def test_two_processes_cannot_train_one_run(text, tmp_path):
     next(lm.train(started))
 
 
-def test_a_run_that_is_left_amid_is_saved(text, tmp_path):
-    chosen = dataclasses.replace(SMALL, save_every=60.0)
-    training: Any = lm.train(lm.start(tmp_path / "run", text, chosen))
+def test_a_run_whose_loop_is_left_is_saved(text, tmp_path):
+    run_options = dataclasses.replace(SMALL, save_every=60.0)
+    training: Any = lm.train(lm.start(tmp_path / "run", text, run_options))
     block = next(training)
     training.close()
     assert block.saved is None
     assert lm.resume(tmp_path / "run").done == block.run.done > 0
 
 
-def test_a_run_trained_again_from_where_it_was_has_its_metrics_once(text, tmp_path):
+def test_steps_that_are_trained_again_are_recorded_once(text, tmp_path):
     started = lm.start(tmp_path / "run", text, SMALL)
     for _ in range(2):
         next(lm.train(started))
     assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1]
 
 
-# What is kept
+# Files of a run
 
 
-def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tmp_path):
+def test_a_run_that_another_process_has_created_meanwhile_is_not_replaced(tmp_path):
     def fill(new, name="late"):
         if name == "late":
             folder.create(tmp_path / "run", lambda new: fill(new, "early"))
@@ -461,7 +467,7 @@ def test_a_run_that_is_being_trained_is_not_overwritten(text, tmp_path):
     assert lm.resume(tmp_path / "run").done == 0
 
 
-def test_what_is_no_part_of_a_run_is_never_overwritten_or_removed(text, tmp_path):
+def test_files_that_do_not_belong_to_a_run_are_never_overwritten_or_removed(text, tmp_path):
     lm.start(tmp_path / "run", text, SMALL)
     (tmp_path / "run" / "notes.txt").write_text("irreplaceable")
     with pytest.raises(ValueError, match=r"holds 'notes.txt', which is not part of a run"):
@@ -478,10 +484,10 @@ def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
     for step in (1, 9, 2):
         saved = folder.save(tmp_path, {"x": np.zeros(1)}, {"step": step, "history": []}, keep=1)
         assert saved.exists()
-    assert [int(file.stem[5:]) for file in files_of(tmp_path)] == [2]
+    assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2]
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5}
     (tmp_path / "checkpoints").mkdir()
     history = []
@@ -489,66 +495,68 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         history.append([step, loss])
         about = {"step": step, "history": history}
         folder.save(tmp_path, {"x": np.full(2, step)}, about, keep=2)
-    assert [int(file.stem[5:]) for file in files_of(tmp_path)] == [2, 4, 5]
+    assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2, 4, 5]
     assert folder.best(tmp_path).checkpoint.about["step"] == 2
     assert folder.newest(tmp_path).checkpoint.about["step"] == 5
-    files_of(tmp_path)[0].write_bytes(b"")
+    checkpoints_of(tmp_path)[0].write_bytes(b"")
     assert folder.best(tmp_path).checkpoint.about["step"] == 5
 
 
-def test_the_same_checkpoints_are_kept_whatever_the_clock_says_and_whenever_it_is_killed(
+def test_the_same_checkpoints_are_kept_for_any_timing_and_after_any_kill(
     text, tmp_path, monkeypatch
 ):
-    """A process that is killed before it removes a checkpoint is one that raises there."""
-    chosen = dataclasses.replace(SMALL, steps=8, evaluate_every=2, keep=2)
-    trained(lm.start(tmp_path / "seldom", text, dataclasses.replace(chosen, save_every=60.0)))
-    trained(lm.start(tmp_path / "often", text, chosen))
-    expected = [file.name for file in files_of(tmp_path / "seldom")]
+    """An error in `Path.unlink` stands for a process that is killed before it removes a file."""
+    run_options = dataclasses.replace(SMALL, steps=8, evaluate_every=2, keep=2)
+    run_to_end(
+        lm.start(tmp_path / "seldom", text, dataclasses.replace(run_options, save_every=60.0))
+    )
+    run_to_end(lm.start(tmp_path / "often", text, run_options))
+    expected = [file.name for file in checkpoints_of(tmp_path / "seldom")]
     assert {"step-00000006.safetensors", "step-00000008.safetensors"} <= set(expected)
     assert len(expected) <= 3
-    assert [file.name for file in files_of(tmp_path / "often")] == expected
+    assert [file.name for file in checkpoints_of(tmp_path / "often")] == expected
     unlink = Path.unlink
     for step in (3, 6, 8):
 
-        def killed(path, *args, step=step, **how):
+        def killed(path, *args, step=step, **kwargs):
             if any(file.stem[5:] == f"{step:08}" for file in path.parent.iterdir()):
                 raise InterruptedError
-            unlink(path, *args, **how)
+            unlink(path, *args, **kwargs)
 
-        place = tmp_path / f"killed-{step}"
+        path = tmp_path / f"killed-{step}"
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killed)
             with pytest.raises(ValueError, match="cannot write"):
-                trained(lm.start(place, text, chosen))
-        assert [file.name for file in files_of(place)] != expected
-        trained(lm.resume(place))
-        assert [file.name for file in files_of(place)] == expected
+                run_to_end(lm.start(path, text, run_options))
+        assert [file.name for file in checkpoints_of(path)] != expected
+        run_to_end(lm.resume(path))
+        assert [file.name for file in checkpoints_of(path)] == expected
 
 
 def test_a_folder_holds_the_whole_run(text, tmp_path):
-    blocks = trained(lm.start(tmp_path / "run", text, SMALL))
-    place = tmp_path / "run"
-    described = json.loads((place / "run.json").read_text())
+    blocks = run_to_end(lm.start(tmp_path / "run", text, SMALL))
+    path = tmp_path / "run"
+    described = json.loads((path / "run.json").read_text())
     assert described["text"]["file"] == str(text)
-    assert lm.options_of(place) == SMALL
-    assert lm.load(place).vocabulary.symbols == tuple(sorted(set(TEXT)))
-    assert described["vocabulary"]["sha256"] == lm.load(place).vocabulary.sha256
-    records = folder.metrics(place)
+    assert lm.options_of(path) == SMALL
+    assert lm.load(path).vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert described["vocabulary"]["sha256"] == lm.load(path).vocabulary.sha256
+    records = folder.metrics(path)
     assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
     evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}
     assert evaluated == dict(blocks[-1].run.history)
-    assert sorted(path.name for path in (place / "samples").iterdir()) == [
+    assert sorted(path.name for path in (path / "samples").iterdir()) == [
         "step-00000006.txt",
         "step-00000012.txt",
     ]
-    about = folder.newest(place).checkpoint.about
+    about = folder.newest(path).checkpoint.about
     assert about["position"] == 12 * 2 * 3
     assert about["text"]["sha256"] == described["text"]["sha256"]
 
 
 def test_the_held_out_loss_is_that_of_the_texts_end(text, tmp_path):
-    """Each row in one piece, no tail dropped; and the best checkpoint gives it back."""
-    blocks = trained(lm.start(tmp_path / "run", text, SMALL))
+    """Each row is read in one piece to its end. The best checkpoint has this loss."""
+    blocks = run_to_end(lm.start(tmp_path / "run", text, SMALL))
     model = lm.load(tmp_path / "run")
     best = min(loss for _, loss in blocks[-1].run.history)
     assert model.held_out == best
@@ -565,21 +573,21 @@ def test_the_held_out_loss_is_that_of_the_texts_end(text, tmp_path):
 
 
 def test_patience_ends_a_run_that_does_not_get_better(text):
-    chosen = dataclasses.replace(
+    run_options = dataclasses.replace(
         SMALL, steps=400, evaluate_every=1, patience=3, learning_rate=3.0, optimizer="sgd"
     )
-    blocks = trained(lm.prepare(IN_MEMORY, chosen))
+    blocks = run_to_end(lm.prepare(IN_MEMORY, run_options))
     losses = [loss for _, loss in blocks[-1].run.history]
     assert blocks[-1].over == "patience"
     assert len(losses) - 1 - int(np.argmin(losses)) == 3
     assert len(losses) < 400
 
 
-# Trouble
+# Steps that are not finite
 
 
-def poisoned(started, step):
-    """Make a run whose loss and parameters are nan from the update after `step`."""
+def with_nan_after(started, step):
+    """Make the loss and the parameters of a run nan from the update after `step` on."""
 
     def poison(state, batch):
         new, metrics = started.step(state, batch)
@@ -594,25 +602,25 @@ def poisoned(started, step):
 def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     text, tmp_path, monkeypatch
 ):
-    chosen = dataclasses.replace(SMALL, save_every=60.0)
-    found = trouble.Trouble("a stage", "something")
-    monkeypatch.setattr("jaxrnn.lm.run.loop._diagnose", lambda *_: found)
-    blocks = trained(poisoned(lm.start(tmp_path / "run", text, chosen), 9))
+    run_options = dataclasses.replace(SMALL, save_every=60.0)
+    diagnosis = trouble.Trouble("a stage", "something")
+    monkeypatch.setattr("jaxrnn.lm.run.loop._diagnose", lambda *_: diagnosis)
+    blocks = run_to_end(with_nan_after(lm.start(tmp_path / "run", text, run_options), 9))
     assert blocks[-1].over == "trouble"
     assert np.isnan(blocks[-1].metrics.loss[-1])
     assert blocks[-1].run.done == 9
-    assert blocks[-1].saved == files_of(tmp_path / "run")[-1]
+    assert blocks[-1].saved == checkpoints_of(tmp_path / "run")[-1]
     assert folder.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
         "grad_norm": folder.metrics(tmp_path / "run")[-1]["grad_norm"]
     }
-    good = trained(lm.prepare(IN_MEMORY, chosen), stop=iter([False] * 20).__next__)
-    short = trained(poisoned(lm.prepare(IN_MEMORY, chosen), 9))
+    good = run_to_end(lm.prepare(IN_MEMORY, run_options), stop=iter([False] * 20).__next__)
+    short = run_to_end(with_nan_after(lm.prepare(IN_MEMORY, run_options), 9))
     assert_equal(blocks[-1].run.state.params, short[-1].run.state.params, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(blocks[-1].run.state.params))
     assert len(good[-1].run.history) == 2
 
 
-def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
+def test_a_norm_that_grows_a_hundredfold_is_reported_once(tmp_path):
     started = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=60))
 
     def growing(state, batch):
@@ -620,8 +628,8 @@ def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
         grown = jnp.where((state.step == 40) | (state.step == 45), 1e5, 1.0)
         return new, metrics._replace(grad_norm=metrics.grad_norm * grown)
 
-    told = [block.growing for block in trained(started._replace(step=growing))]
-    assert [step for step in told if step is not None] == [41]
+    steps = [block.growing for block in run_to_end(started._replace(step=growing))]
+    assert [step for step in steps if step is not None] == [41]
 
 
 # Populations
@@ -629,31 +637,31 @@ def test_a_norm_that_grows_a_hundredfold_is_told_once(tmp_path):
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
-    chosen = dataclasses.replace(
+    run_options = dataclasses.replace(
         SMALL, seed=5, seeds=2, learning_rates=(0.01, 0.03), lines=lines,
         length=None if lines else 3,
     )  # fmt: skip
-    many = trained(lm.prepare(IN_MEMORY, chosen))[-1]
+    many = run_to_end(lm.prepare(IN_MEMORY, run_options))[-1]
     assert many.metrics.loss.shape[1:] == (4,)
-    for number, member in enumerate(options.members(chosen)):
+    for number, member in enumerate(options.members(run_options)):
         alone = dataclasses.replace(
-            chosen, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
+            run_options, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
         )
         prepared = lm.prepare(IN_MEMORY, alone)._replace(
-            source=lm.prepare(IN_MEMORY, chosen).source
+            source=lm.prepare(IN_MEMORY, run_options).source
         )
-        last = trained(prepared)[-1].run
+        last = run_to_end(prepared)[-1].run
         of_member = jax.tree.map(lambda leaf, n=number: leaf[n], many.run.state.params)
         assert_equal(of_member, last.state.params, 1e-10)
-        if not lines:  # there the lines that are held out depend on the seed
+        if not lines:  # with lines, the held-out ones depend on the seed
             assert many.held_out[number] == pytest.approx(last.history[-1][1], rel=1e-10)
-    assert options.members(chosen)[2] == options.Member(5, 0.03)
+    assert options.members(run_options)[2] == options.Member(5, 0.03)
 
 
 def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
-    chosen = dataclasses.replace(SMALL, seeds=3, keep=99)
-    blocks = trained(lm.start(tmp_path / "run", text, chosen))
-    expected = arrays(files_of(tmp_path / "run")[-1])
+    run_options = dataclasses.replace(SMALL, seeds=3, keep=99)
+    blocks = run_to_end(lm.start(tmp_path / "run", text, run_options))
+    expected = arrays(checkpoints_of(tmp_path / "run")[-1])
     losses = blocks[-1].held_out
     model = lm.load(tmp_path / "run", newest=True)
     best = int(np.argmin(losses))
@@ -661,15 +669,15 @@ def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
         model.params, jax.tree.map(lambda leaf: leaf[best], blocks[-1].run.state.params), 0
     )
     assert model.held_out == min(losses)
-    files_of(tmp_path / "run")[-1].unlink()
-    trained(lm.resume(tmp_path / "run"))
-    assert arrays(files_of(tmp_path / "run")[-1]) == expected
+    checkpoints_of(tmp_path / "run")[-1].unlink()
+    run_to_end(lm.resume(tmp_path / "run"))
+    assert arrays(checkpoints_of(tmp_path / "run")[-1]) == expected
 
 
 def test_a_member_that_is_not_finite_leaves_the_others_alone(text, tmp_path):
     trouble = {"optimizer": "sgd", "activation": "identity", "clip": 1e30}
-    chosen = dataclasses.replace(SMALL, learning_rates=(0.1, 1e20), steps=30, **trouble)
-    last = trained(lm.start(tmp_path / "run", text, chosen))[-1]
+    run_options = dataclasses.replace(SMALL, learning_rates=(0.1, 1e20), steps=30, **trouble)
+    last = run_to_end(lm.start(tmp_path / "run", text, run_options))[-1]
     assert last.over == "steps"
     assert np.isfinite(last.held_out[0])
     assert not np.isfinite(last.held_out[1])
@@ -677,16 +685,16 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(text, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
 
 
-# What is refused
+# Errors
 
 
-def changed(place, **about):
-    """Write the newest checkpoint anew, with something else said in it."""
-    found = folder.newest(place).checkpoint
-    forged(found.file, load_file(found.file), json.dumps(found.about | about))
+def change_checkpoint(path, **about):
+    """Rewrite the newest checkpoint with changed metadata."""
+    newest = folder.newest(path).checkpoint
+    forged(newest.file, load_file(newest.file), json.dumps(newest.about | about))
 
 
-REFUSED = {
+INVALID_METADATA = {
     "an option of another version": ({"options": {"sorcery": 1}}, "know the option 'sorcery'"),
     "an option that cannot be": ({"options": {"steps": "many"}}, "option steps has the invalid"),
     "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
@@ -719,28 +727,28 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    place = tmp_path_factory.mktemp("kept")
-    (place / "text.txt").write_text(TEXT)
-    trained(lm.start(place / "run", place / "text.txt", SMALL), stop=lambda: True)
-    return place
+def saved_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kept")
+    (path / "text.txt").write_text(TEXT)
+    run_to_end(lm.start(path / "run", path / "text.txt", SMALL), stop=lambda: True)
+    return path
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_run_that_says_what_cannot_be_is_refused(case, kept, tmp_path):
-    about, message = REFUSED[case]
-    shutil.copytree(kept / "run", tmp_path / "run")
+@pytest.mark.parametrize("case", INVALID_METADATA)
+def test_a_checkpoint_with_invalid_metadata_is_refused(case, saved_run, tmp_path):
+    about, message = INVALID_METADATA[case]
+    shutil.copytree(saved_run / "run", tmp_path / "run")
     if about.get("options"):
         about = {"options": options.to_json(SMALL) | about["options"]}
-    changed(tmp_path / "run", **about)
+    change_checkpoint(tmp_path / "run", **about)
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=message) as raised:
             use(tmp_path / "run")
         assert "\n" not in str(raised.value)
 
 
-def test_a_str_is_a_path_wherever_a_text_is_asked_for(text, tmp_path, monkeypatch):
-    """As a `Path` is; and a text in memory is a `Text`."""
+def test_a_str_is_a_path_wherever_a_text_is_expected(text, tmp_path, monkeypatch):
+    """So is a `Path`. A text in memory is a `Text`."""
     monkeypatch.chdir(tmp_path)
     for same in ("text.txt", text, Text.from_file("text.txt"), IN_MEMORY):
         started = lm.start("run", same, SMALL, overwrite=True)
@@ -757,16 +765,16 @@ def test_a_str_is_a_path_wherever_a_text_is_asked_for(text, tmp_path, monkeypatc
     ):
         with pytest.raises(ValueError, match=r"cannot read nosuchfile.txt: No such file"):
             use("nosuchfile.txt")
-        for itself in ("to be or not to be", TEXT):
+        for content in ("to be or not to be", TEXT):
             with pytest.raises(ValueError, match=r"give jaxrnn.lm.Text.from_string") as raised:
-                use(itself)
+                use(content)
             assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"encoding='latin-1' is for the path of a file"):
         lm.start("other", IN_MEMORY, SMALL, encoding="latin-1")
 
 
-def test_a_run_of_a_text_in_memory_asks_for_it_to_go_on(tmp_path):
-    trained(lm.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
+def test_a_run_of_a_text_in_memory_needs_it_again_to_resume(tmp_path):
+    run_to_end(lm.start(tmp_path / "run", IN_MEMORY, SMALL), stop=lambda: True)
     with pytest.raises(
         ValueError, match=r"a text in memory, which has no file: give the text again"
     ):
@@ -774,8 +782,8 @@ def test_a_run_of_a_text_in_memory_asks_for_it_to_go_on(tmp_path):
     assert lm.resume(tmp_path / "run", text=IN_MEMORY).done == 1
 
 
-def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
+def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
     (tmp_path / "moved.txt").write_text(TEXT)
     assert lm.resume(tmp_path / "run", text=tmp_path / "moved.txt").done > 0
     (tmp_path / "moved.txt").write_text(TEXT + "!")
@@ -783,15 +791,15 @@ def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(kept, t
         lm.resume(tmp_path / "run", text=tmp_path / "moved.txt")
 
 
-def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
-    changed(tmp_path / "run", options=options.to_json(SMALL) | {"algorithm": "rtrl"})
+def test_a_memory_of_another_rule_is_refused(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
+    change_checkpoint(tmp_path / "run", options=options.to_json(SMALL) | {"algorithm": "rtrl"})
     with pytest.raises(ValueError, match=r"holds no carry.memory\[0\].influence: it is of another"):
         lm.resume(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("changes", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
@@ -818,12 +826,12 @@ def test_a_memory_of_another_rule_is_refused(kept, tmp_path):
         ({"level": "word", "vocabulary_size": 3}, "needs a size of at least 4, .* got 3"),
     ],
 )
-def test_options_that_cannot_be_are_refused(chosen, message):
+def test_invalid_options_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        lm.prepare(Text.from_string("a" * 499 + "b"), Options(**chosen))
+        lm.prepare(Text.from_string("a" * 499 + "b"), Options(**changes))
 
 
-def test_lines_that_are_too_long_to_be_meant_are_refused():
+def test_very_long_lines_need_an_explicit_length():
     text = "a\n" * 40 + "b" * 20_000
     with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*--length 200"):
         lm.prepare(Text.from_string(text), Options(lines=True))
@@ -831,9 +839,9 @@ def test_lines_that_are_too_long_to_be_meant_are_refused():
     assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)
 
 
-def test_links_pipes_and_folders_in_a_run_are_not_followed(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
-    good = files_of(tmp_path / "run")[-1]
+def test_links_pipes_and_folders_in_a_run_are_not_followed(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
+    good = checkpoints_of(tmp_path / "run")[-1]
     os.mkfifo(good.with_name("step-00000070.safetensors"))
     good.with_name("step-00000080.safetensors").mkdir()
     assert lm.load(tmp_path / "run", newest=True).step == int(good.stem[5:])
@@ -844,7 +852,7 @@ def test_links_pipes_and_folders_in_a_run_are_not_followed(kept, tmp_path):
             use(tmp_path / "run")
 
 
-DESCRIBED = {
+INVALID_RUN_JSON = {
     "nothing": "{}",
     "no object": "[1]",
     "no options": '{"text": {"file": null, "name": null, "encoding": null}}',
@@ -853,23 +861,23 @@ DESCRIBED = {
 }
 
 
-@pytest.mark.parametrize("case", DESCRIBED)
-def test_a_run_json_that_is_odd_is_refused_in_one_line(case, kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(DESCRIBED[case])
+@pytest.mark.parametrize("case", INVALID_RUN_JSON)
+def test_an_invalid_run_json_is_refused_in_one_line(case, saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(INVALID_RUN_JSON[case])
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"run.json is damaged: ") as raised:
             use(tmp_path / "run")
         assert "\n" not in str(raised.value)
 
 
-def test_odd_records_are_left_out_of_the_metrics(tmp_path):
+def test_invalid_records_are_left_out_of_the_metrics(tmp_path):
     lines = ['{"step": 1, "loss": {}}', '{"step": 2, "loss": [1.0, null]}', '{"step": "x"}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "loss": 1}']))
     assert [each["step"] for each in folder.metrics(tmp_path)] == [2]
 
 
-def test_what_cannot_be_read_again_is_not_written(tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "MOST_HEADER", 1000)
     with pytest.raises(ValueError, match=r"takes .* bytes, more than can be read again"):
         checkpoint.save(tmp_path / "a", {"x": np.zeros(1)}, {"said": "x" * 1000})
@@ -879,18 +887,18 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path, monkeypatch):
 # Schedules
 
 
-def test_schedules_rise_and_fall_as_they_say():
-    def rates(**how: Any) -> np.ndarray:
-        """Read the rate off gradient descent's first step at each count."""
-        chosen = Options(optimizer="sgd", learning_rate=2.0, clip=1.0, steps=10, **how)
-        optimizer = build.make_optimizer(chosen, 2.0)
+def test_schedules_have_their_rates():
+    def rates(**kwargs: Any) -> np.ndarray:
+        """Return the rate of each step, which is the update of SGD for a gradient of 1."""
+        run_options = Options(optimizer="sgd", learning_rate=2.0, clip=1.0, steps=10, **kwargs)
+        optimizer = build.make_optimizer(run_options, 2.0)
         params = {"x": jnp.zeros(())}
-        state, found = optimizer.init(params), []
+        state, steps = optimizer.init(params), []
         for _ in range(10):
             updates: Any
             updates, state = optimizer.update({"x": jnp.ones(())}, state, params)
-            found.append(-float(updates["x"]))
-        return np.array(found)
+            steps.append(-float(updates["x"]))
+        return np.array(steps)
 
     t = np.arange(10)
     np.testing.assert_allclose(rates(schedule="constant"), 2.0)
@@ -901,7 +909,7 @@ def test_schedules_rise_and_fall_as_they_say():
     np.testing.assert_allclose(warm, 2 * np.minimum(1, t / 4), rtol=1e-6)
 
 
-def test_a_passage_is_scored_alike_in_parts_and_whole(monkeypatch):
+def test_the_score_of_a_passage_does_not_depend_on_its_parts(monkeypatch):
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 97)
@@ -915,24 +923,24 @@ def test_a_passage_is_scored_alike_in_parts_and_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int8, np.bool_, np.uint64])
-def test_parameters_that_are_no_floats_are_refused_before_anything_is_computed(
-    dtype, kept, tmp_path
+def test_parameters_that_are_not_floats_are_refused_before_anything_is_computed(
+    dtype, saved_run, tmp_path
 ):
-    shutil.copytree(kept / "run", tmp_path / "run")
-    found = folder.newest(tmp_path / "run").checkpoint
-    arrays = load_file(found.file)
+    shutil.copytree(saved_run / "run", tmp_path / "run")
+    newest = folder.newest(tmp_path / "run").checkpoint
+    arrays = load_file(newest.file)
     whole = {n: a.astype(dtype) if n.startswith("params.") else a for n, a in arrays.items()}
-    forged(found.file, whole, json.dumps(found.about))
+    forged(newest.file, whole, json.dumps(newest.about))
     message = rf"params\.\S+ has dtype {np.dtype(dtype)}, but parameters are floats"
     for use in (lm.load, lm.resume, lm.options_of):
         with pytest.raises(ValueError, match=message):
             use(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
-        lm.load(found.file)
+        lm.load(newest.file)
 
 
-def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
+def test_a_loss_that_is_too_large_to_plot_is_named_with_its_file_and_step(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1e308}\n')
     with pytest.raises(
@@ -941,8 +949,8 @@ def test_a_loss_that_cannot_be_drawn_is_named_with_its_file_and_step(kept, tmp_p
         plots.curves([tmp_path / "run"], tmp_path / "loss.png")
 
 
-def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(kept, tmp_path):
-    shutil.copytree(kept / "run", tmp_path / "run")
+def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(saved_run, tmp_path):
+    shutil.copytree(saved_run / "run", tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": [1.0, 2.0]}\n')
     with pytest.raises(
@@ -951,19 +959,19 @@ def test_losses_of_another_number_of_models_are_named_with_their_file_and_step(k
         plots.curves([tmp_path / "run"], tmp_path / "loss.png")
 
 
-def test_curves_are_labelled_with_their_run_only_among_several(kept, monkeypatch):
-    labelled = []
+def test_curves_are_labelled_with_their_run_only_among_several(saved_run, monkeypatch):
+    labels = []
     monkeypatch.setattr(
-        "matplotlib.axes.Axes.plot", lambda *args, label, **how: labelled.append(label)
+        "matplotlib.axes.Axes.plot", lambda *args, label, **kwargs: labels.append(label)
     )
-    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **how: None)
-    for places, name in ((1, ""), (2, "run: ")):
-        labelled.clear()
-        plots.curves([kept / "run"] * places, kept / "loss.png")
-        assert labelled == [f"{name}training"] * places
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **kwargs: None)
+    for number, name in ((1, ""), (2, "run: ")):
+        labels.clear()
+        plots.curves([saved_run / "run"] * number, saved_run / "loss.png")
+        assert labels == [f"{name}training"] * number
 
 
-def test_what_a_foreign_file_says_is_cut_before_it_is_printed(capsys):
+def test_long_texts_from_files_are_cut_before_they_are_printed(capsys):
     display.remarks(["x" * 10**6])
     display.say("text", "y" * 10**6)
     assert len("".join(capsys.readouterr())) < 5000

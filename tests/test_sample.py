@@ -1,4 +1,4 @@
-"""Sampling: the distribution, greed, ends, limits and pieces; and the likeliest sequence."""
+"""Tests of sampling (distribution, greedy choice, ends, truncation, pieces) and of beam search."""
 
 import re
 from itertools import islice, product
@@ -20,8 +20,8 @@ STACK = jaxrnn.RNN(5, 7, 5, num_layers=2, readout_init=jax.nn.initializers.norma
 PRIME, KEY = np.array([[1, 2]]), jax.random.key(0)
 
 
-def continued_by_hand(prime, length):
-    """Take the likeliest id each time, reading the whole sequence anew for each."""
+def greedy_by_hand(prime, length):
+    """Append the most likely id `length` times, with a forward pass over the whole sequence each."""
     ids = np.asarray(prime)
     for _ in range(length):
         outputs, _ = RNN.apply(PARAMS, ids, RNN.initial_state(len(ids)))
@@ -29,20 +29,20 @@ def continued_by_hand(prime, length):
     return ids[:, np.shape(prime)[1] :]
 
 
-def test_temperature_zero_takes_the_likeliest_each_time():
+def test_temperature_zero_takes_the_most_likely_id_each_time():
     prime = np.array([[0, 3], [4, 1]])
     ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 6, key=jax.random.key(1), temperature=0.0)
-    assert np.array_equal(ids, continued_by_hand(prime, 6))
+    assert np.array_equal(ids, greedy_by_hand(prime, 6))
 
 
 def truncated_by_hand(p, top_k, top_p):
-    """Keep the k likeliest, of these as few as reach top_p, and let what is left sum to 1."""
+    """Keep the k most likely ids, of these as few as reach top_p, and normalise the sum to 1."""
     order = np.argsort(-p)[:top_k]
     reached = np.cumsum(p[order]) / p[order].sum()
     order = order[: None if top_p is None else np.flatnonzero(reached >= top_p)[0] + 1]
-    kept = np.zeros_like(p)
-    kept[order] = p[order] / p[order].sum()
-    return kept
+    truncated = np.zeros_like(p)
+    truncated[order] = p[order] / p[order].sum()
+    return truncated
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def truncated_by_hand(p, top_k, top_p):
     ],
 )
 def test_draws_follow_the_softmax_at_that_temperature_truncated(temperature, top_k, top_p):
-    """Frequencies of the first id over 20,000 rows, within 4 standard errors at this seed."""
+    """The frequencies of 20,000 first ids lie within 4 standard errors at this seed."""
     prime = np.tile([[2, 4]], (20_000, 1))
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), **how)
+    kwargs = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 1, key=jax.random.key(2), **kwargs)
     outputs, _ = RNN.apply(PARAMS, prime[:1], RNN.initial_state(1))
     p = truncated_by_hand(np.asarray(jax.nn.softmax(outputs[0, -1] / temperature)), top_k, top_p)
     frequency = np.bincount(ids[:, 0], minlength=5) / len(prime)
@@ -73,7 +73,7 @@ def test_draws_follow_the_softmax_at_that_temperature_truncated(temperature, top
 def test_a_draw_among_one_id_is_greedy(one):
     prime = np.array([[0, 3], [4, 1]])
     ids = jaxrnn.lm.sample(RNN, PARAMS, prime, 9, key=jax.random.key(1), temperature=2.0, **one)
-    assert np.array_equal(ids, continued_by_hand(prime, 9))
+    assert np.array_equal(ids, greedy_by_hand(prime, 9))
 
 
 @pytest.mark.parametrize("all_ids", [{"top_k": 5}, {"top_k": 10**20}, {"top_p": 1.0}])
@@ -87,14 +87,14 @@ def test_a_draw_among_all_ids_is_the_plain_draw(all_ids):
 
 
 def with_probabilities(p, dtype):
-    """Make a network that gives each id the same probability always."""
+    """Make a network whose probabilities of the next id are always p."""
     rnn = jaxrnn.RNN(len(p), 3, len(p))
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), param_shapes(rnn))
     readout = params.readout._replace(b_y=jnp.log(jnp.asarray(p, dtype)))
     return rnn, params._replace(readout=readout)
 
 
-def test_a_nucleus_of_probability_one_holds_what_rounding_would_lose(monkeypatch):
+def test_a_nucleus_of_probability_one_has_ids_that_rounding_would_lose(monkeypatch):
     rnn, params = with_probabilities([1.0, 1e-9, 1e-18, 1e-27, 1e-36], jnp.float32)
     monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmin(-1))
     ids = jaxrnn.lm.sample(rnn, params, np.array([[0]]), 1, key=jax.random.key(0), top_p=1.0)
@@ -104,7 +104,7 @@ def test_a_nucleus_of_probability_one_holds_what_rounding_would_lose(monkeypatch
 @pytest.mark.parametrize(
     ("few", "number"), [({"top_k": 1}, 1), ({"top_k": 3}, 3), ({"top_p": 0.5}, 2)]
 )
-def test_of_equally_likely_ids_the_smaller_ones_are_drawn_and_no_more(few, number):
+def test_of_equally_likely_ids_only_the_smaller_ones_are_drawn(few, number):
     rnn, params = with_probabilities([0.25, 0.25, 0.25, 0.25], jnp.float64)
     prime = np.tile([[1]], (100, 1))
     ids = jaxrnn.lm.sample(rnn, params, prime, 1, key=jax.random.key(0), **few)
@@ -115,16 +115,16 @@ PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_a_small_temperature_draws_the_likeliest_and_all_that_are_equally_likely(dtype):
-    """Down to the smallest double; quotients by these overflow in every precision."""
+def test_a_small_temperature_draws_the_most_likely_id_or_all_that_share_that_probability(dtype):
+    """This holds down to the smallest float64. Division by it overflows in every precision."""
     rnn, params = with_probabilities([0.1, 0.25, 0.05, 0.35, 0.25], dtype)
     tied = with_probabilities([0.1, 0.3, 0.05, 0.25, 0.3], dtype)[1]
     prime, key = np.tile([[2]], (40, 1)), jax.random.key(0)
     for temperature in (1e-3, 1e-4, 1e-5, 1e-8, 1e-37, 1e-39, 1e-45, 1e-310, 5e-324):
-        for how in ({}, {"top_p": 0.999, "top_k": 4}):
-            how |= {"key": key, "temperature": temperature}
-            assert set(np.ravel(jaxrnn.lm.sample(rnn, params, prime, 1, **how))) == {3}
-            assert set(np.ravel(jaxrnn.lm.sample(rnn, tied, prime, 1, **how))) == {1, 4}
+        for kwargs in ({}, {"top_p": 0.999, "top_k": 4}):
+            kwargs |= {"key": key, "temperature": temperature}
+            assert set(np.ravel(jaxrnn.lm.sample(rnn, params, prime, 1, **kwargs))) == {3}
+            assert set(np.ravel(jaxrnn.lm.sample(rnn, tied, prime, 1, **kwargs))) == {1, 4}
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -139,7 +139,7 @@ def test_a_nucleus_is_the_same_set_in_every_precision(top_p, number, dtype, monk
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_draws_have_the_same_random_numbers_in_every_precision(dtype):
-    """Those of float16 are so coarse that unlikely ids would be drawn far too seldom."""
+    """Random numbers in float16 are so coarse that unlikely ids would be drawn too rarely."""
     p = np.array([0.9985, 0.0005, 0.0005, 0.0005])
     ids = jaxrnn.lm.sample(
         *with_probabilities(p, dtype), np.tile([[0]], (20_000, 1)), 1, key=jax.random.key(1)
@@ -166,7 +166,7 @@ def test_the_second_draw_is_conditioned_on_the_first():
     assert np.all(np.abs(frequency - p) < 4 * np.sqrt(p * (1 - p) / len(after)))
 
 
-def test_after_the_end_there_is_nothing_but_ends_and_other_rows_go_on():
+def test_after_its_end_a_row_has_only_ends_and_other_rows_go_on():
     ids = np.asarray(
         jaxrnn.lm.sample(RNN, PARAMS, np.tile([[1]], (50, 1)), 30, key=jax.random.key(4), end=2)
     )
@@ -178,7 +178,7 @@ def test_after_the_end_there_is_nothing_but_ends_and_other_rows_go_on():
         assert (row[first:] == 2).all()
 
 
-def test_a_key_gives_the_same_rows_and_another_key_others():
+def test_equal_keys_give_equal_rows_and_different_keys_different_rows():
     prime = np.zeros((4, 1), int)
     one, same, other = (
         jaxrnn.lm.sample(RNN, PARAMS, prime, 20, key=jax.random.key(k)) for k in (5, 5, 6)
@@ -202,23 +202,23 @@ def test_a_jitted_caller_may_pass_temperature_top_p_and_end():
 
 @pytest.mark.parametrize("end", [None, 2])
 @pytest.mark.parametrize("piece", [1, 3, 20])
-def test_pieces_of_any_size_are_one_sample(piece, end):
+def test_pieces_of_any_size_join_to_one_sample(piece, end):
     prime, key = np.array([[0, 3], [4, 1], [2, 2]]), jax.random.key(9)
-    how = {"key": key, "temperature": 1.5, "top_k": 4, "top_p": 0.9, "end": end}
-    pieces = list(islice(stream(RNN, PARAMS, prime, **how, piece=piece), -(-20 // piece)))
+    kwargs = {"key": key, "temperature": 1.5, "top_k": 4, "top_p": 0.9, "end": end}
+    pieces = list(islice(stream(RNN, PARAMS, prime, **kwargs, piece=piece), -(-20 // piece)))
     assert {ids.shape for ids in pieces} == {(3, piece)}
     drawn = np.concatenate(pieces, 1)
-    assert np.array_equal(drawn, jaxrnn.lm.sample(RNN, PARAMS, prime, drawn.shape[1], **how))
+    assert np.array_equal(drawn, jaxrnn.lm.sample(RNN, PARAMS, prime, drawn.shape[1], **kwargs))
 
 
-def test_a_stream_ends_with_the_piece_in_which_the_last_row_does():
+def test_a_stream_ends_with_the_piece_in_which_its_last_row_ends():
     prime = np.tile([[1]], (8, 1))
-    how = {"key": jax.random.key(4), "temperature": 2.0, "end": 2}
-    ids = np.asarray(jaxrnn.lm.sample(RNN, PARAMS, prime, 200, **how))
+    kwargs = {"key": jax.random.key(4), "temperature": 2.0, "end": 2}
+    ids = np.asarray(jaxrnn.lm.sample(RNN, PARAMS, prime, 200, **kwargs))
     longest = 1 + (ids == 2).argmax(1).max()
     assert (ids == 2).any(1).all()
     for piece in (1, 7, longest - 1, longest, longest + 1):
-        pieces = islice(stream(RNN, PARAMS, prime, **how, piece=int(piece)), 200)
+        pieces = islice(stream(RNN, PARAMS, prime, **kwargs, piece=int(piece)), 200)
         assert len(list(pieces)) == -(-longest // piece)
 
 
@@ -234,7 +234,7 @@ def test_a_stream_without_an_end_goes_on_and_compiles_once(monkeypatch):
 
 
 def log_probabilities(rnn, params, prime, ids, end=None):
-    """Add up log p of each id given all before it, up to the first end; each row read whole."""
+    """Compute the log probability of each row of ids after the prime, up to its first end."""
     rows = np.concatenate([np.tile(prime, (len(ids), 1)), ids], 1)
     outputs, _ = rnn.apply(params, rows, rnn.initial_state(len(ids)))
     log_p = np.asarray(jax.nn.log_softmax(outputs))[:, len(prime) - 1 : -1]
@@ -245,27 +245,27 @@ def log_probabilities(rnn, params, prime, ids, end=None):
 
 @pytest.mark.parametrize("end", [None, 0])
 @pytest.mark.parametrize("beams", [27, 200])
-def test_the_most_likely_of_enough_beams_is_that_of_all_sequences(beams, end):
+def test_enough_beams_find_the_most_likely_of_all_sequences(beams, end):
     prime = np.array([1, 2])
     sequences = np.array(list(product(range(3), repeat=4)))
     after_end = np.cumsum(sequences == end, 1) > (sequences == end)
     sequences = sequences[np.all(~after_end | (sequences == end), 1)]
-    found, greedy = [], []
+    best, greedy = [], []
     for seed in range(6):
         params = SMALL.init(jax.random.key(seed))
         ids, score = beam_search(SMALL, params, prime, 4, beams=beams, end=end)
         scores = log_probabilities(SMALL, params, prime, sequences, end)
         assert np.array_equal(ids, sequences[scores.argmax()])
         assert_equal(score, scores.max())
-        found.append(tuple(np.ravel(ids)))
+        best.append(tuple(np.ravel(ids)))
         greedy.append(tuple(np.ravel(beam_search(SMALL, params, prime, 4, beams=1, end=end)[0])))
-    assert found != greedy
-    assert end is None or 0 < sum(end in ids[:-1] for ids in found) < len(found)
+    assert best != greedy
+    assert end is None or 0 < sum(end in ids[:-1] for ids in best) < len(best)
 
 
 @pytest.mark.parametrize("end", [None, 3])
 @pytest.mark.parametrize("beams", [1, 2, 8])
-def test_the_score_of_the_most_likely_is_its_log_probability(beams, end):
+def test_the_score_of_a_beam_search_is_the_log_probability_of_its_ids(beams, end):
     params, prime = STACK.init(jax.random.key(0)), np.array([4, 1])
     ids, score = beam_search(STACK, params, prime, 12, beams=beams, end=end)
     assert_equal(score, log_probabilities(STACK, params, prime, np.asarray(ids)[None], end)[0])
@@ -329,17 +329,17 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("function", "mistake", "message"), MISTAKES)
-def test_a_mistake_is_told_at_the_call(function, mistake, message):
-    given = {
+def test_a_mistake_raises_an_error_at_the_call(function, mistake, message):
+    arguments = {
         jaxrnn.lm.sample: {"prime": PRIME, "length": 5, "key": KEY},
         stream: {"prime": PRIME, "key": KEY},
         beam_search: {"prime": PRIME[0], "length": 5},
     }[function]
     with pytest.raises(ValueError, match=re.escape(message)):
-        function(**{"rnn": RNN, "params": PARAMS} | given | mistake)
+        function(**{"rnn": RNN, "params": PARAMS} | arguments | mistake)
 
 
-def test_samples_are_those_of_a_stack_with_its_own_states():
+def test_a_stack_is_sampled_with_the_states_of_all_its_layers():
     rnn = jaxrnn.RNN(5, 7, 5, num_layers=2)
     params = rnn.init(jax.random.key(0))
     prime = np.array([[0, 3, 1]])

@@ -1,6 +1,6 @@
-"""Every rule on several devices, each with its rows, computes what it does on one.
+"""Tests that every rule computes the same on several devices, each with its rows, as on one.
 
-The devices are the two CPU devices that conftest.py makes.
+The devices are the two CPU devices that conftest.py configures.
 """
 
 import re
@@ -24,8 +24,8 @@ CASES = [(name, MASKED) for name in RULES] + [(name, STACKED) for name in ("bptt
 
 
 @pytest.mark.parametrize(("rule", "network"), CASES, ids=str)
-def test_every_rule_on_many_devices_equals_itself_on_one(rule, network):
-    """Over two chunks, so that what passes between them counts; with lengths."""
+def test_every_rule_computes_the_same_on_two_devices_as_on_one(rule, network):
+    """The batch has lengths, and two chunks, so that the carry between them is tested too."""
     mesh = jaxrnn.make_mesh()
     assert mesh.size == 2
     case = make_case(B=2 * mesh.size, **network)
@@ -35,13 +35,13 @@ def test_every_rule_on_many_devices_equals_itself_on_one(rule, network):
 
 
 def through_chunks(algorithm, case):
-    step, found = jax.jit(algorithm.value_and_grad), []
+    step, results = jax.jit(algorithm.value_and_grad), []
     carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
     for chunk in chunks(case.batch, 3, 3):
         batch = chunk._replace(lengths=np.array([3, 1, 0, 2]))
         (loss, carry), grads = step(case.params, carry, batch)
-        found.append((loss, grads))
-    return jax.device_get((found, carry.h, key_data(carry.memory)))
+        results.append((loss, grads))
+    return jax.device_get((results, carry.h, key_data(carry.memory)))
 
 
 def key_data(tree):
@@ -59,12 +59,12 @@ def test_a_step_has_one_all_reduce():
 
 @every_rule
 def test_in_the_callers_shard_map_a_gradient_is_summed_over_the_devices(rule):
-    """As `jax.grad` does with replicated parameters, under the default `check_vma=True`."""
+    """`jax.grad` sums it too for replicated parameters under the default `check_vma=True`."""
     case = make_case(B=4, num_layers=2)
     algorithm, rows = algorithm_of(rule, case.rnn), PartitionSpec("rows")
     carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
     axes = batch_axes(algorithm, case.params, case.h)
-    of_carry = jax.tree.map(
+    carry_specs = jax.tree.map(
         lambda axis: PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, "rows"), axes
     )
 
@@ -72,22 +72,22 @@ def test_in_the_callers_shard_map_a_gradient_is_summed_over_the_devices(rule):
         (loss, carry), grads = algorithm.value_and_grad(params, carry, batch)
         return (lax.psum(loss, "rows"), carry), grads
 
-    everywhere = PartitionSpec()
+    replicated = PartitionSpec()
     on_devices = jax.shard_map(
         local,
         mesh=jaxrnn.make_mesh(),
-        in_specs=(everywhere, of_carry, rows),
-        out_specs=((everywhere, of_carry), everywhere),
+        in_specs=(replicated, carry_specs, rows),
+        out_specs=((replicated, carry_specs), replicated),
     )
     (loss, after), grads = jax.jit(on_devices)(case.params, carry, case.batch)
     (expected_loss, expected_after), expected = gradient(algorithm, case)
-    found = jax.device_get((loss, after.h, grads))
-    assert_equal(found, jax.device_get((expected_loss, expected_after.h, expected)))
+    actual = jax.device_get((loss, after.h, grads))
+    assert_equal(actual, jax.device_get((expected_loss, expected_after.h, expected)))
 
 
 @pytest.mark.parametrize("replicated", [True, False])
 def test_unroll_in_the_callers_shard_map_is_that_of_one_device(replicated):
-    """Also from a state that is the same everywhere, such as zeros made inside."""
+    """The state may also be replicated, such as zeros that are made in the function."""
     rnn, params, h, batch = make_case(B=4)
     rows = PartitionSpec("rows")
 
@@ -106,11 +106,13 @@ def test_unroll_in_the_callers_shard_map_is_that_of_one_device(replicated):
 
 
 @pytest.mark.parametrize(("batch_size", "nearest"), [(31, "30 or 32"), (1, "of 2,")])
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch_size, nearest):
+def test_a_batch_size_that_does_not_divide_is_refused_and_the_nearest_are_named(
+    batch_size, nearest
+):
     with pytest.raises(ValueError, match=rf"{batch_size} rows does not divide by 2 .*{nearest}"):
         sharding.check_divides(batch_size, 2)
 
 
-def test_more_devices_than_there_are_are_refused_with_the_remedy():
+def test_more_devices_than_exist_are_refused_and_the_remedy_is_named():
     with pytest.raises(ValueError, match=r"1 … 2 here, got 64: jax.config.update"):
         jaxrnn.make_mesh(64)
