@@ -21,7 +21,7 @@ PRIME, KEY = np.array([[1, 2]]), jax.random.key(0)
 
 
 def greedy_by_hand(prime, length):
-    """Append the most likely id `length` times, with a forward pass over the whole sequence each."""
+    """Append the most likely id `length` times, each after a forward pass over the whole row."""
     ids = np.asarray(prime)
     for _ in range(length):
         outputs, _ = RNN.apply(PARAMS, ids, RNN.initial_state(len(ids)))
@@ -115,7 +115,7 @@ PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_a_small_temperature_draws_the_most_likely_id_or_all_that_share_that_probability(dtype):
+def test_a_small_temperature_draws_all_ids_of_the_largest_probability_and_no_others(dtype):
     """This holds down to the smallest float64. Division by it overflows in every precision."""
     rnn, params = with_probabilities([0.1, 0.25, 0.05, 0.35, 0.25], dtype)
     tied = with_probabilities([0.1, 0.3, 0.05, 0.25, 0.3], dtype)[1]

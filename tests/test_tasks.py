@@ -1,7 +1,7 @@
-"""Tasks: each batch against a rewriting in NumPy, each floor against whoever knows just so much.
+"""Tests of the tasks: batches against NumPy, floors against predictors with the same knowledge.
 
-Where a claim is about chance, the seed is fixed and the bound is 4.5 standard errors, that of the
-means of many sequences, which are independent.
+Stochastic claims are tested at a fixed seed, to 4.5 standard errors of the mean over many
+independent sequences.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ import jaxrnn
 from jaxrnn import tasks
 
 KEY = jax.random.key(0)
-IDS = np.random.default_rng(0).integers(0, 5, 40) % 4  # 0 more often than the others
+IDS = np.random.default_rng(0).integers(0, 5, 40) % 4  # 0 occurs more often than the others
 TASKS = {
     "copy": (tasks.copy(4, symbols=3, recall=2), 8),
     "adding": (tasks.adding(), 7),
@@ -31,7 +31,7 @@ def drawn(task, batch_size, length):
 
 
 def assert_mean(samples, expected):
-    """Assert that a mean over independent samples, (N, …), is as expected, to 4.5 of its errors."""
+    """Assert that the mean over independent samples (N, …) is within 4.5 standard errors."""
     error = samples.std(0, ddof=1) / np.sqrt(len(samples))
     deviation = np.abs(samples.mean(0) - expected) / np.where(error > 0, error, 1e-12)
     assert np.max(deviation) < 4.5
@@ -41,11 +41,11 @@ def entropy(*p):
     return -sum(q * np.log(q) for q in p if q > 0)
 
 
-# Every task.
+# All tasks
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_draws_are_the_same_under_jit_and_vmap_and_another_for_another_key(name):
+def test_draws_are_the_same_under_jit_and_vmap_and_depend_on_the_key(name):
     task, length = TASKS[name]
     keys = jax.random.split(KEY)
 
@@ -60,7 +60,7 @@ def test_draws_are_the_same_under_jit_and_vmap_and_another_for_another_key(name)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_network_of_the_task_reads_its_batches(name):
+def test_a_network_of_the_sizes_of_a_task_accepts_its_batches(name):
     task, length = TASKS[name]
     rnn = jaxrnn.RNN(task.input_size, 3, task.output_size, loss_function=task.loss)
     batch = drawn(task, 4, length)
@@ -72,7 +72,7 @@ def test_a_network_of_the_task_reads_its_batches(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_floors_go_from_the_worst_to_the_best(name):
+def test_floors_are_sorted_from_the_worst_to_the_best(name):
     floors = list(TASKS[name][0].floors.values())
     assert all(isinstance(floor, float) for floor in floors)
     assert floors == sorted(floors, reverse=True)
@@ -89,26 +89,26 @@ def test_networks_of_two_equal_tasks_are_equal_and_compile_once():
 
 
 @pytest.mark.parametrize(("delay", "symbols", "recall"), [(1, 2, 1), (4, 3, 2), (7, 8, 10)])
-def test_copy_shows_waits_and_asks(delay, symbols, recall):
+def test_copy_has_symbols_a_delay_and_a_recall(delay, symbols, recall):
     task = tasks.copy(delay, symbols, recall)
     blank, go = symbols, symbols + 1
     assert (task.input_size, task.output_size) == (symbols + 2, symbols + 1)
-    batch = jax.jit(lambda key: task.draw(key, 50))(KEY)  # of the only length there is
+    batch = jax.jit(lambda key: task.draw(key, 50))(KEY)  # this task has one length only
     assert batch.mask is None
     for inputs, targets in zip(np.asarray(batch.inputs), np.asarray(batch.targets), strict=True):
-        shown = list(inputs[:recall])
-        assert list(inputs) == [*shown, *[blank] * (delay - 1), go, *[blank] * recall]
-        assert list(targets) == [blank] * (recall + delay) + shown
+        symbols_shown = list(inputs[:recall])
+        assert list(inputs) == [*symbols_shown, *[blank] * (delay - 1), go, *[blank] * recall]
+        assert list(targets) == [blank] * (recall + delay) + symbols_shown
 
 
-def test_copy_draws_every_symbol_as_often_at_each_place():
-    shown = drawn(tasks.copy(2, 3, 4), 3000, 8 + 2).inputs[:, :4]
-    assert_mean(shown[..., None] == np.arange(3), 1 / 3)
-    assert_mean((shown[:, :-1] == shown[:, 1:]), 1 / 3)  # and one after the other as by chance
+def test_copy_draws_every_symbol_equally_often_at_each_position():
+    symbols = drawn(tasks.copy(2, 3, 4), 3000, 8 + 2).inputs[:, :4]
+    assert_mean(symbols[..., None] == np.arange(3), 1 / 3)
+    assert_mean((symbols[:, :-1] == symbols[:, 1:]), 1 / 3)  # successive symbols are independent
 
 
-def test_copy_without_memory_costs_its_floor():
-    """Exactly, for whatever is drawn: blanks for certain, then each symbol alike."""
+def test_the_loss_of_copy_without_memory_is_its_floor():
+    """The loss is exact for any draw: blanks are certain, then all symbols are equally likely."""
     task = tasks.copy(delay=5, symbols=8, recall=10)
     targets = drawn(task, 20, 25).targets
     certain = np.log([1e-300] * 8 + [1])
@@ -124,29 +124,29 @@ def test_copy_without_memory_costs_its_floor():
 
 
 @pytest.mark.parametrize("length", [2, 7])
-def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum_at_the_end(length):
+def test_adding_marks_one_number_in_each_half_and_has_their_sum_as_the_last_target(length):
     batch = drawn(tasks.adding(), 300, length)
     half = length // 2
-    places = set()
+    positions = set()
     last = np.arange(length) == length - 1
     for inputs, targets, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True):
         value, marker = inputs.T
         assert ((value >= 0) & (value < 1)).all()
         assert set(marker) <= {0, 1}
         assert marker[:half].sum() == marker[half:].sum() == 1
-        places |= set(np.flatnonzero(marker))
+        positions |= set(np.flatnonzero(marker))
         np.testing.assert_array_equal(mask, last)
         np.testing.assert_allclose(targets[:, 0], last * np.dot(value, marker), rtol=1e-15)
-    assert places == set(range(length))
+    assert positions == set(range(length))
 
 
-def test_adding_marks_every_pair_of_places_as_often():
+def test_adding_marks_every_pair_of_positions_equally_often():
     marker = drawn(tasks.adding(), 5000, 6).inputs[..., 1]
     assert_mean(marker[:, :3, None] * marker[:, None, 3:], 1 / 9)
 
 
-def test_adding_costs_its_floors():
-    """At a fixed seed, to 4.5 standard errors; `floors` themselves are integrals over uniforms."""
+def test_the_losses_of_adding_are_its_floors():
+    """The losses agree to 4.5 standard errors. `floors` are integrals over uniform numbers."""
     task = tasks.adding()
     batch = drawn(task, 20_000, 6)
     value, marker = np.moveaxis(batch.inputs, -1, 0)
@@ -166,17 +166,17 @@ DELAYS = [(5, 9), (9, 5), (0, 3)]
 
 
 @pytest.mark.parametrize(("first", "second"), DELAYS)
-def test_add_floors_are_those_of_the_four_pairs_of_coins_and_of_the_paper(first, second):
-    """Exactly, by enumeration: the best guess is the mean over the pairs that one cannot tell."""
+def test_the_floors_of_add_are_those_of_an_enumeration_and_of_the_paper(first, second):
+    """Enumerates all pairs. The best prediction is the mean over indistinguishable pairs."""
     odds = {(a, b): 0.5 + 0.5 * a - 0.25 * b for a, b in product((0, 1), repeat=2)}
-    knows = {"nothing": lambda a, b: (), "first": lambda a, b: a, "both": lambda a, b: (a, b)}
+    predictors = {"nothing": lambda a, b: (), "first": lambda a, b: a, "both": lambda a, b: (a, b)}
     floors = tasks.delayed_add(first, second).floors
-    assert list(floors) == list(knows)
-    for name, known in knows.items():
+    assert list(floors) == list(predictors)
+    for name, known in predictors.items():
         expected = 0
         for pair, p in odds.items():
-            alike = [odds[other] for other in odds if known(*other) == known(*pair)]
-            q = np.mean(alike)
+            indistinguishable = [odds[other] for other in odds if known(*other) == known(*pair)]
+            q = np.mean(indistinguishable)
             terms = [(p, q), (1 - p, 1 - q)]
             expected -= sum(a * np.log(b) for a, b in terms if a > 0) / 4
         assert floors[name] == pytest.approx(expected, rel=1e-14)
@@ -184,7 +184,7 @@ def test_add_floors_are_those_of_the_four_pairs_of_coins_and_of_the_paper(first,
 
 
 @pytest.mark.parametrize(("first", "second"), DELAYS)
-def test_add_answers_with_the_coins_of_its_delays(first, second):
+def test_the_targets_of_add_are_functions_of_the_coins_at_its_delays(first, second):
     batch = drawn(tasks.delayed_add(first, second), 50, 14)
     x, p = batch.inputs[..., 0], batch.targets[..., 0]
     before = max(first, second)
@@ -199,8 +199,8 @@ def test_add_answers_with_the_coins_of_its_delays(first, second):
 
 
 @pytest.mark.parametrize(("first", "second"), DELAYS)
-def test_add_draws_one_past_for_the_positions_that_do_not_count(first, second):
-    """Each p names both its coins; the one coin that two positions share is the same in both."""
+def test_the_masked_targets_of_add_belong_to_one_sequence_of_earlier_coins(first, second):
+    """Each p determines two coins. A coin that two positions share has the same value in both."""
     p = drawn(tasks.delayed_add(first, second), 3000, 14).targets[..., 0]
     x_first, x_second = p > 0.6, (p == 0.25) | (p == 0.75)
     gap = second - first
@@ -212,8 +212,8 @@ def test_add_draws_one_past_for_the_positions_that_do_not_count(first, second):
     assert_mean(x_first & x_second, 0.25)
 
 
-def test_add_costs_its_floors():
-    """At a fixed seed, to 4.5 standard errors: the logarithms of the best guesses as outputs."""
+def test_the_losses_of_add_are_its_floors():
+    """With the log of the best guesses as outputs, the losses agree to 4.5 standard errors."""
     task = tasks.delayed_add(first=2, second=1)
     batch = drawn(task, 2000, 20)
     x = batch.inputs[..., 0]
@@ -258,8 +258,8 @@ def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
 # text
 
 
-def test_text_draws_every_window_alike():
-    """With ids that are all different a window names its start; at a fixed seed, 4.5 errors."""
+def test_text_draws_every_window_equally_often():
+    """All ids differ, so a window determines its start. Agrees to 4.5 standard errors."""
     batch = drawn(tasks.text(np.arange(10) * 3, 30), 4000, 4)
     starts = batch.inputs[:, 0] // 3
     np.testing.assert_array_equal(batch.inputs, (starts[:, None] + np.arange(4)) * 3)
@@ -273,8 +273,8 @@ def test_text_of_one_window_is_drawn_whole():
     np.testing.assert_array_equal(batch.targets, [IDS[1:]] * 3)
 
 
-def test_text_costs_its_floors():
-    """Exactly, over all the windows of length 1, of which every one is drawn as often."""
+def test_the_losses_of_text_are_its_floors():
+    """The floors are exact means over all windows of length 1, which are equally likely."""
     floors = tasks.text(IDS, 7).floors
     pairs = list(zip(IDS[:-1].tolist(), IDS[1:].tolist(), strict=True))
     following = [b for _, b in pairs]
@@ -289,7 +289,7 @@ def test_text_costs_its_floors():
         assert floors[name] == pytest.approx(expected, rel=1e-13)
 
 
-def test_text_floors_of_texts_that_everybody_knows():
+def test_the_floors_of_text_are_those_of_two_simple_texts():
     alternating = tasks.text(np.array([0, 1] * 50 + [0]), 2).floors
     assert alternating == pytest.approx(
         {"uniform": np.log(2), "frequencies": np.log(2), "pairs": 0}, abs=1e-14
@@ -298,12 +298,12 @@ def test_text_floors_of_texts_that_everybody_knows():
     assert coin == pytest.approx(dict.fromkeys(coin, entropy(0.5, 0.5)), abs=1e-14)
 
 
-def test_batches_are_in_single_precision_where_jax_is():
-    right = [tasks.copy(5), tasks.adding(), tasks.delayed_add(), tasks.text(np.arange(9) % 3, 3)]
+def test_batches_are_in_single_precision_without_x64():
+    every = [tasks.copy(5), tasks.adding(), tasks.delayed_add(), tasks.text(np.arange(9) % 3, 3)]
     ids, features = "int32", "float32"
     expected = [[ids] * 2, [features] * 3, [features] * 3, [ids] * 2]
     with jax.enable_x64(False):
-        for task, length, dtypes in zip(right, (25, 8, 10, 8), expected, strict=True):
+        for task, length, dtypes in zip(every, (25, 8, 10, 8), expected, strict=True):
             batch = jax.eval_shape(
                 partial(task.draw, batch_size=2, length=length), jax.random.key(0)
             )

@@ -1,4 +1,4 @@
-"""Text to ids and back, and ids to batches."""
+"""Tests of vocabularies (text to ids and back) and of batches of ids."""
 
 import itertools
 import unicodedata
@@ -22,7 +22,7 @@ def test_encoding_and_decoding_give_back_the_text():
     assert vocabulary.decode(jax.numpy.asarray(ids)) == TEXT
 
 
-def test_ids_are_places_in_sorted_order():
+def test_ids_are_positions_in_sorted_order():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("vector")
     assert vocabulary.symbols == tuple("ceortv")
     assert vocabulary.encode("cev").tolist() == [0, 1, 5]
@@ -34,7 +34,7 @@ def test_one_hot_has_a_one_at_the_id():
     assert np.array_equal(vocabulary.one_hot(vocabulary.encode("vec")), np.eye(7)[[6, 2, 1]])
 
 
-def test_an_unknown_character_is_named_with_its_place():
+def test_an_unknown_character_is_named_with_its_position():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("vector")
     for unknown in "a~\U0001f600":
         with pytest.raises(ValueError, match=r"at position 2 .* its 6 characters are 'ceortv'"):
@@ -55,12 +55,12 @@ def test_ids_of_another_vocabulary_are_refused():
 
 
 @pytest.mark.parametrize("level", ["char", "byte"])
-def test_normal_forms_are_left_alone(level):
-    composed, taken_apart = (unicodedata.normalize(form, "Zoë naïve") for form in ("NFC", "NFD"))
-    vocabulary = Vocabulary.from_text(composed + taken_apart, level)
-    ids = [vocabulary.encode(text).tolist() for text in (composed, taken_apart)]
+def test_unicode_normal_forms_are_not_changed(level):
+    composed, decomposed = (unicodedata.normalize(form, "Zoë naïve") for form in ("NFC", "NFD"))
+    vocabulary = Vocabulary.from_text(composed + decomposed, level)
+    ids = [vocabulary.encode(text).tolist() for text in (composed, decomposed)]
     assert ids[0] != ids[1]
-    assert [vocabulary.decode(of_one) for of_one in ids] == [composed, taken_apart]
+    assert [vocabulary.decode(one) for one in ids] == [composed, decomposed]
 
 
 # Bytes
@@ -79,7 +79,7 @@ def test_bytes_are_those_of_utf_8_and_give_back_any_text(text):
 
 
 @pytest.mark.parametrize("ids", [[0x80], [0x61, 0xC3], [0xFF, 0x61], [0xC3, 0x61], [0xF0, 0x9F]])
-def test_bytes_that_are_no_utf_8_are_replaced(ids):
+def test_bytes_that_are_not_utf_8_are_replaced(ids):
     shown = BYTES.decode(ids)
     assert shown.count("\ufffd") == 1
     assert shown.replace("\ufffd", "") == "a" * ids.count(0x61)
@@ -89,7 +89,7 @@ def test_bytes_that_are_no_utf_8_are_replaced(ids):
 
 
 def words_of(text):
-    """Return a text's words, one string, each sentence between < and >."""
+    """Return the words of a text as one string, with each sentence between < and >."""
     vocabulary = Vocabulary.from_text(text, "word")
     words = [vocabulary.symbols[i] for i in vocabulary.encode(text)]
     return " ".join(words).replace("</s>", ">").replace("<s>", "<")
@@ -131,8 +131,8 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_words_of_every_script_stay_whole_and_come_back(script):
-    """Each is what stands between spaces and punctuation, also where the text comes in pieces."""
+def test_words_of_every_script_stay_whole_and_are_decoded_again(script):
+    """A word is the text between spaces and punctuation, also if the text comes in pieces."""
     text = SCRIPTS[script]
     vocabulary = Vocabulary.from_text(text, "word")
     ids = vocabulary.encode(text)
@@ -146,7 +146,7 @@ def test_words_of_every_script_stay_whole_and_come_back(script):
         assert np.array_equal(np.concatenate(list(vocabulary.encode_pieces(pieces))), ids)
 
 
-def test_flags_and_emoji_side_by_side_are_cut_where_one_ends():
+def test_adjacent_flags_and_emoji_are_separate_words():
     pair = "\U0001f1eb\U0001f1f7"
     assert words_of(pair * 2) == f"< {pair} {pair} >"
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -157,7 +157,7 @@ def test_a_sentence_ends_in_other_scripts_too():
     assert words_of("यह है। वह क्या؟ x") == "< यह है । > < वह क्या ؟ > < x >"
 
 
-def test_the_most_frequent_words_are_known_and_of_equals_the_first():
+def test_the_most_frequent_words_are_known_and_of_equally_frequent_ones_the_first():
     text = "b a c c b a d c"
     for size, known in {4: "c", 5: "ac", 6: "abc", 7: "abcd", 99: "abcd"}.items():
         vocabulary = Vocabulary.from_text(text, "word", size)
@@ -177,21 +177,21 @@ PROSE = (
 def test_words_are_the_same_however_a_text_is_cut():
     vocabulary = Vocabulary.from_text(PROSE, "word")
     ids = vocabulary.encode(PROSE)
-    cuts = [[PROSE[:place], "", PROSE[place:]] for place in range(len(PROSE) + 1)]
+    cuts = [[PROSE[:i], "", PROSE[i:]] for i in range(len(PROSE) + 1)]
     for pieces in [*cuts, list(PROSE)]:
         assert np.array_equal(np.concatenate(list(vocabulary.encode_pieces(pieces))), ids)
         assert Vocabulary.from_text(pieces, "word") == vocabulary
 
 
-def test_words_are_shown_with_the_usual_spaces():
+def test_words_are_decoded_with_the_usual_spaces():
     text = "Pi is 3.14, (or so)! Don't\n«stop»: 50 % \u201cOff\u201d\u2026"
     vocabulary = Vocabulary.from_text(text, "word")
     shown = vocabulary.decode(vocabulary.encode(text))
     assert shown == "Pi is 3.14, (or so)!\nDon't «stop»: 50% \u201cOff\u201d\u2026\n"
 
 
-def test_the_words_so_far_are_shown_as_the_beginning_of_all():
-    """Whatever they are: a model may draw a sentence's start where there is none."""
+def test_the_text_of_the_first_words_is_the_beginning_of_the_whole_text():
+    """This holds for any ids, since a model may draw the start of a sentence anywhere."""
     vocabulary = Vocabulary.from_text(PROSE + "“‘[{}]’”", "word")
     draw = np.random.default_rng(0).integers
     for ids in (vocabulary.encode(PROSE), draw(0, vocabulary.size, 300), draw(0, 5, 50)):
@@ -211,7 +211,7 @@ def test_the_words_so_far_are_shown_as_the_beginning_of_all():
         (("<unk>", "<s>", "</s>", "b", "a"), "word", "must be sorted and unique"),
     ],
 )
-def test_a_vocabulary_that_cannot_be_is_refused(symbols, level, message):
+def test_an_invalid_vocabulary_is_refused(symbols, level, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary(symbols, level)
 
@@ -224,7 +224,7 @@ def test_a_vocabulary_of_too_few_words_is_refused():
 # Streams
 
 
-def test_stream_rows_go_on_where_they_stopped():
+def test_the_rows_of_a_stream_continue_from_batch_to_batch():
     ids = np.arange(100, dtype=np.int32)
     source = data.stream(ids, batch_size=3, length=4)
     batch = source(np.arange(5))
@@ -236,15 +236,15 @@ def test_stream_rows_go_on_where_they_stopped():
     assert batch.inputs[0, :, 0].tolist() == [0, 33, 66]
 
 
-def test_a_stream_reads_every_transition_and_no_false_one():
-    """Also past the end of the text: no target is the successor of another place's input."""
+def test_a_stream_has_every_transition_of_the_text_and_no_other():
+    """Each target is the successor of its input, also where a row passes the end of the text."""
     ids = np.arange(50, dtype=np.int32)
     batch = data.stream(ids, batch_size=2, length=7)(np.arange(14))
     assert np.array_equal(batch.targets, batch.inputs + 1)
     assert set(batch.inputs.ravel()) == set(range(49))
 
 
-def test_a_batch_depends_on_its_step_alone():
+def test_a_batch_depends_only_on_its_step():
     ids = np.random.default_rng(0).integers(0, 9, 200)
     rows = data.pad_lines(jaxrnn.lm.Vocabulary.from_text("abc\n"), ["a", "bc", "cab", "b"])
     for source in (data.stream(ids, 3, 5), data.shuffled(rows, 3, seed=1)):
@@ -285,15 +285,15 @@ def test_lines_are_padded_masked_and_ended():
     assert vocabulary.decode(batch.targets[0]) == "ector\n"
     assert np.asarray(batch.mask).tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert vocabulary.decode(batch.targets[1, :2]) == "o\n"
-    begun = data.pad_lines(vocabulary, ["to"], start="\n")
-    assert (vocabulary.decode(begun.inputs[0]), vocabulary.decode(begun.targets[0])) == (
+    with_start = data.pad_lines(vocabulary, ["to"], start="\n")
+    assert (vocabulary.decode(with_start.inputs[0]), vocabulary.decode(with_start.targets[0])) == (
         "\nto",
         "to\n",
     )
 
 
 @pytest.mark.parametrize(("lines", "message"), [([], "no line"), (["ab", ""], "line 2 is empty")])
-def test_lines_without_anything_to_read_are_refused(lines, message):
+def test_empty_lines_are_refused(lines, message):
     with pytest.raises(ValueError, match=message):
         data.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), lines)
 

@@ -1,4 +1,4 @@
-"""Training: optimisers as published, one compilation, the last good state, any platform."""
+"""Tests of training: optimisers, one compilation, evaluation, non-finite steps, platforms."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ import jaxrnn
 from jaxrnn import gradients
 from jaxrnn.lm import batches as data
 
-LOW, HIGH = -0.02, 0.02  # a clip that bites
+LOW, HIGH = -0.02, 0.02  # a range that clips some elements
 
 
 def state_of(case, algorithm, optimizer):
@@ -27,14 +27,14 @@ def repeated(batch: jaxrnn.Batch, times: int) -> jaxrnn.Batch:
 
 
 def numpy_gradient(case, params, h):
-    """Return the gradient and the next state, through autodiff: the rules have their own tests."""
+    """Return the gradient and the next state by autodiff. The rules have their own tests."""
     (_, h), grads = jax.value_and_grad(case.rnn.loss, has_aux=True)(params, h, case.batch)
     return jax.tree.map(np.asarray, grads), h
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adagrad"])
-def test_the_documents_optimisers_are_what_they_say(rule):
-    """Three steps of each, written out in NumPy: clip each element, then the update."""
+def test_clipped_sgd_and_adagrad_are_their_equations(rule):
+    """Compares three steps with NumPy, which clips each element and then updates."""
     case = make_case(reduction="mean")
     optimizer = {"sgd": jaxrnn.clipped_sgd, "adagrad": jaxrnn.clipped_adagrad}[rule](0.1, clip=HIGH)
     algorithm = gradients.bptt(case.rnn)
@@ -72,7 +72,7 @@ def test_any_optax_optimiser_lowers_the_loss(optimizer):
     assert metrics.loss[-1] < 0.8 * metrics.loss[0]
 
 
-def test_the_loop_is_the_step_again_and_again():
+def test_the_loop_is_the_repeated_step():
     case = make_case(reduction="mean")
     algorithm, optimizer = gradients.truncated_bptt(case.rnn, 3), optax.adam(1e-2)
     step = jaxrnn.make_train_step(algorithm, optimizer)
@@ -116,7 +116,7 @@ def test_the_state_is_donated_and_the_callers_arrays_are_not():
 
 @pytest.mark.parametrize("algorithm", [gradients.bptt, gradients.kf_rtrl])
 def test_a_train_loop_compiles_once_for_any_number_of_steps(algorithm):
-    """And what it gives for the first few is that of fewer batches, to the last bit."""
+    """Steps in several calls give the same bits as in one call."""
     case = make_case(reduction="mean", ids=True)
     algorithm, optimizer = algorithm(case.rnn), optax.adam(1e-2)
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
@@ -146,45 +146,45 @@ def test_a_train_step_lowers_for_every_platform(algorithm):
 
 
 def test_evaluation_is_the_mean_over_the_whole_text():
-    """Chunked and padded, it is the loss of each row read through in one piece."""
+    """In padded chunks, the loss is the same as with each row in one piece."""
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 46)
-    found = jaxrnn.evaluate(rnn, params, data.whole_text(ids, batch_size=3, length=4))
+    mean_loss = jaxrnn.evaluate(rnn, params, data.whole_text(ids, batch_size=3, length=4))
     rows = np.stack([ids[15 * b : 15 * b + 16] for b in range(3)])
     expected, _ = rnn.loss(params, rnn.initial_state(3), jaxrnn.Batch(rows[:, :-1], rows[:, 1:]))
-    assert_equal(found, expected)
+    assert_equal(mean_loss, expected)
 
 
-def test_evaluation_of_lines_reads_each_from_zero():
+def test_evaluation_of_lines_reads_each_line_from_the_zero_state():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("abc\n")
     rnn = jaxrnn.RNN(4, 5, 4)
     params = rnn.init(jax.random.key(1))
     lines = ["abc", "a", "bb", "cab", "ccc"]
     rows = data.pad_lines(vocabulary, lines)
-    found = jaxrnn.evaluate(rnn, params, data.grouped(rows, 2), stateful=False)
+    mean_loss = jaxrnn.evaluate(rnn, params, data.grouped(rows, 2), stateful=False)
     expected, _ = rnn.loss(params, rnn.initial_state(5), rows)
-    assert_equal(found, expected)
+    assert_equal(mean_loss, expected)
 
 
-# Trouble
+# Weighted means, and steps that are not finite
 
 
-def test_evaluation_is_a_mean_over_what_counts():
-    """Over batches of different weight, with a mask and lengths; whatever the reduction is."""
+def test_evaluation_is_a_weighted_mean_over_all_positions():
+    """The batches have different weights, a mask and lengths. The reduction makes no difference."""
     case = make_case(mask=True, reduction="mean")
     lengths = np.array([[6, 2, 0], [1, 6, 3]])
-    each = [case.batch._replace(lengths=of_rows) for of_rows in lengths]
+    each = [case.batch._replace(lengths=row_lengths) for row_lengths in lengths]
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     rnn = dataclasses.replace(case.rnn, reduction="sum")
     h = rnn.initial_state(3)
     total, weight = 0.0, 0.0
-    for batch, of_rows in zip(each, lengths, strict=True):
+    for batch, row_lengths in zip(each, lengths, strict=True):
         total += rnn.loss(case.params, h, batch)[0]
-        weight += (np.asarray(batch.mask) * (np.arange(6) < of_rows[:, None])).sum()
+        weight += (np.asarray(batch.mask) * (np.arange(6) < row_lengths[:, None])).sum()
     for network in (rnn, case.rnn):
-        found = jaxrnn.evaluate(network, case.params, batches, stateful=False)
-        assert_equal(found, total / weight)
+        mean_loss = jaxrnn.evaluate(network, case.params, batches, stateful=False)
+        assert_equal(mean_loss, total / weight)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "update"])
@@ -210,7 +210,7 @@ def with_one_infinite_element(algorithm):
     return value_and_grad
 
 
-def test_a_gradient_whose_square_overflows_is_finite_all_the_same():
+def test_a_gradient_whose_square_overflows_is_still_finite():
     case = make_case(
         reduction="mean", dtype=jnp.float32, loss_function=lambda y, target: 1e25 * y.sum(-1)
     )

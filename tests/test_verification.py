@@ -1,4 +1,4 @@
-"""What `verify` says of right and of wrong gradients."""
+"""Tests of the reports of `verify` on right and wrong gradients."""
 
 import json
 
@@ -13,7 +13,7 @@ from jaxrnn import gradients
 
 
 def numpy_bptt(rnn, *, gain=True, transposed=True):
-    """Somebody's own backward pass in NumPy, one layer, batch-first; with or without a bug."""
+    """Make a backward pass in NumPy, as a user writes it: one layer, with or without a bug."""
 
     def value_and_grad(params, batch):
         (W_xh, W_hh, b_h), (W_hy, b_y) = jax.tree.map(np.asarray, (params.cells[0], params.readout))
@@ -44,7 +44,7 @@ def numpy_bptt(rnn, *, gain=True, transposed=True):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_right_gradient_is_right_in_float64_whatever_the_process_has(x64, dtype):
+def test_a_right_gradient_is_right_in_float64_with_and_without_x64(x64, dtype):
     case = make_case(dtype=dtype, num_layers=2, mask=True)
     with jax.enable_x64(x64):
         report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
@@ -92,14 +92,14 @@ def test_a_report_names_leaf_element_scale_and_losses():
     assert json.loads(json.dumps(report.to_dict()))["ok"] is False
 
 
-def test_a_gradient_of_another_loss_is_said_to_be_one():
+def test_a_gradient_of_another_loss_is_reported_as_such():
     mean = make_case(reduction="mean")
     total = make_case(reduction="sum")
     report = jaxrnn.verify(gradients.bptt(total.rnn), mean.rnn, mean.params, mean.batch)
     assert "the losses differ" in report.diagnosis
 
 
-def test_what_is_not_finite_is_counted_and_never_right():
+def test_elements_that_are_not_finite_are_counted_and_never_right():
     case = make_case()
 
     def broken(params, batch):
@@ -114,15 +114,15 @@ def test_what_is_not_finite_is_counted_and_never_right():
     assert (report.worst.not_finite, report.worst.worst) == (1, (0, 0))
 
 
-def test_a_right_gradient_of_great_size_is_right():
-    """1e200 squared is no float64, and no reason to accuse anybody."""
+def test_a_right_gradient_of_very_large_numbers_is_right():
+    """1e200 squared overflows in float64. The report must not depend on it."""
     case = make_case(loss_function=lambda y, target: 1e200 * jnp.square(y - target).sum(-1))
     report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
     assert report.ok
     assert report.worst.error <= 1e-12
 
 
-def test_a_loss_that_differs_is_the_first_finding_and_its_reason_is_named():
+def test_a_different_loss_is_the_first_finding_and_its_cause_is_named():
     mean = make_case(reduction="mean", T=5)
     total = make_case(reduction="sum", T=5)
     report = jaxrnn.verify(gradients.bptt(total.rnn), mean.rnn, mean.params, mean.batch)
@@ -147,8 +147,8 @@ def test_a_loss_of_shifted_targets_is_named():
     )
 
 
-def answer(change):
-    """Make a candidate that is right but for one change to its answer."""
+def verify_changed(change):
+    """Verify a candidate whose correct (loss, gradient) is changed by a function."""
     case = make_case()
 
     def candidate(params, batch):
@@ -172,8 +172,8 @@ def broken(W_xh):
     return W_xh
 
 
-# What is done to a right (loss, grads), and what is said to it.
-ODD_ANSWERS = {
+# The message, and the change to a correct (loss, gradient) that it is about.
+CHANGED_ANSWERS = {
     "it must return (loss, gradient), but returned a float": lambda loss, grads: loss,
     "it must return (loss, gradient), but returned a tuple of 3": lambda loss, grads: (loss, 1, 2),
     "the loss must be one number, but is a tuple": lambda loss, grads: grads,
@@ -183,8 +183,8 @@ ODD_ANSWERS = {
     "they are compared in this order": lambda loss, grads: (loss, jax.tree.leaves(grads)),
 }
 
-# What is done to the gradient of cells[0].W_xh, and what is said to it.
-ODD_LEAVES = {
+# The message, and the change to the gradient of cells[0].W_xh that it is about.
+CHANGED_LEAVES = {
     "missing in cells[0].W_xh: there is no gradient, or it is None": lambda W_xh: None,
     "transposed in cells[0].W_xh: it has shape (4, 5), but": lambda W_xh: W_xh.T,
     "its values are right; reshape it to (5, 4)": lambda W_xh: W_xh[None],
@@ -196,23 +196,23 @@ ODD_LEAVES = {
 }
 
 
-@pytest.mark.parametrize("said", [*ODD_ANSWERS, *ODD_LEAVES])
-def test_an_odd_answer_is_a_finding(said):
-    def odd_leaf(loss, grads):
-        return loss, with_W_xh(grads, ODD_LEAVES[said](grads.cells[0].W_xh))
+@pytest.mark.parametrize("message", [*CHANGED_ANSWERS, *CHANGED_LEAVES])
+def test_an_invalid_answer_is_a_finding(message):
+    def change_leaf(loss, grads):
+        return loss, with_W_xh(grads, CHANGED_LEAVES[message](grads.cells[0].W_xh))
 
-    report = answer(ODD_ANSWERS.get(said, odd_leaf))
+    report = verify_changed(CHANGED_ANSWERS.get(message, change_leaf))
     assert not report.ok
-    assert any(said in str(finding) for finding in report.findings), report.diagnosis
+    assert any(message in str(finding) for finding in report.findings), report.diagnosis
     assert "Traceback" not in str(report)
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_only_the_odd_leaf_is_found_where_the_others_are_right():
-    report = answer(lambda loss, grads: (loss, with_W_xh(grads, None)))
+def test_an_invalid_leaf_is_the_only_finding_where_the_others_are_right():
+    report = verify_changed(lambda loss, grads: (loss, with_W_xh(grads, None)))
     assert [finding.bug for finding in report.findings] == ["missing"]
     assert len(report.leaves) == 4
-    report = answer(lambda loss, grads: (loss, jax.tree.leaves(grads)))
+    report = verify_changed(lambda loss, grads: (loss, jax.tree.leaves(grads)))
     assert [finding.bug for finding in report.findings] == ["structure"]
     assert len(report.leaves) == 5
 
@@ -232,10 +232,10 @@ def test_a_candidate_that_raises_is_a_finding_that_says_where():
 
 
 def test_a_candidate_may_return_its_loss_as_an_array_of_one():
-    assert answer(lambda loss, grads: (np.full((1, 1), loss), grads)).ok
+    assert verify_changed(lambda loss, grads: (np.full((1, 1), loss), grads)).ok
 
 
-def test_a_gradient_computed_in_float32_is_told_from_a_bug():
+def test_a_gradient_in_float32_is_distinguished_from_a_bug():
     case = make_case()
     algorithm = gradients.bptt(case.rnn)
 
@@ -251,7 +251,7 @@ def test_a_gradient_computed_in_float32_is_told_from_a_bug():
     assert jaxrnn.verify(single, case.rnn, case.params, case.batch, dtype="float32").ok
 
 
-def test_in_float32_the_tolerance_is_measured_and_said():
+def test_in_float32_the_tolerance_is_measured_and_reported():
     case = make_case(T=20, H=16, num_layers=2)
     report = jaxrnn.verify(
         gradients.bptt(case.rnn), case.rnn, case.params, case.batch, dtype="float32"
@@ -266,8 +266,8 @@ def test_in_float32_the_tolerance_is_measured_and_said():
     assert [finding.bug for finding in wrong.findings] == ["truncated at 3"]
 
 
-def test_nothing_is_claimed_where_rounding_alone_decides():
-    """A hundred steps of a chaotic network in float32: no rounding leads to the same gradient."""
+def test_no_finding_is_certain_where_the_result_depends_on_rounding():
+    """Over 100 steps of a chaotic network, the gradient depends on the rounding of float32."""
     case = make_case(T=100, H=12, recurrent_init=jax.nn.initializers.orthogonal(8.0))
     report = jaxrnn.verify(
         gradients.bptt(case.rnn), case.rnn, case.params, case.batch, dtype="float32"
@@ -289,28 +289,28 @@ def test_another_algorithm_or_function_can_be_the_reference():
     assert "equals jax.grad of rnn.loss, but not the reference" in finding.text
 
 
-def test_h_0_is_where_the_gradient_is_compared():
+def test_the_gradient_is_compared_at_the_given_h_0():
     case = make_case()
-    by_hand = gradients.bptt(case.rnn)
-    assert jaxrnn.verify(by_hand, case.rnn, case.params, case.batch, h=case.h).ok
+    bptt = gradients.bptt(case.rnn)
+    assert jaxrnn.verify(bptt, case.rnn, case.params, case.batch, h=case.h).ok
     assert not jaxrnn.verify(
         numpy_bptt(case.rnn), case.rnn, case.params, case.batch, h=case.h
-    ).ok  # it starts from zero
+    ).ok  # this one starts from zero
 
 
 def test_a_second_call_compiles_nothing(caplog):
     case = make_case(I=3, H=2)
-    by_hand = gradients.bptt(case.rnn)
-    told = []
+    bptt = gradients.bptt(case.rnn)
+    compiled = []
     for _ in range(2):
         caplog.clear()
         with jax.log_compiles(True):
-            assert jaxrnn.verify(by_hand, case.rnn, case.params, case.batch).ok
-        told.append("Compiling" in caplog.text)
-    assert told == [True, False]
+            assert jaxrnn.verify(bptt, case.rnn, case.params, case.batch).ok
+        compiled.append("Compiling" in caplog.text)
+    assert compiled == [True, False]
 
 
-def test_nobody_is_accused_where_the_reference_is_not_finite():
+def test_no_finding_is_certain_where_the_reference_is_not_finite():
     case = make_case()
     params = jax.tree.map(lambda leaf: leaf * jnp.inf, case.params)
     report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, params, case.batch)
@@ -319,7 +319,7 @@ def test_nobody_is_accused_where_the_reference_is_not_finite():
     assert "the parameters are not finite" in report.diagnosis
 
 
-def test_a_truncated_gradient_is_not_accused_where_it_is_exact():
+def test_a_truncated_gradient_is_right_where_it_is_exact():
     case = make_case()
     verdicts = [
         jaxrnn.verify(
