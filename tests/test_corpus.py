@@ -318,7 +318,7 @@ def both(tmp_path):
     return ids, OnDisk(tmp_path / "ids.npy")
 
 
-@pytest.mark.parametrize("place", [0, 1, 40, 101])
+@pytest.mark.parametrize("position", [0, 1, 40, 101])
 def test_ids_are_cut_equally_on_disk_and_in_memory(position, both):
     for a, b in zip(*(corpus.cut(ids, position) for ids in both), strict=True):
         assert len(a) == len(b)

@@ -139,7 +139,7 @@ def test_the_target_at_a_masked_position_may_be_an_invalid_id():
 
 @pytest.mark.parametrize("ids", [False, True])
 def test_the_state_of_a_row_does_not_change_after_its_length(ids):
-    """The outputs, state and loss are those of each row alone and without padding."""
+    """The outputs, state and loss are those of each row without its padding."""
     rnn, params, h, batch = make_case(num_layers=2, leak=0.6, ids=ids)
     lengths = np.array([6, 2, 0])
     padding = np.arange(6) >= lengths[:, None]

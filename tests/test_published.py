@@ -308,11 +308,11 @@ def reductions(X: np.ndarray, rank: int) -> list[np.ndarray]:
     P, d, Q = np.linalg.svd(X, full_matrices=False)
     P, d, Q = P[:, : rank + 1], d[: rank + 1] * (d[: rank + 1] > 1e-13 * d[0]), Q[: rank + 1]
     m = next(m for m in range(rank) if (rank - m) * d[m] <= d[m:].sum())
-    kept, sigma = P[:, :m] * d[:m] @ Q[:m], d[m:].sum()
+    unchanged, sigma = P[:, :m] * d[:m] @ Q[:m], d[m:].sum()
     z = np.sqrt(np.maximum(0, 1 - (rank - m) * d[m:] / (sigma or 1)))
     rotated = sigma / (rank - m) * (np.eye(rank + 1 - m) - np.outer(z, z))
     signs = product((-1, 1), repeat=rank + 1)
-    return [kept + P[:, m:] @ (rotated * np.outer(c[m:], c[m:])) @ Q[m:] for c in signs]
+    return [unchanged + P[:, m:] @ (rotated * np.outer(c[m:], c[m:])) @ Q[m:] for c in signs]
 
 
 def ok(row: Row, rank: int) -> np.ndarray:

@@ -239,7 +239,7 @@ def test_a_rule_that_is_not_exact_as_claimed_does_not_train(text, tmp_path, monk
 
 
 def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
-    """The model may be a run or a checkpoint. The optimiser and the step count start anew."""
+    """The model may be a run or a checkpoint. The optimiser state and the step count are new."""
     run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
     best = lm.load(tmp_path / "run")
     other = Text.from_string(TEXT.replace("be", "not")[5:])

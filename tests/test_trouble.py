@@ -180,9 +180,9 @@ def test_one_infinite_element_of_a_gradient_is_named_with_its_leaf(leaf):
 
     algorithm = bptt._replace(value_and_grad=value_and_grad)
     report = diagnose(case, algorithm, optax.stateless(times_norm))
-    place = "[0, 1]" if leaf == "cells[0].W_hh" else "[1]"
+    index = "[0, 1]" if leaf == "cells[0].W_hh" else "[1]"
     assert (report.stage, report.leaf) == ("the rule's gradient", leaf)
-    assert report.what == f"gradient of {leaf}{place}"
+    assert report.what == f"gradient of {leaf}{index}"
     assert report.time_step is None
 
 
