@@ -153,10 +153,10 @@ def test_losses_are_printed_to_the_digit_where_they_differ():
     loss = lambda w: jnp.square(w).sum()  # noqa: E731
     off = lambda w: (loss(w) * (1 + 1e-10), 2 * w)  # noqa: E731
     report = check(off, loss, W)
-    candidate, expected = (
+    actual, expected = (
         report.diagnosis.split("the losses differ, ")[1].split(";")[0].split(" where")
     )
-    assert candidate != expected.removeprefix(" the reference has ")
+    assert actual != expected.removeprefix(" the reference has ")
 
 
 # What can be differentiated

@@ -216,14 +216,11 @@ def test_flax_computes_the_same_with_our_parameters(num_layers, activation, use_
 def test_we_compute_the_same_with_parameters_of_flax(num_layers, use_bias, frozen):
     cells, dense = flax_modules(num_layers, "relu", use_bias, bias_init=BIAS)
     variables = init_by_flax(cells, dense, jax.random.key(1))
-    arguments = variables
+    inputs = variables
     if frozen:  # and without the "params" level
         freeze = pytest.importorskip("flax.core").freeze
-        arguments = (
-            [freeze(cell["params"]) for cell in arguments[0]],
-            freeze(arguments[1]["params"]),
-        )
-    rnn, params = from_flax(*arguments, activation="relu")
+        inputs = [freeze(cell["params"]) for cell in inputs[0]], freeze(inputs[1]["params"])
+    rnn, params = from_flax(*inputs, activation="relu")
     case = make_case(dtype=jnp.float32, num_layers=num_layers)
     expected = outputs_of_flax(cells, dense, variables, case)
     assert_equal(outputs(rnn, params, case), expected, LIKE_FLOAT32)

@@ -523,33 +523,33 @@ def test_the_same_checkpoints_are_kept_for_any_timing_and_after_any_kill(
                 raise InterruptedError
             unlink(path, *args, **kwargs)
 
-        path = tmp_path / f"killed-{step}"
+        run = tmp_path / f"killed-{step}"
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killed)
             with pytest.raises(ValueError, match="cannot write"):
-                run_to_end(lm.start(path, text, run_options))
-        assert [file.name for file in checkpoints_of(path)] != expected
-        run_to_end(lm.resume(path))
-        assert [file.name for file in checkpoints_of(path)] == expected
+                run_to_end(lm.start(run, text, run_options))
+        assert [file.name for file in checkpoints_of(run)] != expected
+        run_to_end(lm.resume(run))
+        assert [file.name for file in checkpoints_of(run)] == expected
 
 
 def test_a_folder_holds_the_whole_run(text, tmp_path):
     blocks = run_to_end(lm.start(tmp_path / "run", text, SMALL))
-    path = tmp_path / "run"
-    described = json.loads((path / "run.json").read_text())
+    run = tmp_path / "run"
+    described = json.loads((run / "run.json").read_text())
     assert described["text"]["file"] == str(text)
-    assert lm.options_of(path) == SMALL
-    assert lm.load(path).vocabulary.symbols == tuple(sorted(set(TEXT)))
-    assert described["vocabulary"]["sha256"] == lm.load(path).vocabulary.sha256
-    records = folder.metrics(path)
+    assert lm.options_of(run) == SMALL
+    assert lm.load(run).vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert described["vocabulary"]["sha256"] == lm.load(run).vocabulary.sha256
+    records = folder.metrics(run)
     assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
     evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}
     assert evaluated == dict(blocks[-1].run.history)
-    assert sorted(path.name for path in (path / "samples").iterdir()) == [
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
         "step-00000006.txt",
         "step-00000012.txt",
     ]
-    about = folder.newest(path).checkpoint.about
+    about = folder.newest(run).checkpoint.about
     assert about["position"] == 12 * 2 * 3
     assert about["text"]["sha256"] == described["text"]["sha256"]
 
