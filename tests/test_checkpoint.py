@@ -14,8 +14,7 @@ from cases import forged, make_case
 
 import jaxrnn
 from jaxrnn import gradients
-from jaxrnn.lm.store import atomic as files
-from jaxrnn.lm.store import checkpoint
+from jaxrnn.lm.store import atomic, checkpoint
 
 RNG = np.random.default_rng(0)
 
@@ -170,7 +169,7 @@ def test_a_file_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
         monkeypatch.setattr(
             os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1]
         )
-    files.write(tmp_path / "a", "text")
+    atomic.write(tmp_path / "a", "text")
     assert calls == ["fsync", "replace", "fsync"]
     assert (tmp_path / "a").read_text() == "text"
 

@@ -570,17 +570,17 @@ def test_check_draws_a_table_on_a_terminal(monkeypatch):
     from rich.console import Console
 
     from jaxrnn.cli import check as trial
-    from jaxrnn.cli import console as display
+    from jaxrnn.cli import console
 
     setup = trial.prepare(trial.Options(hidden_size=6, length=7))
     report = jaxrnn.verify(
         jaxrnn.gradients.bptt(setup.rnn), setup.rnn, setup.params, setup.batch, h=setup.h
     )
     for width, last in ((90, "reference"), (52, "worst at"), (30, "error")):
-        console = Console(force_terminal=True, width=width, record=True)
-        monkeypatch.setattr(display, "console", console)
-        display.report(report)
-        shown = console.export_text()
+        terminal = Console(force_terminal=True, width=width, record=True)
+        monkeypatch.setattr(console, "stdout", terminal)
+        console.report(report)
+        shown = terminal.export_text()
         header, first, *_ = shown.splitlines()
         assert header.rstrip().endswith(last)
         assert first.startswith("cells[0].W_xh")

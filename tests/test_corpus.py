@@ -289,7 +289,7 @@ def test_an_incomplete_cache_is_not_used(on_disk, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus.files, "write", killed)
+        patch.setattr(corpus.atomic, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             corpus.read(text)
     (ids,) = on_disk.iterdir()

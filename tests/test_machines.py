@@ -23,8 +23,7 @@ from cases import assert_equal
 from safetensors.numpy import load_file
 from test_command import RUN_COMMANDS
 
-from jaxrnn.lm.store import checkpoint
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.store import checkpoint, directory
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 SMALL = ("text.txt", "--hidden-size", "8", "--batch-size", "8", "--length", "8")
@@ -161,12 +160,12 @@ def ranks(supervisor: int) -> dict[int, int]:
 
 
 def recorded(run: Path, name: str) -> np.ndarray:
-    return np.array([each[name] for each in folder.metrics(run) if name in each])
+    return np.array([each[name] for each in directory.metrics(run) if name in each])
 
 
 def assert_same_records(run: Path, expected: Path) -> None:
-    assert [each.keys() for each in folder.metrics(run)] == [
-        each.keys() for each in folder.metrics(expected)
+    assert [each.keys() for each in directory.metrics(run)] == [
+        each.keys() for each in directory.metrics(expected)
     ]
     for name in ("loss", "grad_norm", "held_out"):
         np.testing.assert_allclose(

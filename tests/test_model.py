@@ -11,7 +11,6 @@ from jaxrnn import lm
 from jaxrnn.lm import Options, Text, model
 from jaxrnn.lm.options import seed_key
 from jaxrnn.lm.vocabulary import UNITS, Level
-from jaxrnn.training import step as train
 
 TEXT = "The mind? Oh, the naïve mind.\nThe end of the mind.\n\nA very good end!\nOh the end…\n" * 3
 KINDS: list[tuple[Level, bool]] = [(level, lines) for level in UNITS for lines in (False, True)]
@@ -186,7 +185,7 @@ def test_the_score_of_a_continuation_is_the_loss_of_its_symbols(level, lines, mo
 @pytest.mark.parametrize(("level", "lines"), KINDS)
 def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, monkeypatch):
     """A text is read with one state, each line with its own. The parts drop no symbol."""
-    monkeypatch.setattr(train, "_POSITIONS", positions)
+    monkeypatch.setattr("jaxrnn.lm.scoring._POSITIONS", positions)
     monkeypatch.setattr(model, "_LONG", 16)
     lm_model, text = models[level, lines], "The mind?\nOh\n\nA very good end of the mind…"
     vocabulary = lm_model.vocabulary

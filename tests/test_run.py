@@ -17,15 +17,13 @@ from safetensors.numpy import load_file
 
 import jaxrnn
 from jaxrnn import lm
-from jaxrnn.cli import console as display
+from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
-from jaxrnn.cli import plots
 from jaxrnn.lm import Options, Text, build, model, options, scoring
 from jaxrnn.lm import batches as data
-from jaxrnn.lm.store import checkpoint
-from jaxrnn.lm.store import directory as folder
+from jaxrnn.lm.options import members, options_to_json
+from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.training import nonfinite as trouble
-from jaxrnn.training import step as train
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 IN_MEMORY = Text.from_string(TEXT)
@@ -63,7 +61,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
     first = lm.start(tmp_path / "run", text, run_options)
     run_to_end(first)
     *_, last = checkpoints_of(tmp_path / "run")
-    expected, metrics = arrays(last), folder.metrics(tmp_path / "run")
+    expected, metrics = arrays(last), directory.metrics(tmp_path / "run")
     for file in checkpoints_of(tmp_path / "run"):
         if int(file.stem[5:]) > 7:
             file.unlink()
@@ -72,7 +70,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
     run_to_end(resumed)
     assert checkpoints_of(tmp_path / "run")[-1] == last
     assert arrays(last) == expected
-    assert folder.metrics(tmp_path / "run") == metrics
+    assert directory.metrics(tmp_path / "run") == metrics
 
 
 def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
@@ -331,7 +329,7 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(old, text, tmp_path):
 
 def test_a_checkpoint_of_another_text_is_refused(saved_run, tmp_path):
     shutil.copytree(saved_run / "run", tmp_path / "run")
-    text = folder.newest(tmp_path / "run").checkpoint.about["text"]
+    text = directory.newest(tmp_path / "run").checkpoint.about["text"]
     change_checkpoint(tmp_path / "run", text=text | {"sha256": "0" * 64})
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"was trained on another text than .* another run"):
@@ -342,7 +340,7 @@ def convert_to_older_version(path):
     """Write run.json and vocabulary.json as older versions did."""
     described = json.loads((path / "run.json").read_text())
     del described["vocabulary"]
-    described |= {"options": options.to_json(SMALL), "made with": {}}
+    described |= {"options": options_to_json(SMALL), "made with": {}}
     (path / "run.json").write_text(json.dumps(described))
     symbols = {"level": "char", "symbols": sorted(set(TEXT))}
     (path / "vocabulary.json").write_text(json.dumps(symbols))
@@ -393,7 +391,7 @@ def test_the_partial_files_of_a_killed_process_are_removed(text, tmp_path):
     assert resumed.done == 1
     next(lm.train(resumed))
     assert not partial.exists()
-    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1, 2]
+    assert [each["step"] for each in directory.metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_resuming_on_another_machine_gives_a_remark(text, tmp_path, monkeypatch):
@@ -411,7 +409,7 @@ def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(folder, "rewind", read_only)
+    monkeypatch.setattr(directory, "rewind", read_only)
     with pytest.raises(ValueError, match=r"cannot write .*run: Read-only file system; its last"):
         next(lm.train(lm.resume(tmp_path / "run")))
 
@@ -439,7 +437,7 @@ def test_steps_that_are_trained_again_are_recorded_once(text, tmp_path):
     started = lm.start(tmp_path / "run", text, SMALL)
     for _ in range(2):
         next(lm.train(started))
-    assert [each["step"] for each in folder.metrics(tmp_path / "run")] == [1]
+    assert [each["step"] for each in directory.metrics(tmp_path / "run")] == [1]
 
 
 # Files of a run
@@ -448,11 +446,11 @@ def test_steps_that_are_trained_again_are_recorded_once(text, tmp_path):
 def test_a_run_that_another_process_has_created_meanwhile_is_not_replaced(tmp_path):
     def fill(new, name="late"):
         if name == "late":
-            folder.create(tmp_path / "run", lambda new: fill(new, "early"))
+            directory.create(tmp_path / "run", lambda new: fill(new, "early"))
         (new / "run.json").write_text(name)
 
     with pytest.raises(ValueError, match="exists already"):
-        folder.create(tmp_path / "run", fill)
+        directory.create(tmp_path / "run", fill)
     assert (tmp_path / "run" / "run.json").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -472,17 +470,17 @@ def test_files_that_do_not_belong_to_a_run_are_never_overwritten_or_removed(text
     (tmp_path / "run" / "notes.txt").write_text("irreplaceable")
     with pytest.raises(ValueError, match=r"holds 'notes.txt', which is not part of a run"):
         lm.start(tmp_path / "run", text, SMALL, overwrite=True)
-    folder.remove(tmp_path / "run")
+    directory.remove(tmp_path / "run")
     assert (tmp_path / "run" / "notes.txt").read_text() == "irreplaceable"
     (tmp_path / "run" / "notes.txt").unlink()
-    folder.remove(tmp_path / "run")
+    directory.remove(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 9, 2):
-        saved = folder.save(tmp_path, {"x": np.zeros(1)}, {"step": step, "history": []}, keep=1)
+        saved = directory.save(tmp_path, {"x": np.zeros(1)}, {"step": step, "history": []}, keep=1)
         assert saved.exists()
     assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2]
 
@@ -494,12 +492,12 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     for step, loss in losses.items():
         history.append([step, loss])
         about = {"step": step, "history": history}
-        folder.save(tmp_path, {"x": np.full(2, step)}, about, keep=2)
+        directory.save(tmp_path, {"x": np.full(2, step)}, about, keep=2)
     assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2, 4, 5]
-    assert folder.best(tmp_path).checkpoint.about["step"] == 2
-    assert folder.newest(tmp_path).checkpoint.about["step"] == 5
+    assert directory.best(tmp_path).checkpoint.about["step"] == 2
+    assert directory.newest(tmp_path).checkpoint.about["step"] == 5
     checkpoints_of(tmp_path)[0].write_bytes(b"")
-    assert folder.best(tmp_path).checkpoint.about["step"] == 5
+    assert directory.best(tmp_path).checkpoint.about["step"] == 5
 
 
 def test_the_same_checkpoints_are_kept_for_any_timing_and_after_any_kill(
@@ -541,7 +539,7 @@ def test_a_folder_holds_the_whole_run(text, tmp_path):
     assert lm.options_of(run) == SMALL
     assert lm.load(run).vocabulary.symbols == tuple(sorted(set(TEXT)))
     assert described["vocabulary"]["sha256"] == lm.load(run).vocabulary.sha256
-    records = folder.metrics(run)
+    records = directory.metrics(run)
     assert [each["step"] for each in records if "loss" in each] == list(range(1, 13))
     evaluated = {each["step"]: each["held_out"] for each in records if "held_out" in each}
     assert evaluated == dict(blocks[-1].run.history)
@@ -549,7 +547,7 @@ def test_a_folder_holds_the_whole_run(text, tmp_path):
         "step-00000006.txt",
         "step-00000012.txt",
     ]
-    about = folder.newest(run).checkpoint.about
+    about = directory.newest(run).checkpoint.about
     assert about["position"] == 12 * 2 * 3
     assert about["text"]["sha256"] == described["text"]["sha256"]
 
@@ -610,8 +608,8 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     assert np.isnan(blocks[-1].metrics.loss[-1])
     assert blocks[-1].run.done == 9
     assert blocks[-1].saved == checkpoints_of(tmp_path / "run")[-1]
-    assert folder.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
-        "grad_norm": folder.metrics(tmp_path / "run")[-1]["grad_norm"]
+    assert directory.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
+        "grad_norm": directory.metrics(tmp_path / "run")[-1]["grad_norm"]
     }
     good = run_to_end(lm.prepare(IN_MEMORY, run_options), stop=iter([False] * 20).__next__)
     short = run_to_end(with_nan_after(lm.prepare(IN_MEMORY, run_options), 9))
@@ -643,7 +641,7 @@ def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
     )  # fmt: skip
     many = run_to_end(lm.prepare(IN_MEMORY, run_options))[-1]
     assert many.metrics.loss.shape[1:] == (4,)
-    for number, member in enumerate(options.members(run_options)):
+    for number, member in enumerate(members(run_options)):
         alone = dataclasses.replace(
             run_options, seed=member.seed, seeds=1, learning_rates=(member.learning_rate,)
         )
@@ -655,7 +653,7 @@ def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
         assert_equal(of_member, last.state.params, 1e-10)
         if not lines:  # with lines, the held-out ones depend on the seed
             assert many.held_out[number] == pytest.approx(last.history[-1][1], rel=1e-10)
-    assert options.members(run_options)[2] == options.Member(5, 0.03)
+    assert members(run_options)[2] == options.Member(5, 0.03)
 
 
 def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
@@ -690,7 +688,7 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(text, tmp_path):
 
 def change_checkpoint(path, **about):
     """Rewrite the newest checkpoint with changed metadata."""
-    newest = folder.newest(path).checkpoint
+    newest = directory.newest(path).checkpoint
     forged(newest.file, load_file(newest.file), json.dumps(newest.about | about))
 
 
@@ -739,7 +737,7 @@ def test_a_checkpoint_with_invalid_metadata_is_refused(case, saved_run, tmp_path
     about, message = INVALID_METADATA[case]
     shutil.copytree(saved_run / "run", tmp_path / "run")
     if about.get("options"):
-        about = {"options": options.to_json(SMALL) | about["options"]}
+        about = {"options": options_to_json(SMALL) | about["options"]}
     change_checkpoint(tmp_path / "run", **about)
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=message) as raised:
@@ -793,7 +791,7 @@ def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(saved_r
 
 def test_a_memory_of_another_rule_is_refused(saved_run, tmp_path):
     shutil.copytree(saved_run / "run", tmp_path / "run")
-    change_checkpoint(tmp_path / "run", options=options.to_json(SMALL) | {"algorithm": "rtrl"})
+    change_checkpoint(tmp_path / "run", options=options_to_json(SMALL) | {"algorithm": "rtrl"})
     with pytest.raises(ValueError, match=r"holds no carry.memory\[0\].influence: it is of another"):
         lm.resume(tmp_path / "run")
 
@@ -874,7 +872,7 @@ def test_an_invalid_run_json_is_refused_in_one_line(case, saved_run, tmp_path):
 def test_invalid_records_are_left_out_of_the_metrics(tmp_path):
     lines = ['{"step": 1, "loss": {}}', '{"step": 2, "loss": [1.0, null]}', '{"step": "x"}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "loss": 1}']))
-    assert [each["step"] for each in folder.metrics(tmp_path)] == [2]
+    assert [each["step"] for each in directory.metrics(tmp_path)] == [2]
 
 
 def test_a_checkpoint_that_is_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
@@ -915,7 +913,7 @@ def test_the_score_of_a_passage_does_not_depend_on_its_parts(monkeypatch):
     ids = np.random.default_rng(0).integers(0, 6, 97)
     passage = data.passage(ids, 2, 5)
     whole = jaxrnn.evaluate(rnn, params, data.whole_text(ids, 2, 5))
-    monkeypatch.setattr(train, "_POSITIONS", 30)
+    monkeypatch.setattr("jaxrnn.lm.scoring._POSITIONS", 30)
     parts = list(scoring.score(rnn, params, passage))
     assert len(parts) == 4
     assert sum(part.positions for part in parts) == 96
@@ -927,7 +925,7 @@ def test_parameters_that_are_not_floats_are_refused_before_anything_is_computed(
     dtype, saved_run, tmp_path
 ):
     shutil.copytree(saved_run / "run", tmp_path / "run")
-    newest = folder.newest(tmp_path / "run").checkpoint
+    newest = directory.newest(tmp_path / "run").checkpoint
     arrays = load_file(newest.file)
     whole = {n: a.astype(dtype) if n.startswith("params.") else a for n, a in arrays.items()}
     forged(newest.file, whole, json.dumps(newest.about))
@@ -972,6 +970,6 @@ def test_curves_are_labelled_with_their_run_only_among_several(saved_run, monkey
 
 
 def test_long_texts_from_files_are_cut_before_they_are_printed(capsys):
-    display.remarks(["x" * 10**6])
-    display.say("text", "y" * 10**6)
+    console.remarks(["x" * 10**6])
+    console.say("text", "y" * 10**6)
     assert len("".join(capsys.readouterr())) < 5000

@@ -100,9 +100,9 @@ def make(
     """
     vocabulary = read.vocabulary
     rnn = build.make_rnn(run_options, vocabulary.size)
-    source, held_out = (_lines if run_options.lines else _stream)(read, run_options)
     rule = partial(build.make_algorithm, run_options)
     algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
+    source, held_out = (_lines if run_options.lines else _stream)(read, run_options)
 
     def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
