@@ -127,6 +127,7 @@ def test_a_candidate_in_float32_with_elements_of_all_sizes_is_nearly_right():
     assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
 
 
+@pytest.mark.slow
 def test_rounding_to_float32_in_an_rnn_is_not_certain_and_one_wrong_element_is_found():
     case = make_case(reduction="mean")
     rule = jaxrnn.gradients.bptt(case.rnn)
@@ -357,6 +358,7 @@ def test_a_right_gradient_is_reported_as_right_although_its_loss_differs():
 # The text of a diagnosis
 
 
+@pytest.mark.slow
 def test_a_factor_with_two_possible_causes_is_reported_with_both():
     """T and O are both 4, so a gradient that is 4 times too large may be summed over either."""
     case = make_case(T=4, O=4, ids=True, reduction="mean")
@@ -396,6 +398,7 @@ def test_the_leaves_of_a_dict_are_named_by_its_keys():
     assert {leaf.name for leaf in report.leaves} == {"W_f", "in.b", "['0x']"}
 
 
+@pytest.mark.slow
 def test_a_leaf_with_too_few_numbers_for_its_lags_is_reported():
     case = make_case(T=12, H=1, I=1, ids=True)
     rule = jaxrnn.gradients.truncated_bptt(case.rnn, 2)

@@ -59,6 +59,7 @@ def test_equal_states_make_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_off_or_changed_anywhere_is_never_loaded(tmp_path):
     """Cuts to every 64th length, flips 2,000 random bits and every bit of the first 300 bytes."""
     file, damaged = tmp_path / "good", tmp_path / "damaged"

@@ -18,6 +18,8 @@ import pytest
 import jaxrnn
 from jaxrnn import lm
 
+pytestmark = pytest.mark.process
+
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 SMALL = ("--hidden-size", "16", "--batch-size", "4", "--length", "8", "--steps", "60")
 

@@ -58,6 +58,7 @@ def reports(bug):
             yield jaxrnn.verify(wrong, rnn, params, batch, h=h), wrong_leaves(grads, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", NAMED)
 def test_a_bug_of_the_catalogue_is_found_and_named(bug):
     changed = 0
@@ -73,6 +74,7 @@ def test_a_bug_of_the_catalogue_is_found_and_named(bug):
     assert changed > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", UNNAMED)
 def test_a_bug_outside_the_catalogue_is_found_and_its_leaves_are_named(bug):
     changed = 0
@@ -94,7 +96,7 @@ def test_every_entry_of_the_catalogue_is_planted():
     for rnn, params, h, batch, _ in map(network, SEEDS):
         p = hand.run_forward(rnn, params, jnp.asarray(h), batch)
         parts = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape)), params.cells)
-        names |= {wrong.bug for wrong in bugs.wrongs(p, parts)}
+        names |= {wrong.bug for wrong in bugs.wrongs(p, parts) if wrong.certain}
         names |= {scale.bug for scale in leaf_bugs.scales_of(p)}
     names = {"truncated at" if name.startswith("truncated at") else name for name in names}
     assert names <= set(NAMED.values())
@@ -257,6 +259,7 @@ def test_an_input_error_that_one_layer_drops_is_named_with_its_layer():
     assert len(finding.leaves) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_right_gradient_has_no_certain_finding_at_any_size_of_weights(dtype):
     """This is a small version. experiments/planted_bugs.py runs a thousand cases in each dtype."""

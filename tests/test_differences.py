@@ -19,6 +19,7 @@ def verify(case, algorithm, reference):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elements", [0, 1000], ids=["directions", "elements"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("make", REFERENCES.values(), ids=REFERENCES)

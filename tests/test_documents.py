@@ -146,6 +146,7 @@ def truncated_in_numpy(params, inputs, targets, truncate):
     return jaxrnn.Params((cell,), jaxrnn.Readout(h[1:].T @ dy, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncate", [0, 4, 9])
 def test_000_bptt_truncate_is_the_window(word_model, truncate):
     """With `bptt_truncate=4` an error reaches five pre-activations, which is a window of 4."""
@@ -159,6 +160,7 @@ def test_000_bptt_truncate_is_the_window(word_model, truncate):
     assert_equal(grads, expected)
 
 
+@pytest.mark.slow
 def test_000_its_truncated_gradient_is_reported_as_truncated_at_4(word_model):
     rnn, params = word_model
     inputs = FIGURES["wildml_rnn"]["example_inputs"]
@@ -180,6 +182,7 @@ def test_000_its_truncated_gradient_is_reported_as_truncated_at_4(word_model):
         np.testing.assert_allclose(lost[:4], 0, atol=1e-6)  # nine steps back, W_hh reads h_0 = 0
 
 
+@pytest.mark.slow
 def test_000_a_mean_over_examples_divides_by_their_words():
     """The tutorial divides by a generator, which fails. The mean is over the counted positions."""
     rnn = jaxrnn.RNN(50, 50, 50, use_bias=False)
@@ -245,6 +248,7 @@ class TimeRNN:
         return total, dxs, dh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.float64, 1e-12)])
 def test_001_time_rnn_states_dx_dh_and_gradients(dtype, tolerance):
     rng = np.random.default_rng(0)

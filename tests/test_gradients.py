@@ -602,6 +602,7 @@ FLOAT32_SIZES = [(8, 40, 4), (64, 100, 1), (32, 200, 16), (64, 50, 32)]
 FLOAT32_SIZES += [(100, 25, 1), (128, 50, 32), (256, 64, 64), (128, 1000, 8), (64, 200, 128)]
 
 
+@pytest.mark.slow
 def test_float32_gradient_is_as_accurate_as_autodiff(full_optimisation):
     """Over sizes, the geometric mean of the errors against float64 is no larger."""
     ratios = []

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 MISTAKES = {
     "jaxrnn.RNN(5, 0, 2)": "hidden_size must be a whole number of at least 1, got 0",
     "jaxrnn.RNN(5, 2.5, 2)": "hidden_size must be a whole number of at least 1, got 2.5",
@@ -171,6 +173,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.process
 def test_every_mistake_is_answered_in_one_clear_line():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,7 +19,6 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 10
     monkeypatch.chdir(tmp_path)
     truths = "we hold these truths to be self-evident, that all men are created equal\n"
     Path("my-text.txt").write_text(truths * 60)
@@ -52,6 +52,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.process
 def test_the_check_of_the_backward_pass_of_the_readme_has_the_shown_output(tmp_path):
     (code,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "dh_next" in b)
     (shown,) = re.findall(r"```console\n\$ jaxrnn (check .*?)```", README, re.DOTALL)

@@ -94,6 +94,7 @@ def test_steps_can_be_added_to_a_run_and_are_those_of_a_longer_one(text, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_options_that_are_given_at_resuming_are_stored_in_the_run(text, tmp_path):
     """Each fact is stored in one file only. The new path of a moved text is remembered."""
     run_to_end(lm.start(tmp_path / "run", text, SMALL))
@@ -112,6 +113,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_option_that_is_changed_at_resuming_takes_effect_from_there(name, text, tmp_path):
     """A resumed run equals a new run with the changed option and the old state."""
@@ -217,6 +219,7 @@ def test_a_rule_with_a_large_memory_is_checked_on_fewer_rows(monkeypatch):
     assert check.report.ok
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_not_exact_as_claimed_does_not_train(text, tmp_path, monkeypatch):
     def wrong(rnn):
         return jaxrnn.gradients.truncated_bptt(rnn, 1)
@@ -236,6 +239,7 @@ def test_a_rule_that_is_not_exact_as_claimed_does_not_train(text, tmp_path, monk
 # Starting from a model
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_a_models_weights_and_vocabulary(text, tmp_path):
     """The model may be a run or a checkpoint. The optimiser state and the step count are new."""
     run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, num_layers=2)))
@@ -346,6 +350,7 @@ def convert_to_older_version(path):
     (path / "vocabulary.json").write_text(json.dumps(symbols))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_path):
     run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     convert_to_older_version(tmp_path / "run")
@@ -500,6 +505,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     assert directory.best(tmp_path).checkpoint.about["step"] == 5
 
 
+@pytest.mark.process
 def test_the_same_checkpoints_are_kept_for_any_timing_and_after_any_kill(
     text, tmp_path, monkeypatch
 ):
@@ -633,6 +639,7 @@ def test_a_norm_that_grows_a_hundredfold_is_reported_once(tmp_path):
 # Populations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [False, True])
 def test_a_member_of_a_population_is_the_model_trained_alone(lines, text):
     run_options = dataclasses.replace(

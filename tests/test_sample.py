@@ -114,6 +114,7 @@ def test_of_equally_likely_ids_only_the_smaller_ones_are_drawn(few, number):
 PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_small_temperature_draws_all_ids_of_the_largest_probability_and_no_others(dtype):
     """This holds down to the smallest float64. Division by it overflows in every precision."""
