@@ -26,7 +26,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch)
     with jax.enable_x64(False), contextlib.redirect_stdout(output):
         for block in blocks:
             exec(block, names)
-    assert "se: the bias that the noise of 64 draws would give" in output.getvalue()
+    assert "se: the bias to expect from the noise of 64 draws alone" in output.getvalue()
     assert "right: every error is at most 1e-12" in output.getvalue()
     assert "wrong: truncated at 3 in cells[0].W_xh, cells[0].W_hh" in output.getvalue()
     assert "(1, … 4 times, 0, … 12 times), residual" in output.getvalue()

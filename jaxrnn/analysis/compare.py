@@ -101,7 +101,7 @@ class Comparison(NamedTuple):
             lines.append(" ".join(column for column in columns if column))
         lines.append(f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's")
         if draws > 1:
-            lines.append(f"se: the bias of an unbiased rule from the noise of {draws} draws")
+            lines.append(f"se: the bias to expect from the noise of {draws} draws alone")
         return "\n".join(lines)
 
 
