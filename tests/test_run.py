@@ -419,6 +419,19 @@ def test_a_run_that_cannot_be_written_is_refused(text, tmp_path, monkeypatch):
         next(lm.train(lm.resume(tmp_path / "run")))
 
 
+def test_a_run_that_cannot_be_overwritten_says_why_and_stands(text, tmp_path, monkeypatch):
+    lm.start(tmp_path / "run", text, SMALL)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "write_description", full)
+        with pytest.raises(ValueError, match=r"cannot write .*run: No space left on device"):
+            lm.start(tmp_path / "run", text, SMALL, overwrite=True)
+    assert lm.resume(tmp_path / "run").done == 0
+
+
 def test_two_processes_cannot_train_one_run(text, tmp_path):
     started = lm.start(tmp_path / "run", text, SMALL)
     training: Any = lm.train(started)

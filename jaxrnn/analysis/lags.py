@@ -1,9 +1,9 @@
 """The exact gradient split by time lag.
 
-    G_k = Σ_t x_{t-k}ᵀ (g_{t-k} ⊙ (𝒥ᵏ e)_{t-k})          Σ_k G_k = dL/dW
+    G_k = Σ_t s_tᵀ (g_t ⊙ (𝒥ᵏ e)_t)        (𝒥 λ)_t = J_{t+1}ᵀ λ_{t+1}        Σ_k G_k = dL/dW
 
-G_k is the part of the gradient of a weight W in which the error of an output is propagated k
-recurrent steps back.
+G_k is the part of the gradient of a weight W with the input s_t in which the error of an output is
+propagated k recurrent steps back, in whichever layers. The sum over all T lags is the gradient.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""The supervisor of `--processes`: runs a command as several processes, with restarts."""
+"""The supervisor of `--processes`: runs a jaxrnn command as several processes, with restarts."""
 
 import os
 import signal
@@ -16,7 +16,9 @@ _GRACE = 3  # seconds that the other processes have to exit by themselves after 
 
 
 def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
-    """Run a command as several processes on this machine, and restart them all when one dies.
+    """Run a jaxrnn command as several processes, and restart them all when one dies.
+
+    They are not restarted after a mistake in what was typed or given, or once one was told to stop.
 
     The first SIGINT, SIGTERM or SIGHUP asks all processes to save and exit, and there are no
     restarts after it. The second kills them at once.
@@ -39,10 +41,12 @@ def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
             except KeyboardInterrupt:  # the second signal
                 status = -signal.SIGKILL
             if signals:
-                if status not in (0, 128 + signal.SIGTERM):  # otherwise a process has printed it
+                if status not in (0, 128 + signal.SIGTERM):  # with these a process has reported it
                     print("jaxrnn: stopped", file=sys.stderr)
                 return 128 + signals[0] if status else 0
-            stopped = 128 < status < 128 + signal.NSIG  # a process was stopped by a signal
+            stopped = (
+                128 < status < 128 + signal.NSIG
+            )  # it caught a signal, saved and exited; below 0 it was killed
             if status in (0, MISTAKE) or stopped or restarts == machines.restarts:
                 return status if status >= 0 else 128 - status
             restarts += 1

@@ -39,14 +39,15 @@ class Batch(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """A checked batch with the weight of each position in the loss, as returned by `weigh`.
+    """A batch with the weight of each position in the loss, as returned by `weigh`.
 
     Attributes:
         inputs: as in `Batch`.
         targets: as in `Batch`.
         weights: the weight of each position, of at least 32 bits; for a mean they sum to 1.
-        counted: whether the weight of a position is not 0; None if no weight is 0.
-        valid: whether a position is within the length of its row; None if all are.
+        counted: whether the weight of a position is not 0; None without mask and
+            lengths.
+        valid: whether a position is within the length of its row; None without lengths.
     """
 
     inputs: Inexact[Array, "*positions I"] | Int[Array, "*positions"]
@@ -71,9 +72,10 @@ def time_major(tree: Tree) -> Tree:
 
 
 def weigh(batch: Batch, reduction: Literal["mean", "sum"], dtype: jax.typing.DTypeLike) -> Weighted:
-    """Compute the weight of each position of a checked batch from its mask and lengths.
+    """Compute the weight of each position from the mask and the lengths of a batch.
 
-    For a mean, the weights are divided by their sum, in float32 at least.
+    The batch must have passed `jaxrnn.network.rnn.check_batch`. For a mean, the weights are
+    divided by their sum, in float32 at least.
     """
     valid = within_lengths(batch.lengths, batch.inputs.shape[1])
     counted, weights = where_counted(batch.mask, valid), _weights(batch, layer.wide(dtype))
@@ -97,12 +99,12 @@ def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
 
 
 def within_lengths(lengths: Int[Array, " B"] | None, steps: int) -> Bool[Array, "B T"] | None:
-    """Return whether each position is within the length of its row; None if all are."""
+    """Return whether each position is within the length of its row; None without lengths."""
     return None if lengths is None else checks.within(lengths, steps)
 
 
 def where_counted(mask: Array | None, valid: Array | None) -> Bool[Array, "B T"] | None:
-    """Return whether each position has a weight other than 0; None if all have."""
+    """Return whether each position has a weight other than 0; None without mask and lengths."""
     if mask is None:
         return valid
     return mask != 0 if valid is None else (mask != 0) & valid
@@ -117,12 +119,12 @@ def share_of_loss(
 
 
 def where_errors(counted: Bool[Array, "*positions"], *, joined: bool) -> Bool[Array, "*any 1"]:
-    """Return where dL/dy_t may differ from 0.
+    """Return a mask that broadcasts to dL/dy_t: False where that must be 0.
 
     Args:
         counted: whether each position counts in the loss.
-        joined: whether the loss function may combine positions. If it may, dL/dy_t may differ from
-            0 everywhere, unless no position counts. Otherwise it is 0 where `counted` is False.
+        joined: whether the loss function may combine positions. Then any position may affect any
+            other, and the mask is False only if no position counts.
     """
     passes = counted.any(keepdims=True) if joined else counted
     return passes[..., None]

@@ -50,17 +50,17 @@ def forward_pass(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> Forward
     batch, h = check_batch(rnn, params, batch, h)
     weighted = time_major(weigh(batch, rnn.reduction, h.dtype))
     trajectories, _ = forward(rnn.dynamics, params.cells, weighted.inputs, h, weighted.valid)
-    return errors_of(rnn, params, h, weighted, trajectories)
+    return complete_forward_pass(rnn, params, h, weighted, trajectories)
 
 
-def errors_of(
+def complete_forward_pass(
     rnn: RNN,
     params: Params,
     h: Float[Array, "L B H"],
     batch: Weighted,
     trajectories: tuple[Trajectory, ...],
 ) -> ForwardPass:
-    """Compute the loss and its errors from trajectories that started at h."""
+    """Complete a forward pass, given its trajectories, which started at h."""
     states = trajectories[-1].states
     inputs = (batch.inputs, *(trajectory.states for trajectory in trajectories[:-1]))
     tapes = tuple(

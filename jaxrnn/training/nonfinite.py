@@ -3,7 +3,8 @@
 An overflow spreads to everything a few operations later. Therefore the step is run again, and its
 values are searched in the order in which they are computed: the state and the batch, the forward
 pass from the first time step to the last, the rule's memory, the backward pass from the last time
-step to the first, the gradient, the update.
+step to the first, the gradient, the update. The memory and the backward pass are searched only if
+the rule's gradient is not finite.
 """
 
 import math
@@ -50,12 +51,12 @@ class Trouble(NamedTuple):
         leaf: the first parameter whose gradient is not finite; if there is none, the first whose
             new value is not finite.
         time_step: the time step within the batch; None if the array has no time axis.
-        row: the row of the batch; None if the array has no batch axis.
+        row: the row of the batch; None if it is not known, as for the leaves of a memory.
         steps_back: in the backward pass, the number of steps before the last error of the row.
         largest: the largest finite magnitude in the same array up to this time step. For an update,
             the largest in the gradient of its leaf.
         flow: the gradient flow of the last good state on a few rows of the batch, this row first;
-            None if it is not finite in float64 either.
+            None if it is not finite in float64 either, or if the state or the batch is not.
         advice: what to try, the most specific first.
 
     `str()` returns about 6 lines of at most 70 columns.

@@ -1,4 +1,4 @@
-"""The expected gradient: from `jax.grad`, from differences of the loss, or from a function."""
+"""The expected gradient: by `jax.grad`, by differences, or by another gradient function."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ class Expected(NamedTuple):
         loss: the loss of the reference.
         values: the gradient of each leaf by name, as far as the reference knows it.
         exact: the leaves of which every element is known, for the diagnosis. They come from
-            autodiff if JAX can differentiate the loss, else from the reference.
+            autodiff if JAX can differentiate the loss and its derivative rules are right, else from
+            the reference.
         failure: why JAX cannot differentiate the loss; "" if it can.
         measured: whether the reference only evaluates the loss, as finite differences do.
         own_rules: the functions in the loss that have a `custom_vjp` or `custom_jvp`.
@@ -44,7 +45,7 @@ def expected_gradient(
     """Compute the expected gradient of a problem.
 
     Raises:
-        ValueError: if the reference fails.
+        ValueError: if the reference fails, or there is none and JAX cannot differentiate the loss.
     """
     loss, exact, failure = _differentiate(problem)
     if reference is None:

@@ -15,13 +15,13 @@ from jaxrnn.verification.problem import Dtype, Problem, forward_by_hand, gradien
 from jaxrnn.verification.report import Finding, LagProfile
 from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
 
-# Rounding or a guard in the loss changes all leaves, and most elements of each, by relative errors
-# that are similar: none is below ALIKE times the largest. A bug of 1e-6 in one leaf or element
-# leaves the others exact to 1e-15, nine orders of magnitude below it.
+# Rounding or a guard in the loss gives every leaf, and most elements of each, relative errors
+# within a factor of 1000 of one another. A bug of 1e-6 in one leaf or element leaves the others
+# exact to 1e-15.
 ALIKE = 1e-3
 
-# Bugs with a number that is fitted to the leaf. In a leaf of two elements, such a bug may fit what
-# is only a rounding error.
+# Findings that a rounding error can cause: no bug fits, or one with a number that is fitted to the
+# leaf, which may succeed in a leaf of two elements.
 FITTED = ("unknown", "scale", "element-wise clip")
 
 
@@ -117,7 +117,9 @@ def _case(answer: Answer, expected: Expected, comparison: Comparison, problem: P
     return Case(g, expected.exact, tolerance, forward_by_hand(problem), parts)
 
 
-def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) -> Finding | None:
+def _nearly_right(
+    loss: float, expected_loss: float, case: Case, problem: Problem
+) -> Finding | None:
     """Return a finding if rounding or a guard in the loss may explain the whole error, or None.
 
     Both change all leaves, and most elements of each, by similar relative errors that are not
@@ -130,9 +132,9 @@ def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) ->
     tolerance = measured_tolerances(problem, "float32")
     if any(error > tolerance[name] for name, error in errors.items()):
         return None
-    if not abs(loss - expected) <= tolerance["loss"] * abs(expected):
+    if not abs(loss - expected_loss) <= tolerance["loss"] * abs(expected_loss):
         return None
-    if not all(_most_elements_differ(case.g[name], case.exact[name]) for name in errors):
+    if not all(_most_elements_are_off(case.g[name], case.exact[name]) for name in errors):
         return None
     text = (
         f"it agrees to {max(errors.values()):.1g}; an error of this size may come from float32 or "
@@ -141,8 +143,8 @@ def _nearly_right(loss: float, expected: float, case: Case, problem: Problem) ->
     return Finding("nearly right", (), text, certain=False)
 
 
-def _most_elements_differ(g: np.ndarray, r: np.ndarray) -> bool:
-    """Return whether most elements of a leaf have similar errors relative to their own size."""
+def _most_elements_are_off(g: np.ndarray, r: np.ndarray) -> bool:
+    """Return whether most elements have a relative error above ALIKE times that of the leaf."""
     error, size = np.abs(g - r), np.abs(r)
     return bool(np.mean((error > ALIKE * error.max() / size.max() * size)[size > 0]) > 0.5)
 

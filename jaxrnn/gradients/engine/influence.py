@@ -6,15 +6,15 @@ is s_t = (x_t, h_{t-1}, 1). The influence of θ_pj on unit i is
     M_t[p, j, i] = ∂h_t[i] / ∂θ_pj = (J_t M_{t-1}[p, j])[i] + s_t[p] g_t[j] 1[i = j]
     dL/dθ = Σ_t M_t e_t
 
-(Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule consists of three functions: the
-initial influence of one sequence, its update by one step, and the gradient from the influence and
-the errors of a batch. Each row of a batch has its own influence and its own random numbers, and the
-gradient is the sum over the rows.
+(Williams & Zipser 1989; Marschall, Cho & Savin 2020). A rule consists of three functions, and of a
+fourth if it draws random numbers: the initial influence of one sequence, its update by one step,
+the gradient from the influence and the errors of a batch, and the noise of a step. Each row of a
+batch has its own influence and its own random numbers, and the gradient is the sum over the rows.
 
-The influence passes from chunk to chunk: with the parameters held fixed, the sum over chunks does
-not depend on where they are cut. In a stack each layer has its own influence and passes the error
-of the same step to the layer below. The effect of a lower layer on later steps of an upper layer
-is left out.
+The influence passes from chunk to chunk: with `reduction="sum"` and the parameters held fixed, the
+sum of the gradients of the chunks does not depend on where they are cut. In a stack each layer has
+its own influence and passes the error of the same step to the layer below. The effect of a lower
+layer on later steps of an upper layer is left out.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from jax import lax
 from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, check_memory, without_memory
 from jaxrnn.network import layer
 from jaxrnn.network.batch import time_major, weigh
-from jaxrnn.network.forward_pass import errors_of
+from jaxrnn.network.forward_pass import complete_forward_pass
 from jaxrnn.network.layer import summed_like, varying_like
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params, back_substitute, forward
@@ -64,7 +64,7 @@ def by_segments(
 
         def backward(beyond, h, segment, trajectories):
             """Return the loss and gradient of a segment, and dL/dh at its start."""
-            errors = errors_of(rnn, params, h, segment, trajectories)
+            errors = complete_forward_pass(rnn, params, h, segment, trajectories)
             deltas, d_h = back_substitute(
                 rnn.dynamics, params.cells, trajectories, errors.error, beyond
             )

@@ -1,17 +1,17 @@
 """The folder of a run on disk. It has plain files only, and nothing in it is unpickled.
 
-run.json             the text and the vocabulary of the run, and the current path of the text
+run.json             which text (name, current path, SHA-256) and vocabulary (SHA-256) the run has
 metrics.jsonl        {"step", "loss", "grad_norm"} or {"step", "held_out"}, one record per line
 checkpoints/         step-00000400.safetensors, …: each has the options and the vocabulary, which
                      are stored nowhere else
 samples/             step-00000400.txt, …: a text sampled from the model at each evaluation
 loss.png             a figure of the metrics
 
-A checkpoint is written before the first step, at each evaluation, when training ends, and at
-intervals of time in between. Of the checkpoints before the first step and at evaluations, the best
-one and the `keep` newest are kept. The `keep` newest of the others are kept until the next
-evaluation. A run that has made all its steps therefore has the same checkpoints, independently of
-interruptions and of the time that the steps took.
+There are two kinds of checkpoints: scheduled ones, before the first step and at each evaluation,
+and timed ones, at intervals of time and when training ends. Kept are the `keep` newest scheduled
+ones, the best scheduled one, and the `keep` newest timed ones since the last evaluation. A run that
+has made all its steps therefore has the same checkpoints, independently of interruptions and of
+the time that the steps took.
 """
 
 import json
@@ -57,7 +57,10 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         overwrite: whether the folder may also be that of a run, with no other files in it.
     """
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"a run needs a folder of its own, got --out {folder}: name a new one")
+        raise ValueError(
+            f"a run needs a folder of its own, but --out {folder} is or contains the current "
+            f"folder: name a new one"
+        )
     if not (folder.exists() or folder.is_symlink()):
         return
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
@@ -113,7 +116,7 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
                 raise
             atomic.sync(target.parent)
     except OSError as error:
-        check_free(folder)
+        check_free(folder, overwrite=overwrite)
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
@@ -205,7 +208,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
-    """Remove everything that a killed process wrote after a step or failed to remove.
+    """Remove what a killed process wrote after a step: metrics, samples, partial files.
+
+    Checkpoints that are not kept are removed too; the next `save` removes those after the step.
 
     Args:
         folder: the folder of the run.
@@ -259,7 +264,7 @@ def _kept(steps: Iterable[int], history: Sequence[Any], keep: int) -> set[int]:
 
 
 def newest(folder: Path) -> RunCheckpoint:
-    """Open the newest checkpoint of a run that is not damaged.
+    """Open the newest undamaged checkpoint of a run.
 
     Raises:
         ValueError: if there is none, or a newer version wrote it.
@@ -278,7 +283,7 @@ def only(file: Path) -> RunCheckpoint:
 
 
 def best(folder: Path) -> RunCheckpoint:
-    """Open the checkpoint with the lowest held-out loss; the newest if none was evaluated.
+    """Open the checkpoint with the lowest held-out loss; the newest if none has a finite loss.
 
     Raises:
         ValueError: as `newest` does.
