@@ -98,6 +98,28 @@ def test_a_guard_with_two_outputs_is_not_taken_for_a_clipped_bias():
     assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
 
 
+def test_a_leaf_that_float32_represents_exactly_does_not_make_rounding_a_bug():
+    """A saturated softmax has such errors: their sum, the gradient of b_y, is a whole number."""
+
+    def loss(params, x):
+        w, b = params
+        return jnp.tanh(x @ w).sum() + 3 * b.sum()
+
+    def in_float32(params, x):
+        low = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, x))
+        value, grads = jax.value_and_grad(loss)(*low)
+        return value, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), grads)
+
+    def with_another_b(params, x):
+        value, (w, b) = in_float32(params, x)
+        return value, (w, 1.5 * b)
+
+    params = (W, np.array([0.3, -0.2]))
+    report = check(in_float32, loss, params, X)
+    assert [finding.bug for finding in report.findings] == ["nearly right"], report.diagnosis
+    assert any(finding.certain for finding in check(with_another_b, loss, params, X).findings)
+
+
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("guard", [1e-12, 1e-9, 1e-6, 1e-3])
 def test_a_guard_in_the_loss_of_an_rnn_is_named_but_is_not_certain(guard, mask):
