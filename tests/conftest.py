@@ -55,10 +55,14 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked `slow` or `process` where the whole suite runs without --all."""
-    left_out = [item for item in items if any(map(item.get_closest_marker, ("slow", "process")))]
-    if not config.option.all:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    if config.option.all:
+        return
+    quick, left_out = [], []
+    for item in items:
+        marked = any(map(item.get_closest_marker, ("slow", "process")))
+        (left_out if marked else quick).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = quick
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -139,9 +139,9 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            names = [each.arg for each in node.keywords if each.arg]
-            values = [ast.literal_eval(each.value) for each in node.keywords]
-            return node.func.id, dict(zip(names, values, strict=True))
+            named = [(each.arg, each.value) for each in node.keywords if each.arg is not None]
+            if len(named) == len(node.keywords):  # else there is a **mapping among them
+                return node.func.id, {name: ast.literal_eval(value) for name, value in named}
     except (SyntaxError, ValueError):
         pass
     raise ValueError(

@@ -14,7 +14,7 @@ from jaxrnn.lm.batches import EvalSet
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
-from jaxrnn.training.evaluation import _losses
+from jaxrnn.training.evaluation import batch_losses
 
 
 class Scored(NamedTuple):
@@ -49,7 +49,7 @@ def score(
     h = jnp.broadcast_to(h_0, (*members, *h_0.shape))
     for first in range(0, passage.number, part):
         batches = passage.batches(np.arange(first, first + part))
-        run = _population_losses if population else _losses
+        run = _population_losses if population else batch_losses
         h, (totals, counts) = run(rnn, params, h, batches, passage.stateful)
         totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
         positions = float(counts.reshape(-1, counts.shape[-1])[0].sum())
@@ -69,5 +69,5 @@ _POSITIONS = 2**20  # the largest number of positions in one jitted call
 @partial(jax.jit, static_argnames=("rnn", "stateful"))
 def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
     """Compute the losses of every member of a population on the same batches."""
-    losses = partial(_losses, rnn, batches=batches, stateful=stateful)
+    losses = partial(batch_losses, rnn, batches=batches, stateful=stateful)
     return jax.vmap(lambda params, h: losses(params, h))(params, h)

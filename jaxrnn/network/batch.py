@@ -78,7 +78,7 @@ def weigh(batch: Batch, reduction: Literal["mean", "sum"], dtype: jax.typing.DTy
     divided by their sum, in float32 at least.
     """
     valid = within_lengths(batch.lengths, batch.inputs.shape[1])
-    counted, weights = where_counted(batch.mask, valid), _weights(batch, layer.wide(dtype))
+    counted, weights = where_counted(batch.mask, valid), position_weights(batch, layer.wide(dtype))
     if reduction == "mean":
         total = weights.sum()
         weights = weights / jnp.where(total == 0, 1, total)  # all weights are 0: the loss is 0
@@ -87,10 +87,10 @@ def weigh(batch: Batch, reduction: Literal["mean", "sum"], dtype: jax.typing.DTy
 
 def total_weight(batch: Batch) -> Array:
     """Return the sum of the weights of all positions, the divisor of a mean."""
-    return _weights(batch, jnp.result_type(float)).sum()
+    return position_weights(batch, jnp.result_type(float)).sum()
 
 
-def _weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
+def position_weights(batch: Batch, dtype: jax.typing.DTypeLike) -> Array:
     """Return the mask as numbers, with 0 after the length of each row."""
     positions = batch.inputs.shape[:2]
     weights = jnp.ones(positions, dtype) if batch.mask is None else batch.mask.astype(dtype)

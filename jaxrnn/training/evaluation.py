@@ -44,7 +44,7 @@ def evaluate(
     """
     check_is_batch(batches)
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
-    _, (totals, weights) = _losses(rnn, params, h_0, batches, stateful)
+    _, (totals, weights) = batch_losses(rnn, params, h_0, batches, stateful)
     total = weights.sum()
     if checks.is_known(total) and total == 0:
         raise ValueError(
@@ -54,7 +54,7 @@ def evaluate(
 
 
 @partial(jax.jit, static_argnames=("rnn", "stateful"))
-def _losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+def batch_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
     """Return the last h, and for each batch the sum of its losses and the sum of its weights."""
     h_0, summing = jnp.zeros_like(h), replace(rnn, reduction="sum")
 

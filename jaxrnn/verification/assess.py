@@ -66,9 +66,9 @@ def _notes(
     leaves = comparison.leaves
     if answer.changed:
         yield f"the candidate wrote to its arguments ({', '.join(answer.changed)})"
-    if expected.own_rules:
+    if rules := expected.program.rules:
         yield (
-            f"the loss contains a derivative written by hand ({', '.join(expected.own_rules)}): it "
+            f"the loss contains a derivative written by hand ({', '.join(rules)}): it "
             f"was compared with finite differences of the loss"
         )
     loosest = max(leaves, key=lambda leaf: leaf.tolerance, default=None)

@@ -53,12 +53,17 @@ def is_floats(leaf: Any) -> bool:
     return isinstance(leaf, float) if dtype is None else jnp.issubdtype(dtype, jnp.floating)
 
 
+def map_floats(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to the floating-point leaves of a pytree; leave the others unchanged."""
+    return jax.tree.map(lambda leaf: function(leaf) if is_floats(leaf) else leaf, tree)
+
+
 def ask(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> Answer:
     """Call a candidate that should return (loss, gradient in the structure of params).
 
     It gets copies of the arrays, since it may write to an array that shares memory with them.
     """
-    copies = jax.tree.map(lambda leaf: jnp.array(leaf) if is_floats(leaf) else leaf, args)
+    copies = map_floats(jnp.array, args)
     answer = _call(candidate, copies, params)
     pairs = zip(by_name(copies).items(), jax.tree.leaves(args), strict=True)
     changed = (

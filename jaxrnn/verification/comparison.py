@@ -10,7 +10,7 @@ import numpy as np
 from jaxrnn.verification.candidate import Answer
 from jaxrnn.verification.expected import Expected
 from jaxrnn.verification.leaf import EXACT, Leaf, compare
-from jaxrnn.verification.problem import Dtype, Problem, trace_program
+from jaxrnn.verification.problem import Dtype, Problem
 from jaxrnn.verification.references import noise_of
 from jaxrnn.verification.tolerances import measured_tolerances
 
@@ -80,7 +80,7 @@ def _tolerances(
     if dtype == "float64":
         yield exact, ""
     yield measured_tolerances(problem, dtype), ""
-    narrow = trace_program(problem).precision
+    narrow = expected.program.precision
     if narrow is not None and jnp.finfo(narrow).eps > jnp.finfo(dtype).eps:
         tolerance = measured_tolerances(problem, narrow)
         yield tolerance, f"to {narrow} precision because the loss computes in {narrow}"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxrnn.verification.candidate import arrays, ask
 from jaxrnn.verification.leaf import ReferenceValues, compare
 from jaxrnn.verification.problem import Dtype, Problem, ValueAndGrad, trace_program
+from jaxrnn.verification.program import Program
 from jaxrnn.verification.references import Reference, finite_difference
 from jaxrnn.verification.report import Finding
 from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
@@ -27,7 +28,7 @@ class Expected(NamedTuple):
             the reference.
         failure: why JAX cannot differentiate the loss; "" if it can.
         measured: whether the reference only evaluates the loss, as finite differences do.
-        own_rules: the functions in the loss that have a `custom_vjp` or `custom_jvp`.
+        program: what the traced loss shows, if JAX can differentiate it.
     """
 
     title: str
@@ -36,7 +37,7 @@ class Expected(NamedTuple):
     exact: Leaves
     failure: str = ""
     measured: bool = False
-    own_rules: tuple[str, ...] = ()
+    program: Program = Program((), None)
 
 
 def expected_gradient(
@@ -61,7 +62,7 @@ def expected_gradient(
         exact = _known_in_full(values) if failure else exact
         measured = isinstance(reference, Reference)
         expected = Expected(title, loss, values, exact, failure, measured)
-    return expected if failure else expected._replace(own_rules=trace_program(problem).rules)
+    return expected if failure else expected._replace(program=trace_program(problem))
 
 
 def not_finite(expected: Expected) -> Finding | None:
@@ -84,7 +85,7 @@ def check_own_rules(problem: Problem, expected: Expected) -> Expected:
     Autodiff uses a `custom_vjp` or `custom_jvp` as it is, right or wrong. If the two disagree, the
     finite differences are returned as the expected gradient.
     """
-    if not expected.own_rules:
+    if not expected.program.rules:
         return expected
     measured = expected.values
     if all(known.is_exact for known in measured.values()):
@@ -96,7 +97,7 @@ def check_own_rules(problem: Problem, expected: Expected) -> Expected:
         return expected
     title = (
         f"central differences of the loss, because jax.grad disagrees with them: the derivative of "
-        f"{' or '.join(expected.own_rules)}, written by hand, is wrong"
+        f"{' or '.join(expected.program.rules)}, written by hand, is wrong"
     )
     return expected._replace(title=title, values=measured, exact=_known_in_full(measured))
 

@@ -98,8 +98,9 @@ def _leaves_that_cannot_be_judged(comparison: Comparison) -> Iterator[Finding]:
 def _leaves_of_wrong_shape(
     answer: Answer, expected: Expected, comparison: Comparison, problem: Problem
 ) -> Iterator[Finding]:
+    shapes = problem.shapes
     for name, g in answer.leaves.items():
-        shape = problem.shapes[name]
+        shape = shapes[name]
         if g.shape != shape:
             r = expected.exact.get(name, np.zeros(shape))
             yield shape_finding(name, g, r, comparison.tolerance[name])

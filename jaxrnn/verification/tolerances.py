@@ -9,15 +9,13 @@ in each precision, with weights from tiny to huge, none is reported as wrong, an
 is found.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.verification.candidate import arrays, is_floats
+from jaxrnn.verification.candidate import arrays, map_floats
 from jaxrnn.verification.diagnosis.backward_pass import perturbed
 from jaxrnn.verification.leaf import EXACT, Leaf, relative_error
 from jaxrnn.verification.problem import Problem, forward_by_hand
@@ -74,7 +72,7 @@ def measured_tolerances(
     forward = forward_by_hand(problem) if perturb_slopes else None
 
     def perturb(leaf, by):
-        return leaf * (1 + by * rng.uniform(-1, 1, leaf.shape))
+        return np.asarray(leaf) * (1 + by * rng.uniform(-1, 1, np.shape(leaf)))
 
     def loss_and_grads(args):
         loss, grads = problem.value_and_grad(*args)
@@ -84,16 +82,18 @@ def measured_tolerances(
     change, float32_error = dict.fromkeys(exact, ROUNDINGS * u), dict.fromkeys(exact, 0.0)
     for _ in range(PROBES):
         by_rounding = partial(perturb, by=ROUNDINGS * u)
-        for name, leaf in loss_and_grads(_map_floats(by_rounding, problem.args)).items():
+        for name, leaf in loss_and_grads(map_floats(by_rounding, problem.args)).items():
             change[name] = max(change[name], relative_error(leaf, exact[name]))
         if forward is not None:
             grads = perturbed(forward, lambda s: s + ROUNDINGS * u * rng.uniform(-1, 1, s.shape))
             for name, leaf in arrays(grads).items():
                 change[name] = max(change[name], relative_error(leaf, exact[name]))
-        nearby = _map_floats(np.float32, _map_floats(partial(perturb, by=NEARBY), problem.args))
+        nearby = map_floats(partial(perturb, by=NEARBY), problem.args)
+        nearby = map_floats(partial(np.asarray, dtype=np.float32), nearby)
         with jax.enable_x64(False):
             in_float32 = loss_and_grads(nearby)
-        for name, leaf in loss_and_grads(_map_floats(np.float64, nearby)).items():
+        nearby = map_floats(partial(np.asarray, dtype=np.float64), nearby)
+        for name, leaf in loss_and_grads(nearby).items():
             float32_error[name] = max(float32_error[name], relative_error(in_float32[name], leaf))
 
     def tolerance(name):
@@ -103,8 +103,3 @@ def measured_tolerances(
         return float(max(EXACT, np.sqrt(problem.terms) / 2 * change[name], rounding))
 
     return {name: tolerance(name) for name in exact}
-
-
-def _map_floats(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
-    """Apply a function to the floating-point leaves of a pytree."""
-    return jax.tree.map(lambda leaf: function(np.asarray(leaf)) if is_floats(leaf) else leaf, tree)

@@ -11,13 +11,13 @@ from jaxtyping import Float
 
 from jaxrnn.gradients import Carry, GradientAlgorithm, autodiff
 from jaxrnn.network import checks
-from jaxrnn.network.batch import Batch, check_is_batch
+from jaxrnn.network.batch import Batch, check_is_batch, position_weights
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name
 from jaxrnn.verification.assess import assess, cannot_tell
-from jaxrnn.verification.candidate import arrays, ask_twice, is_floats
+from jaxrnn.verification.candidate import arrays, ask_twice, is_floats, map_floats
 from jaxrnn.verification.expected import find_not_finite
 from jaxrnn.verification.problem import Dtype, Network, Problem, ValueAndGrad
 from jaxrnn.verification.references import Reference
@@ -191,10 +191,7 @@ def _call(candidate: Candidate, params: Params, h: Any, batch: Batch) -> Any:
 
 def _with_lengths_in_the_mask(batch: Batch, dtype: Any) -> Batch:
     """Multiply the mask by the lengths, since the catalogue of bugs looks only at the mask."""
-    if batch.lengths is None:
-        return batch
-    valid = checks.within(batch.lengths, batch.inputs.shape[1]).astype(dtype)
-    return batch._replace(mask=valid if batch.mask is None else batch.mask * valid)
+    return batch if batch.lengths is None else batch._replace(mask=position_weights(batch, dtype))
 
 
 @partial(jax.jit, static_argnames="rnn")
@@ -210,9 +207,7 @@ def _loss(rnn: RNN, params: Params, h: Any, batch: Batch) -> Any:
 
 def _cast(tree: Any, dtype: Dtype) -> Any:
     """Convert the floats of a pytree to JAX arrays of a dtype; leave everything else unchanged."""
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf).astype(dtype) if is_floats(leaf) else leaf, tree
-    )
+    return map_floats(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
 
 
 def _check_params(params: Any) -> None:
