@@ -354,6 +354,30 @@ def test_a_second_signal_ends_all_processes_at_once(name, start, tmp_path):
     assert started_in(tmp_path) == 2
 
 
+def test_what_ends_the_first_process_ends_all_and_starts_nothing_again(start, tmp_path):
+    """Nobody reads what it prints; and the run cannot be written any more."""
+    options = ("--steps", "100000000", "--evaluate-every", "20", "--processes", "2", "--out")
+    unread, unwritten = (start("train", *SMALL, *options, run) for run in ("unread", "unwritten"))
+    for process in (unread, unwritten):
+        next(line for line in process.stdout if line.startswith("training"))
+    unread.stdout.close()
+    unread.stdout = None
+    metrics = tmp_path / "unwritten" / "metrics.jsonl"
+    metrics.rename(tmp_path / "metrics.jsonl")
+    metrics.mkdir()
+    status, lines = wait_for(unread)
+    assert status in (128 + signal.SIGPIPE, 128 + signal.SIGTERM)  # of either process
+    lines = [line for line in lines if not line.startswith("[Gloo]")]
+    assert lines == ["jaxrnn: stopped, since nobody reads what it prints"]
+    steps = len(recorded(tmp_path / "unread", "loss"))
+    assert last_checkpoint(tmp_path / "unread")[2]["step"] == steps
+    status, lines = wait_for(unwritten)
+    assert status == 2, lines
+    (line,) = [line for line in lines if "cannot write unwritten: Is a directory" in line]
+    assert "continue with: jaxrnn resume unwritten" in line
+    assert not [line for line in lines if "start again" in line]
+
+
 INTERRUPTED_CALLBACK = """
 import gc, signal, sys, time
 from jaxrnn.cli import main as cli

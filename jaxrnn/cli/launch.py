@@ -79,6 +79,7 @@ def _run_all(number: int, command: Sequence[str], signals: Sequence[int]) -> int
     files = [tempfile.TemporaryFile("w+") for _ in range(1, number)]  # noqa: SIM115
     outputs = [None, *files]  # the first process writes to stderr itself
     processes: list[subprocess.Popen] = []
+    status = 0
     try:
         for rank in range(number):
             process = subprocess.Popen(
@@ -97,7 +98,8 @@ def _run_all(number: int, command: Sequence[str], signals: Sequence[int]) -> int
                     process.terminate()
             time.sleep(0.05)
         _wait_all(processes, _GRACE)
-        return next((status for status in statuses if status), 0)
+        status = next((status for status in statuses if status), 0)
+        return status
     finally:
         for process in processes:
             process.kill()
@@ -107,7 +109,7 @@ def _run_all(number: int, command: Sequence[str], signals: Sequence[int]) -> int
         os.close(end)
         for file in files:
             with file:
-                if not signals:
+                if not signals and status < 128:  # the processes failed, and were not stopped
                     _print_errors(file)
 
 

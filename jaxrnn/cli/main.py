@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import jax
 import numpy as np
@@ -218,8 +218,19 @@ def _lead(training: lm.Run, signals: list[int], *, new: bool) -> int:
     out, started = training.folder, time.perf_counter()
     assert out is not None
     first, over, trouble = training.done, lm.over_because(training), None
-    for block in console.with_progress(training, lm.train(training, lambda: bool(signals))):
-        training, over, trouble = block.run, block.over, block.trouble
+    blocks = lm.train(training, lambda: bool(signals))
+    try:
+        for block in console.with_progress(training, blocks):
+            training, over, trouble = block.run, block.over, block.trouble
+    except BrokenPipeError:  # save, and stop at the same step as the other processes
+        signals.append(signal.SIGPIPE)
+        for _ in blocks:
+            pass
+        return _unread()
+    except ValueError as error:  # the run cannot be written, which only this process knows
+        if jax.process_count() == 1:
+            raise
+        _exit_now(_mistake(error))
     done, seconds = training.done, time.perf_counter() - started
     console.say("trained", f"{done - first:,} steps in {seconds:.0f} s, {done:,} in all")
     if trouble is not None:
@@ -448,23 +459,36 @@ def main() -> None:
     try:
         status = _parsed(sys.argv[1:])()
     except BrokenPipeError:
-        # Python flushes stdout when it exits, and that must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("jaxrnn: stopped, since nobody reads what it prints", file=sys.stderr)
-        status = 128 + signal.SIGPIPE
+        status = _unread()
+        if jax.distributed.is_initialized():
+            _exit_now(status)
     except Exception as error:
         if not lost(error):
             status = _mistake(error)
         else:
             message = "another process of the run was lost; the last checkpoint is kept"
-            print(f"jaxrnn: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
-            os._exit(LOST)  # a normal exit would wait for the other processes
+            print(f"jaxrnn: process {jax.process_index()}: {message}", file=sys.stderr)
+            _exit_now(LOST)
     except KeyboardInterrupt as interrupt:
-        print("jaxrnn: stopped", file=sys.stderr, flush=True)
+        print("jaxrnn: stopped", file=sys.stderr)
         status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         if jax.distributed.is_initialized():
-            os._exit(status)  # a normal exit would wait for the other processes
+            _exit_now(status)
     sys.exit(status)
+
+
+def _unread() -> int:
+    """Discard what is still printed to a closed pipe; say so on stderr, and return the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("jaxrnn: stopped, since nobody reads what it prints", file=sys.stderr)
+    return 128 + signal.SIGPIPE
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End this process without waiting for the other processes of the run, as JAX would."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _parsed(arguments: list[str]) -> Callable[[], int]:
