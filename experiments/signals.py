@@ -181,9 +181,10 @@ def main() -> None:
     number = 1 if arguments.quick else arguments.trials
     packages = ("jax", "jaxlib", "jaxrnn", "numpy")
     versions = {package: version(package) for package in packages}
-    # A background job ignores both signals, and its child processes would inherit that.
+    # A background job or nohup ignores these signals, and the child processes would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     rng = np.random.default_rng(arguments.seed)
     names = rng.permuted(np.repeat(SIGNALS, number)).tolist()
     print(f"seed {arguments.seed}, {number} trials of each signal, {versions}")
