@@ -138,11 +138,16 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
 
 
 def ended_well(row: dict[str, Any]) -> bool:
-    """Return whether a trial ended as required."""
+    """Return whether a trial ended as required.
+
+    While Python still imports the package its own status for an interrupt counts too, which is 1
+    where an import converts `KeyboardInterrupt` to `ImportError`.
+    """
     number = signal.Signals[row["signal"]]
-    status = {-number, 128 + number} if row["signal"] in ORDERLY else {-number}
+    statuses = {-number, 128 + number} if row["signal"] in ORDERLY else {-number}
+    statuses |= {1} if "KeyboardInterrupt" in row["said"] else set()
     wrong = row["left"] or row["restarted"] or row["error"]
-    return not wrong and row["status"] in status
+    return not wrong and row["status"] in statuses
 
 
 def plot(trials: list[dict[str, Any]], first_step: float, path: Path) -> None:
