@@ -93,20 +93,20 @@ def test_a_byte_that_cannot_be_decoded_is_named_with_its_position(
 
 
 OTHERS = {
-    "utf-16": ("utf-16", "utf-8", "bytes FF FE, .* --encoding utf-16$"),
-    "utf-16 by mistake in latin-1": ("utf-16", "latin-1", "--encoding utf-16$"),
-    "big-endian utf-16": ("utf-16-be", "utf-8", "bytes FE FF, .* --encoding utf-16$"),
-    "the other utf-16": ("utf-16-be", "utf-16-le", "bytes FE FF, .* --encoding utf-16$"),
-    "utf-32": ("utf-32", "utf-8", "bytes FF FE 00 00, .* --encoding utf-32$"),
-    "utf-32 as utf-16": ("utf-32", "utf-16", "bytes FF FE 00 00, .* --encoding utf-32$"),
-    "utf-8 as cp1252": ("utf-8-sig", "cp1252", "bytes EF BB BF, .* --encoding utf-8$"),
-    "utf-16 without a mark": ("utf-16-le", "utf-8", "every other byte .* --encoding utf-16-le$"),
-    "utf-16-be without one": ("utf-16-be", "utf-16", "every other byte .* --encoding utf-16-be$"),
-    "utf-32 without a mark": ("utf-32-le", "utf-8", "--encoding utf-32-le$"),
+    "utf-16": ("utf-16", "utf-8", "bytes FF FE, .* encoding='utf-16'$"),
+    "utf-16 by mistake in latin-1": ("utf-16", "latin-1", "encoding='utf-16'$"),
+    "big-endian utf-16": ("utf-16-be", "utf-8", "bytes FE FF, .* encoding='utf-16'$"),
+    "the other utf-16": ("utf-16-be", "utf-16-le", "bytes FE FF, .* encoding='utf-16'$"),
+    "utf-32": ("utf-32", "utf-8", "bytes FF FE 00 00, .* encoding='utf-32'$"),
+    "utf-32 as utf-16": ("utf-32", "utf-16", "bytes FF FE 00 00, .* encoding='utf-32'$"),
+    "utf-8 as cp1252": ("utf-8-sig", "cp1252", "bytes EF BB BF, .* encoding='utf-8'$"),
+    "utf-16 without a mark": ("utf-16-le", "utf-8", "every other byte .* encoding='utf-16-le'$"),
+    "utf-16-be without one": ("utf-16-be", "utf-16", "every other byte .* encoding='utf-16-be'$"),
+    "utf-32 without a mark": ("utf-32-le", "utf-8", "encoding='utf-32-le'$"),
     "utf-8 as ascii": (
         "utf-8",
         "ascii",
-        "is not ascii: byte 0xc3 at position 3; .*--encoding utf-8$",
+        "is not ascii: byte 0xc3 at position 3; .*encoding='utf-8'$",
     ),
     "an unknown one": ("cp1251", "utf-8", "latin-1 decode nearly any bytes, to wrong characters"),
 }

@@ -93,14 +93,14 @@ MISTAKES = {
     "compare({'mine': bptt(rnn)}, h=h[:, :1])": "h has shape (1, 1, 4), but inputs of shape (3, 6,",
     "compare({'mine': odd})": "the gradient of mine must have the structure and shapes of the para",
     "prepare('ab' * 99, Options(schedule='sudden'))": "schedule must be one of constant,",
-    "options_from_json(3)": "options must be an object, got 3",
-    "options_from_json({'keep': 1.5})": "the option keep has the invalid value 1.5",
-    "options_from_json({'steps': True})": "the option steps has the invalid value True",
-    "options_from_json({'learning_rates': ['x']})": "the option learning_rates has the invalid",
+    "from_json(Options, 3)": "it must be an object, got 3",
+    "from_json(Options, {'keep': 1.5})": "keep has the invalid value 1.5",
+    "from_json(Options, {'steps': True})": "steps has the invalid value True",
+    "from_json(Options, {'learning_rates': ['x']})": "learning_rates has the invalid",
     "prepare('ab' * 99, Options(seeds=10**8))": "make 100,000,000 models, more than 10,000 at once",
     "prepare('ab' * 99, Options(num_layers=10**8))": "num_layers must be at most 1000, got 1000",
     "prepare('ab' * 99, Options(learning_rates=()))": "learning_rates is empty: give at least one",
-    "options_from_json({'optimizer': 'x'})": "the option optimizer has the invalid value 'x'",
+    "from_json(Options, {'optimizer': 'x'})": "optimizer has the invalid value 'x'",
     "jaxrnn.lm.Vocabulary(('a',), 'letter')": "level must be one of char, byte, word, got 'letter'",
     "tasks.copy(0)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
@@ -131,7 +131,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np, jaxrnn
 from jaxrnn import tasks
 from jaxrnn.lm import Options, prepare
-from jaxrnn.lm.options import options_from_json
+from jaxrnn.lm.store.header import from_json
 key = jax.random.key(0)
 rnn, two = jaxrnn.RNN(5, 4, 2), jaxrnn.RNN(5, 4, 2, num_layers=2)
 square = jaxrnn.RNN(2, 4, 2)

@@ -21,8 +21,9 @@ from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
 from jaxrnn.lm import Options, Text, build, model, options, scoring
 from jaxrnn.lm import batches as data
-from jaxrnn.lm.options import members, options_to_json
+from jaxrnn.lm.options import members
 from jaxrnn.lm.store import checkpoint, directory
+from jaxrnn.lm.store.header import Header, TextRecord, to_json
 from jaxrnn.training import nonfinite as trouble
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
@@ -333,27 +334,34 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(old, text, tmp_path):
 
 def test_a_checkpoint_of_another_text_is_refused(saved_run, tmp_path):
     shutil.copytree(saved_run / "run", tmp_path / "run")
-    text = directory.newest(tmp_path / "run").checkpoint.about["text"]
-    change_checkpoint(tmp_path / "run", text=text | {"sha256": "0" * 64})
+    text = directory.newest(tmp_path / "run").header.text
+    change_checkpoint(tmp_path / "run", text=to_json(text._replace(sha256="0" * 64)))
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=r"was trained on another text than .* another run"):
             use(tmp_path / "run")
 
 
 def convert_to_older_version(path):
-    """Write run.json and vocabulary.json as older versions did."""
+    """Write run.json, vocabulary.json and the metadata of the newest checkpoint as they were."""
     described = json.loads((path / "run.json").read_text())
     del described["vocabulary"]
-    described |= {"options": options_to_json(SMALL), "made with": {}}
+    described |= {"options": to_json(SMALL), "made with": {}}
     (path / "run.json").write_text(json.dumps(described))
     symbols = {"level": "char", "symbols": sorted(set(TEXT))}
     (path / "vocabulary.json").write_text(json.dumps(symbols))
+    newest = directory.newest(path).checkpoint
+    about = newest.about | {"made with": newest.about["made_with"], "position": 9}
+    del about["made_with"]
+    about["options"] |= {"algorithm": "truncated_bptt", "window": 3, "n": None, "rank": None}
+    forged(newest.file, load_file(newest.file), json.dumps(about))
 
 
 @pytest.mark.slow
 def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_path):
-    run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
+    same = dataclasses.replace(SMALL, algorithm="truncated_bptt(window=3)")
+    run_to_end(lm.start(tmp_path / "run", text, same), stop=lambda: True)
     convert_to_older_version(tmp_path / "run")
+    assert lm.options_of(tmp_path / "run") == same
     assert lm.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
     assert run_to_end(lm.resume(tmp_path / "run", steps=14))[-1].run.done == 14
     assert "options" not in json.loads((tmp_path / "run" / "run.json").read_text())
@@ -495,11 +503,17 @@ def test_files_that_do_not_belong_to_a_run_are_never_overwritten_or_removed(text
     assert not (tmp_path / "run").exists()
 
 
+def header(step, history=(), **changes):
+    """Return the metadata of a checkpoint of some run."""
+    run_options = dataclasses.replace(SMALL, **changes)
+    text, vocabulary = TextRecord("a text", "0" * 64), lm.Vocabulary(("a", "b"))
+    return Header(step, run_options, text, vocabulary, history, {})
+
+
 def test_a_new_checkpoint_is_kept_beside_damaged_later_ones(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 9, 2):
-        saved = directory.save(tmp_path, {"x": np.zeros(1)}, {"step": step, "history": []}, keep=1)
-        assert saved.exists()
+        assert directory.save(tmp_path, {"x": np.zeros(1)}, header(step, keep=1)).exists()
     assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2]
 
 
@@ -508,14 +522,13 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     history = []
     for step, loss in losses.items():
-        history.append([step, loss])
-        about = {"step": step, "history": history}
-        directory.save(tmp_path, {"x": np.full(2, step)}, about, keep=2)
+        history.append((step, loss))
+        directory.save(tmp_path, {"x": np.full(2, step)}, header(step, tuple(history), keep=2))
     assert [int(file.stem[5:]) for file in checkpoints_of(tmp_path)] == [2, 4, 5]
-    assert directory.best(tmp_path).checkpoint.about["step"] == 2
-    assert directory.newest(tmp_path).checkpoint.about["step"] == 5
+    assert directory.best(tmp_path).header.step == 2
+    assert directory.newest(tmp_path).header.step == 5
     checkpoints_of(tmp_path)[0].write_bytes(b"")
-    assert directory.best(tmp_path).checkpoint.about["step"] == 5
+    assert directory.best(tmp_path).header.step == 5
 
 
 @pytest.mark.process
@@ -566,9 +579,9 @@ def test_a_folder_holds_the_whole_run(text, tmp_path):
         "step-00000006.txt",
         "step-00000012.txt",
     ]
-    about = directory.newest(run).checkpoint.about
-    assert about["position"] == 12 * 2 * 3
-    assert about["text"]["sha256"] == described["text"]["sha256"]
+    header = directory.newest(run).header
+    assert header.text.sha256 == described["text"]["sha256"]
+    assert header.text.file is None
 
 
 def test_the_held_out_loss_is_that_of_the_texts_end(text, tmp_path):
@@ -713,34 +726,58 @@ def change_checkpoint(path, **about):
 
 
 INVALID_METADATA = {
-    "an option of another version": ({"options": {"sorcery": 1}}, "know the option 'sorcery'"),
-    "an option that cannot be": ({"options": {"steps": "many"}}, "option steps has the invalid"),
+    "an option of another version": ({"options": {"sorcery": 1}}, "does not know options.sorcery"),
+    "an option that cannot be": (
+        {"options": {"steps": "many"}},
+        "options.steps has the invalid value 'many'",
+    ),
     "a network of another size": ({"options": {"hidden_size": 5}}, "is needed: it is of another"),
     "a gigantic network": ({"options": {"hidden_size": 10**9}}, "is needed: it is of another"),
     "another vocabulary": (
         {"vocabulary": {"level": "char", "symbols": sorted({*TEXT, "~"})}},
         "is needed: it is of another",
     ),
-    "no vocabulary": ({"vocabulary": 3}, "cannot be used"),
+    "no vocabulary": ({"vocabulary": 3}, "cannot be used: vocabulary must be an object, got 3"),
     "a vocabulary that is none": (
         {"vocabulary": {"level": "char", "symbols": []}},
         "the text is e",
     ),
-    "a history that is none": ({"history": [1]}, "is not a checkpoint of a run"),
-    "a loss that is none": ({"history": [[1, "low"]]}, "is not a checkpoint of a run"),
-    "no step": ({"step": None}, "is not a checkpoint of a run"),
-    "steps that are lists": ({"history": [[[1], 2.0]]}, "is not a checkpoint of a run"),
+    "a history that is none": (
+        {"history": [1]},
+        r"cannot be used: history\[0\] has the invalid value 1",
+    ),
+    "a loss that is none": (
+        {"history": [[1, "low"]]},
+        r"history\[0\]\[1\] has the invalid value 'low'",
+    ),
+    "no step": ({"step": None}, "step has the invalid value None"),
+    "steps that are lists": (
+        {"history": [[[1], 2.0]]},
+        r"history\[0\]\[0\] has the invalid value \[1\]",
+    ),
     "options that are none": ({"options": None}, "options must be an object, got None"),
-    "versions that are none": ({"made with": [1]}, "does not identify its text, or the versi"),
+    "versions that are none": ({"made_with": [1]}, r"made_with has the invalid value \[1\]"),
+    "no text": ({"text": {"name": "a text"}}, "text.sha256 is missing"),
+    "a number of a later version": ({"mood": 3}, "this version does not know mood"),
+    "more evaluations than steps": (
+        {"step": 0, "history": [[0, 1.0]]},
+        "has more evaluations than it has steps",
+    ),
     "steps without end": (
         {"options": {"steps": 10**18}},
         "steps must be at most 2,147,483,647, got",
     ),
     "a batch without end": ({"options": {"batch_size": 2**31}}, "batch_size must be at most 2,147"),
-    "a step without end": ({"step": 10**18}, "a step is not a whole number, or is negative or"),
-    "a step below 0": ({"step": -1}, "a step is not a whole number, or is negative or"),
-    "a loss without end": ({"history": [[1, 10**400]]}, "is not a checkpoint of a run"),
-    "a length that is no whole number": ({"options": {"length": 8.5}}, "option length has the inv"),
+    "a step without end": ({"step": 10**18}, "a step is negative or at least 2³¹"),
+    "a step below 0": ({"step": -1}, "a step is negative or at least 2³¹"),
+    "a loss without end": (
+        {"history": [[1, 10**400]]},
+        r"history\[0\]\[1\] has the invalid value 1",
+    ),
+    "a length that is no whole number": (
+        {"options": {"length": 8.5}},
+        "options.length has the invalid value 8.5",
+    ),
 }
 
 
@@ -757,7 +794,7 @@ def test_a_checkpoint_with_invalid_metadata_is_refused(case, saved_run, tmp_path
     about, message = INVALID_METADATA[case]
     shutil.copytree(saved_run / "run", tmp_path / "run")
     if about.get("options"):
-        about = {"options": options_to_json(SMALL) | about["options"]}
+        about = {"options": to_json(SMALL) | about["options"]}
     change_checkpoint(tmp_path / "run", **about)
     for use in (lm.load, lm.resume):
         with pytest.raises(ValueError, match=message) as raised:
@@ -770,9 +807,9 @@ def test_a_str_is_a_path_wherever_a_text_is_expected(text, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for same in ("text.txt", text, Text.from_file("text.txt"), IN_MEMORY):
         started = lm.start("run", same, SMALL, overwrite=True)
-        assert (started.text["characters"], started.vocabulary.symbols[-1]) == (len(TEXT), "w")
-        assert lm.prepare(same, SMALL).text["sha256"] == started.text["sha256"]
-        assert lm.resume("run", text=same).text["sha256"] == started.text["sha256"]
+        assert (started.text.characters, started.vocabulary.symbols[-1]) == (len(TEXT), "w")
+        assert lm.prepare(same, SMALL).text.sha256 == started.text.sha256
+        assert lm.resume("run", text=same).text.sha256 == started.text.sha256
         *_, (_, score) = model.evaluate(lm.load("run"), same)
         assert score.characters == len(TEXT)
     for use in (
@@ -811,7 +848,7 @@ def test_a_text_that_has_changed_is_refused_and_a_moved_one_can_be_named(saved_r
 
 def test_a_memory_of_another_rule_is_refused(saved_run, tmp_path):
     shutil.copytree(saved_run / "run", tmp_path / "run")
-    change_checkpoint(tmp_path / "run", options=options_to_json(SMALL) | {"algorithm": "rtrl"})
+    change_checkpoint(tmp_path / "run", options=to_json(SMALL) | {"algorithm": "rtrl"})
     with pytest.raises(ValueError, match=r"holds no carry.memory\[0\].influence: it is of another"):
         lm.resume(tmp_path / "run")
 
@@ -851,7 +888,7 @@ def test_invalid_options_are_refused(changes, message):
 
 def test_very_long_lines_need_an_explicit_length():
     text = "a\n" * 40 + "b" * 20_000
-    with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*--length 200"):
+    with pytest.raises(ValueError, match=r"the longest line has 20,001 symbols.*length=200"):
         lm.prepare(Text.from_string(text), Options(lines=True))
     cut = lm.prepare(Text.from_string(text), Options(lines=True, length=5, hidden_size=3))
     assert cut.source(np.arange(1)).inputs.shape == (1, 32, 5)

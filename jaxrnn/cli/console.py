@@ -69,8 +69,8 @@ def text(training: lm.Run, *, given: bool) -> None:
         given: whether the user named a file.
     """
     about, vocabulary = training.text, training.vocabulary
-    say("text", about["name"] + ("" if given else ", since no FILE was given"))
-    say("", f"{about['characters']:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
+    say("text", about.name + ("" if given else ", since no FILE was given"))
+    say("", f"{about.characters:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
         f"{vocabulary.size:,} different {vocabulary.unit}s")  # fmt: skip
 
 

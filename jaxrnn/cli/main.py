@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import itertools
 import json
 import os
-import re
-import shlex
 import signal
 import sys
 import time
@@ -35,13 +34,15 @@ from jaxrnn.cli.distributed import (
     together,
     told_to_stop,
 )
+from jaxrnn.cli.flags import given_options, hint_for_dash, with_flags
 from jaxrnn.cli.launch import watch
 from jaxrnn.lm import corpus
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.model import continuation, stream, write
 from jaxrnn.lm.model import evaluate as score_text
-from jaxrnn.lm.options import Changes, Init, Options, options_to_json, seed_key, with_network_of
+from jaxrnn.lm.options import Changes, Init, Options, seed_key, with_network_of
 from jaxrnn.lm.store import directory
+from jaxrnn.lm.store.header import to_json
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
@@ -97,7 +98,9 @@ def train(
             directory.check_free(path, overwrite=overwrite)
         model = None if init_from is None else lm.load(init_from)
         merged = (
-            options if model is None else with_network_of(options, model.options, _given_options())
+            options
+            if model is None
+            else with_network_of(options, model.options, given_options(sys.argv[1:]))
         )
         text = corpus.open_text(file, encoding)
         return path, lm.prepare(text, merged, mesh, init_from=model)
@@ -162,12 +165,6 @@ def resume(
     return _train(training)
 
 
-def _given_options() -> set[str]:
-    """Return the names of the options on the command line."""
-    flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
-    return {name[2:].replace("-", "_").removeprefix("no_") for name in flags}
-
-
 def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool) -> int:
     """Train in several processes; after a failure, resume if there is a checkpoint by then."""
     path = _free_path(DEFAULT_OUT) if out is None else out
@@ -189,8 +186,8 @@ def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, qu
 
 def _agree(training: lm.Run) -> None:
     """Check that all processes train the same run."""
-    options = {f"option {name}": value for name, value in options_to_json(training.options).items()}
-    text = {"text, by its SHA-256": training.text["sha256"]}
+    options = {f"option {name}": value for name, value in to_json(training.options).items()}
+    text = {"text, by its SHA-256": training.text.sha256}
     agree(options | text | {"step to go on from": training.done})
 
 
@@ -512,7 +509,7 @@ def _parsed(arguments: list[str]) -> Callable[[], int]:
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit:
-        hint = _hint_for_dash(arguments, errors.getvalue())
+        hint = hint_for_dash(arguments, errors.getvalue())
         print(
             f"jaxrnn: {hint}" if hint else errors.getvalue(),
             file=sys.stderr,
@@ -521,40 +518,27 @@ def _parsed(arguments: list[str]) -> Callable[[], int]:
         raise
 
 
-def _hint_for_dash(arguments: list[str], errors: str) -> str:
-    """Return what to write instead if a value that begins with a dash was read as an option.
-
-    Args:
-        arguments: the command line.
-        errors: the error message of the parser.
-    """
-    missing = re.search(r"Missing value for argument '([^']*)'", errors)
-    unknown = re.search(r"Unrecognized options: (-[^-\s]\S*)", errors)
-    if missing and missing[1].startswith("--"):
-        for option, value in itertools.pairwise(arguments):
-            if option.replace("_", "-") == missing[1] and value.startswith("-"):
-                quoted = f"{missing[1]}={shlex.quote(value)}"
-                return f"{missing[1]} has no value: if {value} is meant to be it, write {quoted}"
-    elif missing or unknown:
-        for value in arguments:
-            if unknown[1] == value if unknown else re.match(r"-[^-]", value):
-                return (
-                    f"{value} is not an option: if it is meant to be a file or a word, write it "
-                    f"last and after two dashes: -- {shlex.quote(value)}"
-                )
-    return ""
-
-
 def _mistake(error: Exception) -> int:
     """Print the user's mistake in one line and return its status; raise other errors again."""
     if isinstance(error, ValueError | OSError):
-        print(f"jaxrnn: {console.printable(console.brief(str(error)))}", file=sys.stderr)
+        message = with_flags(console.brief(str(error)), _flags())
+        print(f"jaxrnn: {console.printable(message)}", file=sys.stderr)
     elif isinstance(error, MemoryError | OverflowError | jax.errors.JaxRuntimeError):
         reason = console.brief((str(error).splitlines() or [type(error).__name__])[0])
         print(f"jaxrnn: too large for this machine ({reason}): use smaller sizes", file=sys.stderr)
     else:
         raise error
     return MISTAKE
+
+
+def _flags() -> set[str]:
+    """Return the names of the arguments of all commands that are flags."""
+    options = (Options, Changes, Machines, trial.Options)
+    names = {field.name for cls in options for field in dataclasses.fields(cls)}
+    for command in COMMANDS.values():
+        for name, parameter in inspect.signature(command).parameters.items():
+            names |= {name} if parameter.kind is parameter.KEYWORD_ONLY else set()
+    return names
 
 
 def _free_path(first: Path) -> Path:

@@ -224,7 +224,7 @@ def read(
         raise ValueError(
             f"{text.name} is not the text that the run began with: its SHA-256 is "
             f"{digest.hexdigest()[:12]}…, and was {expected[:12]}…; restore the text and name it "
-            f"with --text FILE, or start a new run"
+            f"with text=FILE, or start a new run"
         )
     framed = lines and level != "word"
     if vocabulary is None:
@@ -342,13 +342,13 @@ def _check_beginning(name: str, beginning: bytes, encoding: str) -> None:
             raise ValueError(
                 f"{name} begins with the bytes {mark.hex(' ').upper()}, the byte order mark of "
                 f"{encodings[0]}, so it is not {encoding}: name its encoding, "
-                f"--encoding {encodings[0]}"
+                f"encoding={encodings[0]!r}"
             )
     unmarked = _unmarked(beginning)
     if unmarked and not (codec == unmarked or f"{codec}-le" == unmarked):
         raise ValueError(
             f"every other byte of {name} is zero, as in {unmarked}, so it is not {encoding}: "
-            f"name its encoding, --encoding {unmarked}"
+            f"name its encoding, encoding={unmarked!r}"
         )
 
 
@@ -370,11 +370,11 @@ def _remedy(text: Text, encoding: str) -> str:
         with suppress(UnicodeDecodeError):
             # An incremental decoder, since the block may end within a character.
             codecs.getincrementaldecoder("utf-8")().decode(block)
-            return "it seems to be in UTF-8: --encoding utf-8"
+            return "it seems to be in UTF-8: encoding='utf-8'"
     if any(block.startswith(mark) for mark, _ in _MARKS):
         return "its byte order mark is right, so the file is damaged or truncated"
     return (
-        "name its encoding with --encoding; cp1252 (Western European) and latin-1 decode nearly "
+        "name its encoding; cp1252 (Western European) and latin-1 decode nearly "
         "any bytes, to wrong characters if the text is in another encoding"
     )
 

@@ -1,4 +1,4 @@
-"""The options of a run: their defaults, their validation, and conversion to and from JSON."""
+"""The options of a run: their defaults and their validation."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from jaxrnn.network import checks
 Init = Literal["default", "uniform", "small-normal", "normal"]
 _MOST_MEMBERS, _MOST_LAYERS = 10_000, 1000
 _MOST = 2**31 - 1  # the largest value of an integer option (int32)
-_MOST_LINE = 10_000  # the longest line, in symbols, that is read whole without --length
+_MOST_LINE = 10_000  # the longest line, in symbols, that is read whole if `length` is not set
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, got {value}")
-    for name, value in options_to_json(options).items():
+    for name, value in dataclasses.asdict(options).items():
         if name != "seed" and isinstance(value, int) and value > _MOST:
             raise ValueError(f"{name} must be at most {_MOST:,}, got {value:,}")
     rates = {f"learning_rates[{i}]": rate for i, rate in enumerate(rates or ())}
@@ -285,59 +285,6 @@ def length_of(options: Options, longest_line: int | None = None) -> int:
     if options.length is None and longest_line > _MOST_LINE:
         raise ValueError(
             f"the longest line has {longest_line:,} symbols, and all lines are padded to its "
-            f"length: read less of each line, as with --length 200, or train without --lines"
+            f"length: read less of each line, as with length=200, or train with lines=False"
         )
     return longest_line if options.length is None else min(options.length, longest_line)
-
-
-def options_to_json(options: Options) -> dict[str, Any]:
-    """Return the options as a dictionary for JSON."""
-    return dataclasses.asdict(options)
-
-
-def options_from_json(described: Any) -> Options:
-    """Return the options that `to_json` wrote; missing options have their defaults.
-
-    Args:
-        described: the JSON value.
-
-    Raises:
-        ValueError: if it is not an object, an option is unknown, or the value of one is invalid.
-    """
-    if not isinstance(described, dict):
-        raise ValueError(f"options must be an object, got {described!r:.100}")
-    types, values = get_type_hints(Options), _with_rule_options(described)
-    for name, value in values.items():
-        if name not in types:
-            raise ValueError(f"this version does not know the option {name!r:.100}")
-        if not _has_type(value, types[name]):
-            raise ValueError(f"the option {name} has the invalid value {value!r:.100}")
-    rates = values.get("learning_rates")
-    values["learning_rates"] = None if rates is None else tuple(rates)
-    options = Options(**values)
-    check_options(options)
-    return options
-
-
-def _with_rule_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Move the options of a rule into `algorithm`; earlier versions stored them separately."""
-    rule_options = ("window", "n", "rank")
-    arguments = {name: values[name] for name in rule_options if values.get(name) is not None}
-    values = {name: value for name, value in values.items() if name not in rule_options}
-    if arguments:
-        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        values["algorithm"] = f"{values.get('algorithm')}({listed})"
-    return values
-
-
-def _has_type(value: Any, type_: Any) -> bool:
-    """Return whether a JSON value has a type; an int may be a float, but a bool is not an int."""
-    if get_origin(type_) is Literal:
-        return value in get_args(type_)
-    if get_origin(type_) is tuple:
-        element = get_args(type_)[0]
-        return isinstance(value, list | tuple) and all(_has_type(v, element) for v in value)
-    if get_args(type_):  # a union
-        return any(_has_type(value, member) for member in get_args(type_))
-    types = (int, float) if type_ is float else (type_,)
-    return isinstance(value, types) and (type_ is bool or not isinstance(value, bool))

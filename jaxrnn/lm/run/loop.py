@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn.lm import build
 from jaxrnn.lm.options import members
-from jaxrnn.lm.run.persistence import save, write_sample
+from jaxrnn.lm.run.persistence import save, write_description, write_sample
 from jaxrnn.lm.run.placement import all_gather, on_one, rows_here, spread_rows
 from jaxrnn.lm.run.state import Block, Run, over_because, pick
 from jaxrnn.lm.scoring import mean_loss, score
@@ -60,7 +60,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
             # Remove what a killed process wrote after this step or failed to remove.
             directory.rewind(run.folder, run.done, run.history, run.options.keep)
             # The path of the text may have changed.
-            directory.write_description(run.folder, run.text, run.vocabulary)
+            write_description(run)
             yield from _train(run, stop)
     except OSError as error:
         raise ValueError(
@@ -71,15 +71,15 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
 
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     """Train a run, whose folder is locked if it has one."""
-    run_options, loop = run.options, make_train_loop(run.step)
-    every = run_options.evaluate_every or max(1, run_options.steps // 20)
+    options, loop = run.options, make_train_loop(run.step)
+    every = options.evaluate_every or max(1, options.steps // 20)
     block_size = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(np.arange(1)).inputs.shape)))
-    pace, next_number = min(PACE, run_options.save_every), 1
+    pace, next_number = min(PACE, options.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
     over = over_because(run)
     while not over:
         started_at, first = time.monotonic(), run.done
-        number = min(next_number, run_options.steps - first, every - first % every)
+        number = min(next_number, options.steps - first, every - first % every)
         run, metrics, characters, diagnosis = _advance(run, loop, number, block_size)
         seconds = time.monotonic() - started_at
         next_number = min(block_size, max(1, int(pace * number / seconds)))
@@ -89,13 +89,13 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         earlier, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
         held_out = saved = None
-        at_evaluation = run.done % every == 0 or run.done == run_options.steps
+        at_evaluation = run.done % every == 0 or run.done == options.steps
         evaluated = diagnosis is None and at_evaluation
         if evaluated and not jax.process_index():
             held_out = _evaluate(run)
             run = run._replace(history=(*run.history, (run.done, held_out)))
         over = "trouble" if diagnosis else over_because(run)
-        save_is_due = time.monotonic() - saved_at >= run_options.save_every
+        save_is_due = time.monotonic() - saved_at >= options.save_every
         # All processes follow the clock and the evaluations of the first one, so that they stay in
         # step; a request to stop may come to any of them.
         signs = all_gather([next_number, over == "patience", save_is_due, stop()])

@@ -12,19 +12,20 @@ from jax.sharding import Mesh
 from jaxrnn.lm import corpus
 from jaxrnn.lm.corpus import Text
 from jaxrnn.lm.model import Model, write
-from jaxrnn.lm.options import Options, length_of, options_to_json, with_changes
-from jaxrnn.lm.run.load import read
+from jaxrnn.lm.options import Options, with_changes
+from jaxrnn.lm.run.load import open_run
 from jaxrnn.lm.run.prepare import make, prepare, with_state
 from jaxrnn.lm.run.state import Run, to_model
 from jaxrnn.lm.store import atomic, checkpoint, directory
+from jaxrnn.lm.store.header import Description, Header, VocabularyRecord
 
 _DEFAULTS = Options()
 
 
 def start(
-    place: str | Path,
+    path: str | Path,
     text: Text | str | Path | None = None,
-    chosen: Options = _DEFAULTS,
+    options: Options = _DEFAULTS,
     *,
     encoding: str | None = None,
     overwrite: bool = False,
@@ -34,10 +35,10 @@ def start(
     """Prepare a run and make its folder, with a checkpoint of the state before the first step.
 
     Args:
-        place: the path of the folder.
+        path: the path of the folder.
         text: the text to train on: the path of a file, or a `Text`; default the documentation
             topics that ship with Python.
-        chosen: the options of the run.
+        options: the options of the run.
         encoding: the encoding of the file; default UTF-8.
         overwrite: whether an existing run in the folder may be replaced.
         mesh: the devices over which the rows of each batch are sharded; default one device.
@@ -49,19 +50,19 @@ def start(
     Raises:
         ValueError: as `prepare` does, or if the folder is in use or cannot be written.
     """
-    directory.check_free(Path(place), overwrite=overwrite)
-    run = prepare(corpus.as_text(text, encoding), chosen, mesh, init_from=init_from)
-    return keep(run, place, overwrite=overwrite)
+    directory.check_free(Path(path), overwrite=overwrite)
+    run = prepare(corpus.as_text(text, encoding), options, mesh, init_from=init_from)
+    return keep(run, path, overwrite=overwrite)
 
 
-def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
+def keep(run: Run, path: str | Path, *, overwrite: bool = False) -> Run:
     """Make the folder of a prepared run, with a checkpoint of the state before the first step.
 
     With several processes, all of them must call the function, but only the first one writes.
 
     Args:
         run: the run, from `prepare`.
-        place: the path of the folder.
+        path: the path of the folder.
         overwrite: whether an existing run in the folder may be replaced.
 
     Returns:
@@ -70,21 +71,28 @@ def keep(run: Run, place: str | Path, *, overwrite: bool = False) -> Run:
     Raises:
         ValueError: if the folder is in use or cannot be written.
     """
-    path, whole = Path(place), run.on_one_device()
+    folder, whole = Path(path), run.on_one_device()
     if jax.process_index():
         return run
 
     def fill(new):
-        directory.write_description(new, run.text, run.vocabulary)
+        write_description(run._replace(folder=new))
         atomic.write(new / "metrics.jsonl", "")
         save(whole._replace(folder=new))
 
-    directory.create(path, fill, overwrite=overwrite)
-    return run._replace(folder=path)
+    directory.create(folder, fill, overwrite=overwrite)
+    return run._replace(folder=folder)
+
+
+def write_description(run: Run) -> None:
+    """Write run.json of a run that has a folder, unless it has the same content already."""
+    assert run.folder is not None
+    vocabulary = VocabularyRecord(run.vocabulary.size, run.vocabulary.sha256)
+    directory.write_description(run.folder, Description(run.text, vocabulary))
 
 
 def resume(
-    place: str | Path,
+    path: str | Path,
     *,
     text: Text | str | Path | None = None,
     mesh: Mesh | None = None,
@@ -95,7 +103,7 @@ def resume(
     Without changes the run continues exactly as if it had not been interrupted.
 
     Args:
-        place: the path of the run's folder.
+        path: the path of the run's folder.
         text: the text of the run, or the current path of its file; default the path recorded in
             the run.
         mesh: the devices over which the rows of each batch are sharded; default one device. They
@@ -110,49 +118,39 @@ def resume(
         ValueError: if there is no run or no checkpoint that can be read, the text is not that of
             the run, or an option cannot be changed.
     """
-    path = Path(place)
-    description, latest = directory.describe(path), directory.newest(path)
-    run_options, vocabulary, about = read(latest.checkpoint, path, description)
-    run_options, recorded = with_changes(run_options, **changes), description["text"]
+    folder = Path(path)
+    (opened, header, remarks), description = open_run(folder)
+    options, recorded = with_changes(header.options, **changes), description.text
     if text is None:
-        if recorded["file"] is None and not recorded["name"].startswith(corpus.TOPICS):
+        if recorded.file is None and not recorded.name.startswith(corpus.TOPICS):
             raise ValueError(
-                f"{path} was trained on {recorded['name']}, which has no file: give the text "
-                f"again, as text=jaxrnn.lm.Text.from_string(…) or --text FILE"
+                f"{folder} was trained on {recorded.name}, which has no file: give the text again, "
+                f"with text=FILE or a jaxrnn.lm.Text"
             )
-        text = recorded["file"]
-    text = text if isinstance(text, Text) else corpus.as_text(text, recorded["encoding"])
-    expected = about["text"]["sha256"]
-    encoded = corpus.read(text, lines=run_options.lines, vocabulary=vocabulary, expected=expected)
-    run, _ = make(text, encoded, run_options, mesh)
-    state = checkpoint.restore(latest.checkpoint, run.state)
-    history = tuple((int(step), held_out) for step, held_out in about["history"])
-    here, there = _versions(run), dict(about["made with"])
+        text = recorded.file
+    text = text if isinstance(text, Text) else corpus.as_text(text, recorded.encoding)
+    expected = header.text.sha256
+    encoded = corpus.read(
+        text, lines=options.lines, vocabulary=header.vocabulary, expected=expected
+    )
+    run, _ = make(text, encoded, options, mesh)
+    state = checkpoint.restore(opened, run.state)
+    here, there = _versions(run), header.made_with
     differences = [f"{name} {there[name]} (here {now})" for name, now in here.items()
                    if there.get(name, now) != now]  # fmt: skip
-    remarks = latest.remarks
     if differences:
         remarks += (f"made with {', '.join(differences)}: the last digits may differ",)
-    run_folder = None if jax.process_index() else path
-    run = run._replace(history=history, folder=run_folder, remarks=remarks)
+    run_folder = None if jax.process_index() else folder
+    run = run._replace(history=header.history, folder=run_folder, remarks=remarks)
     return with_state(run, state)
 
 
 def save(run: Run) -> Path:
     """Save a checkpoint of a run that has a folder and whose state is on one device."""
     assert run.folder is not None
-    run_options, vocabulary = run.options, run.vocabulary
-    length = 1 if run_options.lines else length_of(run_options)
-    about = {
-        "step": run.done,
-        "position": run.done * run_options.batch_size * length,
-        "options": options_to_json(run_options),
-        "text": {name: run.text[name] for name in ("name", "sha256", "characters")},
-        "vocabulary": {"level": vocabulary.level, "symbols": vocabulary.symbols},
-        "history": run.history,
-        "made with": _versions(run),
-    }
-    return directory.save(run.folder, run.state, about, keep=run_options.keep)
+    text = run.text._replace(file=None, encoding=None)  # the path may change: only run.json has it
+    header = Header(run.done, run.options, text, run.vocabulary, run.history, _versions(run))
+    return directory.save(run.folder, run.state, header)
 
 
 def write_sample(run: Run) -> None:

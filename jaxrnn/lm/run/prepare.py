@@ -18,6 +18,7 @@ from jaxrnn.lm.options import Options, check_options, length_of, members, seed_k
 from jaxrnn.lm.run.load import load
 from jaxrnn.lm.run.placement import layout, spread
 from jaxrnn.lm.run.state import Run
+from jaxrnn.lm.store.header import TextRecord
 from jaxrnn.lm.vocabulary import UNKNOWN
 from jaxrnn.network.stack import Params
 from jaxrnn.training.sharding import sharded
@@ -28,7 +29,7 @@ _HELD_OUT = 1_000_000  # the largest number of symbols that are held out
 
 def prepare(
     text: Text | str | Path,
-    chosen: Options,
+    options: Options,
     mesh: Mesh | None = None,
     *,
     init_from: Model | str | Path | None = None,
@@ -37,7 +38,7 @@ def prepare(
 
     Args:
         text: the text to train on: the path of a file in UTF-8, or a `Text`.
-        chosen: the options of the run.
+        options: the options of the run.
         mesh: the devices over which the rows of each batch are sharded; default one device.
         init_from: a model, or the path of the run or checkpoint to load it from. The run starts
             from its weights and has its vocabulary. Network options that are at their defaults are
@@ -57,16 +58,16 @@ def prepare(
     """
     model = load(init_from) if isinstance(init_from, str | Path) else init_from
     if model is not None:
-        chosen = with_network_of(chosen, model.options)
-    check_options(chosen)
-    text, size = corpus.as_text(text), chosen.vocabulary_size or 8000
+        options = with_network_of(options, model.options)
+    check_options(options)
+    text, size = corpus.as_text(text), options.vocabulary_size or 8000
     if model is None:
-        read = corpus.read(text, level=chosen.level, size=size, lines=chosen.lines)
-        run, first_state = make(text, read, chosen, mesh)
+        read = corpus.read(text, level=options.level, size=size, lines=options.lines)
+        run, first_state = make(text, read, options, mesh)
         return with_state(run, first_state())
-    corpus.check_known(text, model.vocabulary, lines=chosen.lines)
-    read = corpus.read(text, lines=chosen.lines, vocabulary=model.vocabulary)
-    run, first_state = make(text, read, chosen, mesh, model.params)
+    corpus.check_known(text, model.vocabulary, lines=options.lines)
+    read = corpus.read(text, lines=options.lines, vocabulary=model.vocabulary)
+    run, first_state = make(text, read, options, mesh, model.params)
     if unknown := unknown_words(read):
         remark = f"{unknown:,} words of {text.name} are not known to the model: each is {UNKNOWN}"
         run = run._replace(remarks=(remark,))
@@ -81,7 +82,7 @@ def with_state(run: Run, state: TrainState) -> Run:
 def make(
     text: Text,
     read: Corpus,
-    run_options: Options,
+    options: Options,
     mesh: Mesh | None = None,
     weights: Params | None = None,
 ) -> tuple[Run, Callable[[], TrainState]]:
@@ -90,7 +91,7 @@ def make(
     Args:
         text: the text.
         read: the encoded text.
-        run_options: the options of the run.
+        options: the options of the run.
         mesh: the devices over which the rows of each batch are sharded; default one device.
         weights: the initial parameters; default random.
 
@@ -99,23 +100,23 @@ def make(
         state.
     """
     vocabulary = read.vocabulary
-    rnn = build.make_rnn(run_options, vocabulary.size)
-    rule = partial(build.make_algorithm, run_options)
+    rnn = build.make_rnn(options, vocabulary.size)
+    rule = partial(build.make_algorithm, options)
     algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
-    source, held_out = (_lines if run_options.lines else _stream)(read, run_options)
+    source, held_out = (_lines if options.lines else _stream)(read, options)
 
     def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
-        optimizer, params = build.make_optimizer(run_options, rate), rnn.init(params_key)
+        optimizer, params = build.make_optimizer(options, rate), rnn.init(params_key)
         if weights is not None:  # converted to the default dtype of this process
             params = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), params, weights)
         h = rnn.initial_state(batch_size)
         return init_train_state(algorithm, optimizer, params, h, key=state_key)
 
     def step(rate, state, batch):
-        return make_train_step(algorithm, build.make_optimizer(run_options, rate))(state, batch)
+        return make_train_step(algorithm, build.make_optimizer(options, rate))(state, batch)
 
-    population = members(run_options)
+    population = members(options)
     keys = [seed_key(member.seed) for member in population]
     if len(population) == 1:
         key, rate = keys[0], population[0].learning_rate
@@ -127,50 +128,45 @@ def make(
         def make_state(batch_size):
             return jax.jit(jax.vmap(partial(initial, batch_size)))(jnp.stack(keys), rates)
 
-    description = {
-        "name": text.name,
-        "file": text.file and str(text.file.resolve()),
-        "encoding": text.encoding,
-        "sha256": read.sha256,
-        "characters": read.characters,
-    }
-    first_state = partial(make_state, run_options.batch_size)
+    file = text.file and str(text.file.resolve())
+    record = TextRecord(text.name, read.sha256, read.characters, file, text.encoding)
+    first_state = partial(make_state, options.batch_size)
     shapes = jax.eval_shape(first_state)
-    run = Run(run_options, rnn, vocabulary, description, whole_step, shapes, source, held_out)
+    run = Run(options, rnn, vocabulary, record, whole_step, shapes, source, held_out)
     if mesh is not None:
-        run = run._replace(layout=layout(mesh, make_state, run_options.batch_size))
+        run = run._replace(layout=layout(mesh, make_state, options.batch_size))
     return run, first_state
 
 
-def _stream(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSet]:
+def _stream(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
     """Return the training batches and the evaluation set of one continuous text."""
-    total, length = len(read.ids), length_of(run_options)
-    held_out_size = max(2, min(math.ceil(run_options.held_out * total), _HELD_OUT))
+    total, length = len(read.ids), length_of(options)
+    held_out_size = max(2, min(math.ceil(options.held_out * total), _HELD_OUT))
     ids, held_out = corpus.cut(read.ids, max(total - held_out_size, 0))
-    source = data.stream(ids, run_options.batch_size, length)
-    return source, data.passage(held_out[:], run_options.batch_size, length)
+    source = data.stream(ids, options.batch_size, length)
+    return source, data.passage(held_out[:], options.batch_size, length)
 
 
-def _lines(read: Corpus, run_options: Options) -> tuple[data.Source, data.EvalSet]:
+def _lines(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
     """Return the training batches and the evaluation set of a text that is read line by line."""
     ends = read.vocabulary.ends
     rows = data.find_lines(read.ids, ends) if ends else None
     total = 0 if rows is None else len(rows.starts)
     if rows is None or total < 2:
         raise ValueError(f"training on lines needs at least 2 that are not empty, got {total}")
-    order = np.random.default_rng(run_options.seed).permutation(total)
+    order = np.random.default_rng(options.seed).permutation(total)
     too_many = np.cumsum((rows.ends - rows.starts)[order]) > _HELD_OUT
     limit = int(too_many.argmax()) if too_many.any() else total
-    number = max(1, min(round(run_options.held_out * total), limit))  # of held-out lines
+    number = max(1, min(round(options.held_out * total), limit))  # of held-out lines
     held_out, rows = (
         rows._replace(starts=rows.starts[indices], ends=rows.ends[indices])
         for indices in (order[:number], order[number:])
     )
-    if len(rows.starts) < run_options.batch_size:
+    if len(rows.starts) < options.batch_size:
         raise ValueError(
             f"the text has {len(rows.starts)} lines to train on and {number} held out, but a batch "
-            f"needs {run_options.batch_size}: use a smaller batch size, or hold out less"
+            f"needs {options.batch_size}: use a smaller batch size, or hold out less"
         )
-    length = length_of(run_options, max(rows.longest, held_out.longest))
-    source = data.shuffled(rows, run_options.batch_size, run_options.seed, length)
-    return source, data.rows_passage(held_out, run_options.batch_size, length)
+    length = length_of(options, max(rows.longest, held_out.longest))
+    source = data.shuffled(rows, options.batch_size, options.seed, length)
+    return source, data.rows_passage(held_out, options.batch_size, length)

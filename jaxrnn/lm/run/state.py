@@ -12,6 +12,7 @@ from jaxrnn.lm.options import Options, number_of_members
 from jaxrnn.lm.run import placement
 from jaxrnn.lm.run.placement import Layout
 from jaxrnn.lm.store import directory
+from jaxrnn.lm.store.header import TextRecord
 from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.rnn import RNN
 from jaxrnn.training.nonfinite import Trouble
@@ -25,7 +26,7 @@ class Run(NamedTuple):
         options: the options of the run.
         rnn: the network.
         vocabulary: the vocabulary.
-        text: {"name", "file", "encoding", "sha256", "characters"} of the text.
+        text: the name, path, encoding, SHA-256 and size of the text.
         step: the function that makes one train step.
         state: the train state; for a population each leaf has the members as its first axis.
         source: a function from step numbers to batches.
@@ -41,7 +42,7 @@ class Run(NamedTuple):
     options: Options
     rnn: RNN
     vocabulary: Vocabulary
-    text: dict[str, Any]
+    text: TextRecord
     step: TrainStep
     state: TrainState
     source: data.Source

@@ -1,9 +1,10 @@
 """The folder of a run on disk. It has plain files only, and nothing in it is unpickled.
 
-run.json             which text (name, current path, SHA-256) and vocabulary (SHA-256) the run has
+run.json             which text (name, current path, SHA-256) and vocabulary (SHA-256) the run has:
+                     a `Description`
 metrics.jsonl        {"step", "loss", "grad_norm"} or {"step", "held_out"}, one record per line
-checkpoints/         step-00000400.safetensors, …: each has the options and the vocabulary, which
-                     are stored nowhere else
+checkpoints/         step-00000400.safetensors, …: each has the train state and a `Header` with the
+                     options and the vocabulary, which are stored nowhere else
 samples/             step-00000400.txt, …: a text sampled from the model at each evaluation
 loss.png             a figure of the metrics
 
@@ -19,16 +20,28 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
 
 from jaxrnn.lm.store import atomic, checkpoint
 from jaxrnn.lm.store.checkpoint import Checkpoint, DamagedError
+from jaxrnn.lm.store.header import (
+    Description,
+    Header,
+    VocabularyRecord,
+    from_json,
+    is_held_out,
+    is_step,
+    read_description,
+    read_header,
+    to_json,
+)
 from jaxrnn.lm.vocabulary import Vocabulary
 
 try:
@@ -36,6 +49,7 @@ try:
 except ImportError:  # this system has no such locks
     fcntl = None
 
+Result = TypeVar("Result")
 _OLD_VOCABULARY = "vocabulary.json"  # earlier versions wrote it; now run.json has its SHA-256
 _PARTS = {"run.json", _OLD_VOCABULARY, "metrics.jsonl", "checkpoints", "samples", "loss.png"}
 _STEP = re.compile(r"step-(\d{8,})\.safetensors")
@@ -43,10 +57,17 @@ _SAMPLE = re.compile(r"step-(\d{8,})\.txt")
 
 
 class RunCheckpoint(NamedTuple):
-    """A checkpoint of a run, with messages about damaged checkpoints that were skipped."""
+    """A checkpoint of a run.
+
+    Attributes:
+        checkpoint: the opened file.
+        header: its metadata.
+        remarks: messages about damaged checkpoints that were skipped.
+    """
 
     checkpoint: Checkpoint
-    remarks: tuple[str, ...]
+    header: Header
+    remarks: tuple[str, ...] = ()
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -58,8 +79,8 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"a run needs a folder of its own, but --out {folder} is or contains the current "
-            f"folder: name a new one"
+            f"a run needs a folder of its own, but {folder} is or contains the current folder: "
+            f"name a new one"
         )
     if not (folder.exists() or folder.is_symlink()):
         return
@@ -67,18 +88,18 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ValueError(
-            f"{folder} exists already: choose another --out, add --overwrite, or resume the run: "
-            f"jaxrnn resume {folder}"
+            f"{folder} exists already: choose another folder, add overwrite=True, or resume the "
+            f"run: jaxrnn resume {folder}"
         )
     if folder.is_symlink() or not folder.is_dir() or not (folder / "run.json").is_file():
         raise ValueError(
-            f"{folder} is not a run, and only runs are overwritten: choose another --out"
+            f"{folder} is not a run, and only runs are overwritten: choose another folder"
         )
     foreign = sorted({path.name for path in folder.iterdir()} - _PARTS)
     if foreign:
         raise ValueError(
             f"{folder} holds {foreign[0]!r}, which is not part of a run and would be lost: move "
-            f"it, or choose another --out"
+            f"it, or choose another folder"
         )
 
 
@@ -120,20 +141,16 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
         raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def write_description(folder: Path, text: dict[str, Any], vocabulary: Vocabulary) -> None:
+def write_description(folder: Path, description: Description) -> None:
     """Write run.json unless it has the same content already."""
-    description = {
-        "format": checkpoint.FORMAT,
-        "text": text,
-        "vocabulary": {"size": vocabulary.size, "sha256": vocabulary.sha256},
-    }
-    file, content = folder / "run.json", json.dumps(description, indent=1) + "\n"
+    content = json.dumps({"format": checkpoint.FORMAT} | to_json(description), indent=1) + "\n"
+    file = folder / "run.json"
     if not file.is_file() or file.read_text() != content:
         atomic.write(file, content)
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Read run.json; its "vocabulary" is None if it is unknown.
+def describe(folder: Path) -> Description:
+    """Read run.json.
 
     Raises:
         ValueError: if the folder is not a run, or run.json is damaged.
@@ -144,42 +161,26 @@ def describe(folder: Path) -> dict[str, Any]:
     for part in ("checkpoints", "samples"):
         if (folder / part).is_symlink():
             raise ValueError(f"{folder / part} is a link, and links in a run are not followed")
-    description = _read_json(file)
-    try:
-        text = description["text"]
-        optional = all(isinstance(text[name], str | NoneType) for name in ("file", "encoding"))
-        if not (optional and all(isinstance(text[name], str) for name in ("name", "sha256"))):
-            raise ValueError("it does not identify the text")
-        if "vocabulary" not in description:
-            description["vocabulary"] = _old_vocabulary(folder / _OLD_VOCABULARY)
-        elif not isinstance(description["vocabulary"]["sha256"], str):
-            raise ValueError("it does not identify the vocabulary")
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{file} is damaged: {problem}") from error
+    description = _read_json(file, read_description)
+    vocabulary = folder / _OLD_VOCABULARY
+    if description.vocabulary is None and vocabulary.is_file():
+        read = _read_json(vocabulary, partial(from_json, Vocabulary))
+        description = description._replace(vocabulary=VocabularyRecord(read.size, read.sha256))
     return description
 
 
-def _read_json(file: Path) -> Any:
-    """Read a JSON file, or raise `ValueError` if it is damaged or too large."""
+def _read_json(file: Path, convert: Callable[[Any], Result]) -> Result:
+    """Read a JSON file and convert its content.
+
+    Raises:
+        ValueError: if the file is damaged or too large, or its content cannot be converted.
+    """
     try:
         if file.stat().st_size > checkpoint.MOST_HEADER:
             raise ValueError(f"it has more than {checkpoint.MOST_HEADER:,} bytes")
-        return json.loads(file.read_text())
+        return convert(json.loads(file.read_text()))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-
-
-def _old_vocabulary(file: Path) -> dict[str, Any] | None:
-    """Return the "vocabulary" entry of run.json, computed from the file of an earlier version."""
-    if not file.is_file():
-        return None
-    described = _read_json(file)
-    try:
-        vocabulary = Vocabulary(tuple(described["symbols"]), described["level"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    return {"size": vocabulary.size, "sha256": vocabulary.sha256}
 
 
 def record(folder: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -200,9 +201,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
                 each = json.loads(line)
             except (ValueError, RecursionError):
                 break
-            if not (isinstance(each, dict) and _is_step(each.get("step"))):
+            if not (isinstance(each, dict) and is_step(each.get("step"))):
                 break
-            if all(map(_is_loss, each.values())):
+            if all(map(is_held_out, each.values())):
                 records.append(each)
     return records
 
@@ -233,23 +234,22 @@ def rewind(folder: Path, step: int, history: Sequence[Any], keep: int) -> None:
         steps[at].unlink(missing_ok=True)
 
 
-def save(folder: Path, tree: Any, about: dict[str, Any], *, keep: int) -> Path:
+def save(folder: Path, tree: Any, header: Header) -> Path:
     """Save a checkpoint, and then remove the checkpoints that are not kept and any later ones.
 
     Args:
         folder: the folder of the run.
         tree: the train state.
-        about: the metadata, with "step" and "history": [[step, held-out loss or losses], …].
-        keep: the number of the newest checkpoints to keep.
+        header: the metadata, whose options say how many checkpoints are kept.
 
     Returns:
         The path of the new checkpoint.
     """
-    file = folder / "checkpoints" / f"step-{about['step']:08d}.safetensors"
-    checkpoint.save(file, tree, about)
+    file = folder / "checkpoints" / f"step-{header.step:08d}.safetensors"
+    checkpoint.save(file, tree, to_json(header))
     steps = _steps(folder)
-    earlier = [step for step in steps if step <= about["step"]]
-    for step in steps.keys() - _kept(earlier, about["history"], keep):
+    earlier = [step for step in steps if step <= header.step]
+    for step in steps.keys() - _kept(earlier, header.history, header.options.keep):
         steps[step].unlink(missing_ok=True)
     return file
 
@@ -273,7 +273,7 @@ def newest(folder: Path) -> RunCheckpoint:
     return _first(folder, [steps[step] for step in sorted(steps, reverse=True)])
 
 
-def only(file: Path) -> RunCheckpoint:
+def single(file: Path) -> RunCheckpoint:
     """Open one checkpoint, given by its path.
 
     Raises:
@@ -289,7 +289,7 @@ def best(folder: Path) -> RunCheckpoint:
         ValueError: as `newest` does.
     """
     latest, steps = newest(folder), _steps(folder)
-    order = ranked(latest.checkpoint.about["history"], steps)
+    order = ranked(latest.header.history, steps)
     if not order:
         return latest
     return _first(folder, [*(steps[step] for step in order), latest.checkpoint.file])
@@ -364,31 +364,13 @@ def _first(folder: Path, paths: list[Path]) -> RunCheckpoint:
 def _checked(file: Path, opened: Checkpoint) -> RunCheckpoint:
     """Raise `ValueError` unless a checkpoint is that of a run."""
     try:
-        steps = [step for step, held_out in opened.about["history"] if _is_loss(held_out)]
-        if not all(map(_is_step, (*steps, opened.about["step"]))):
-            raise ValueError("a step is not a whole number, or is negative or at least 2³¹")
-        if len(steps) != len(opened.about["history"]) or len(steps) > opened.about["step"]:
-            raise ValueError("its history contradicts its step")
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{file} is not a checkpoint of a run: {problem}") from error
-    return RunCheckpoint(opened, ())
-
-
-def _is_step(value: Any) -> bool:
-    """Return whether a JSON value is a valid step number."""
-    return isinstance(value, int) and 0 <= value < 2**31
-
-
-def _is_loss(value: Any) -> bool:
-    """Return whether a JSON value is a number, None (a non-finite number), or a list of both."""
-    values = value if isinstance(value, list) else [value]
-    return all(each is None or _is_number(each) for each in values)
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a JSON value is a number in the range of a float."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+        header = read_header(opened.about)
+        for name, shape in opened.shapes.items():
+            if name.startswith("params.") and not jnp.issubdtype(shape.dtype, jnp.floating):
+                raise ValueError(f"{name} has dtype {shape.dtype}, but parameters are floats")
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
+    return RunCheckpoint(opened, header)
 
 
 def _finite(value: Any) -> Any:
