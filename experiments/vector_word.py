@@ -145,8 +145,8 @@ def run(setting: Setting, seeds: int) -> Outcome:
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     params, losses, probability = train(draw(rnn, keys), keys)
-    prime, end = vocabulary.encode("v\n").tolist()
-    ids = write(rnn, params, keys, prime, end)
+    prompt, end = vocabulary.encode("v\n").tolist()
+    ids = write(rnn, params, keys, prompt, end)
     samples = [["v" + vocabulary.decode(row).split("\n")[0] for row in rows] for rows in ids]
     return Outcome(np.asarray(losses), np.asarray(probability), samples)
 
@@ -162,14 +162,14 @@ def draw(rnn: jaxrnn.RNN, keys: jax.Array) -> jaxrnn.Params:
 
 @partial(jax.jit, static_argnums=0)
 def write(
-    rnn: jaxrnn.RNN, params: jaxrnn.Params, keys: jax.Array, prime: int, end: int
+    rnn: jaxrnn.RNN, params: jaxrnn.Params, keys: jax.Array, prompt: int, end: int
 ) -> jax.Array:
-    """Draw samples from each network after the id `prime`: ids (S, SAMPLES, LONGEST)."""
+    """Draw samples from each network after the id `prompt`: ids (S, SAMPLES, LONGEST)."""
 
     def sample(params, key):
-        primes = jnp.full((SAMPLES, 1), prime)
+        prompts = jnp.full((SAMPLES, 1), prompt)
         key = jax.random.fold_in(key, 1)
-        return jaxrnn.lm.sample(rnn, params, primes, LONGEST, key=key, end=end)
+        return jaxrnn.lm.sample(rnn, params, prompts, LONGEST, key=key, end=end)
 
     return jax.vmap(sample)(params, keys)
 

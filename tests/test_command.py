@@ -105,7 +105,7 @@ def test_train_checks_its_gradient_trains_evaluates_samples_and_saves(trained):
 
 def test_sample_writes_what_was_asked_for(trained):
     folder, _ = trained
-    options = ("--prime", "the ", "--length", "30")
+    options = ("--prompt", "the ", "--length", "30")
     one, again, several, stopped, likeliest = run_commands(
         [
             ("sample", "fox", *options),
@@ -262,7 +262,7 @@ def test_words_are_trained_scored_and_sampled(tmp_path):
     trained, sampled, scored = run_commands(
         [
             ("train", "fox.txt", *SMALL, "--level", "word", "--vocabulary-size", "9", "--out", "w"),
-            ("sample", "w", "--length", "30", "--prime", "The dog"),
+            ("sample", "w", "--length", "30", "--prompt", "The dog"),
             ("eval", "w", "fox.txt"),
         ],
         tmp_path,
@@ -386,8 +386,8 @@ MISTAKES = {
     ("sample", "fox", "--top-p", "2"): "--top-p must be above 0 and at most 1",
     ("sample", "fox", "--stop", ""): "--stop must be a text of at least one character",
     ("sample", "fox", "--beams", "2", "--count", "2"): "--beams searches and does not draw",
-    ("sample", "fox", "--prime", "é"): "character 'é' (U+00E9) at position 0 is not in the vocab",
-    ("sample", "fox", "--prime", ""): "--prime must be the beginning of a text, of one line, got",
+    ("sample", "fox", "--prompt", "é"): "character 'é' (U+00E9) at position 0 is not in the vocab",
+    ("sample", "fox", "--prompt", ""): "--prompt must be the beginning of a text, of one line, got",
     ("sample", "fox", "--seed", "-1"): "--seed must lie in 0 … 2⁶³ - 1, got -1",
     ("train", "fox.txt", "--seed", "99999999999999999999"): "--seed must lie in 0 … 2⁶³ - 1, got",
     ("explain", "vector", "--seed", "-1"): "--seed must lie in 0 … 2⁶³ - 1, got -1",
@@ -417,9 +417,9 @@ MISTAKES = {
         "fox",
         "wide.txt",
     ): "wide.txt begins with the bytes FF FE, the byte order mark of utf-16",
-    ("sample", "fox", "--prime", "-ab"): "if -ab is meant to be it, write --prime=-ab",
+    ("sample", "fox", "--prompt", "-ab"): "if -ab is meant to be it, write --prompt=-ab",
     ("sample", "fox", "--stop", "--"): "if -- is meant to be it, write --stop=--",
-    ("sample", "fox", "--prime", "-a b"): "write --prime='-a b'",
+    ("sample", "fox", "--prompt", "-a b"): "write --prompt='-a b'",
     ("train", "fox.txt", "--out", "-run"): "if -run is meant to be it, write --out=-run",
     ("train", "fox.txt", "--learning-rate", "-x"): "write --learning-rate=-x",
     ("train", "fox.txt", "--learning-rate", "-1e-3"): "must be above 0 and finite, got -0.001",
@@ -428,7 +428,7 @@ MISTAKES = {
     ("plot", "-fox"): "write it last and after two dashes: -- -fox",
     ("explain", "-ab"): "write it last and after two dashes: -- -ab",
     ("train", "--", "-fox.txt"): "cannot read -fox.txt: No such file or directory",
-    ("sample", "fox", "--prime=~-"): "character '~' (U+007E) at position 0",
+    ("sample", "fox", "--prompt=~-"): "character '~' (U+007E) at position 0",
     ("explain", ""): "the word is empty: give at least one character",
     ("resume", "fox", "--patience", "0"): "--patience must be at least 1, got 0",
     (

@@ -354,11 +354,11 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
     sources = [
         [
             data.stream(ids, 3, 4),
-            data.passage(ids, 3, 4).batches,
+            data.eval_set(ids, 3, 4).batches,
             data.stream(corpus.cut(ids, 30)[1], 3, 4),
             data.shuffled(lines, 4, seed=1),
             data.shuffled(lines, 4, seed=1, length=3),
-            data.rows_passage(lines, 4, 5).batches,
+            data.eval_set_of_rows(lines, 4, 5).batches,
         ]
         for ids, lines in zip(both, rows, strict=True)
     ]

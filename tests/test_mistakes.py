@@ -68,7 +68,7 @@ MISTAKES = {
     "custom.loss(params, h, jaxrnn.Batch(x, ids))": "the loss has shape (), but needs (3, 6)",
     "jaxrnn.lm.sample(rnn, params, ids, 5, key=key)": "input_size=5 must equal output_size=2",
     "jaxrnn.lm.sample(square, other, ids, 0, key=key)": "length must be at least 1, got 0",
-    "jaxrnn.lm.sample(square, other, ids[:, :0], 5, key=key)": "prime must be ids (B, P)",
+    "jaxrnn.lm.sample(square, other, ids[:, :0], 5, key=key)": "prompt must be ids (B, P)",
     "jaxrnn.lm.sample(square, other, ids + 9, 5, key=key)": "inputs hold the id 9, but must lie in",
     "jaxrnn.lm.sample(square, other, ids, 5, key=key, temperature=-1)": "temperature must be",
     "jaxrnn.lm.sample(square, other, ids, 5, key=key, temperature=np.nan)": "temperature must",

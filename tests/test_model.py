@@ -14,7 +14,7 @@ from jaxrnn.lm.vocabulary import UNITS, Level
 
 TEXT = "The mind? Oh, the naïve mind.\nThe end of the mind.\n\nA very good end!\nOh the end…\n" * 3
 KINDS: list[tuple[Level, bool]] = [(level, lines) for level in UNITS for lines in (False, True)]
-PRIMES = {"char": "nd. T", "byte": "naï", "word": "The  good ,"}
+PROMPTS = {"char": "nd. T", "byte": "naï", "word": "The  good ,"}
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,18 @@ def stream_text(lm_model, **kwargs):
     return ["".join(pieces) for pieces in zip(*model.stream(lm_model, **kwargs), strict=True)]
 
 
-def start_ids(lm_model, prime):
+def start_ids(lm_model, prompt):
     """Return the ids that the model reads before it draws the first one."""
     vocabulary, lines = lm_model.vocabulary, lm_model.options.lines
     if vocabulary.level == "word":
-        return [1] if prime is None else vocabulary.encode(prime)[:-1].tolist()
-    return vocabulary.encode("\n" * (lines or prime is None) + (prime or "")).tolist()
+        return [1] if prompt is None else vocabulary.encode(prompt)[:-1].tolist()
+    return vocabulary.encode("\n" * (lines or prompt is None) + (prompt or "")).tolist()
 
 
-def shown_text(lm_model, prime, ids):
+def shown_text(lm_model, prompt, ids):
     """Return the text that is shown for these ids."""
     text = lm_model.vocabulary.decode(ids)
-    if prime is None or lm_model.options.lines:
+    if prompt is None or lm_model.options.lines:
         text = text.removeprefix("\n")
     return text.split("\n")[0] if lm_model.options.lines else text
 
@@ -68,27 +68,27 @@ LOSS = jax.jit(jaxrnn.RNN.loss, static_argnums=0)
 # Text
 
 
-@pytest.mark.parametrize("primed", [False, True])
+@pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize(("level", "lines"), KINDS)
-def test_a_streamed_text_is_the_one_that_is_drawn_at_once(level, lines, primed, models):
+def test_a_streamed_text_is_the_one_that_is_drawn_at_once(level, lines, prompted, models):
     """This holds for any length. A line ends at the first end symbol that is drawn."""
-    lm_model, prime = models[level, lines], PRIMES[level] if primed else None
-    if lines and primed and level == "char":
-        prime = "nd of"
-    start = start_ids(lm_model, prime)
+    lm_model, prompt = models[level, lines], PROMPTS[level] if prompted else None
+    if lines and prompted and level == "char":
+        prompt = "nd of"
+    start = start_ids(lm_model, prompt)
     drawn = jaxrnn.lm.sample(
         lm_model.rnn, lm_model.params, np.tile(start, (3, 1)), 40, key=seed_key(5),
         temperature=1.5, top_k=9, end=lm_model.vocabulary.ends[1] if lines else None,
     )  # fmt: skip
     for length in (1, 16, 17, 40):
-        kwargs = {"prime": prime, "length": length, "count": 3, "seed": 5, "temperature": 1.5}
-        texts = [shown_text(lm_model, prime, [*start, *row[:length].tolist()]) for row in drawn]
+        kwargs = {"prompt": prompt, "length": length, "count": 3, "seed": 5, "temperature": 1.5}
+        texts = [shown_text(lm_model, prompt, [*start, *row[:length].tolist()]) for row in drawn]
         assert stream_text(lm_model, top_k=9, **kwargs) == texts
         assert model.write(lm_model, top_k=9, **kwargs) == texts
     assert len(set(texts)) == 3
     if level == "char" and not lines:
-        assert {len(text) for text in texts} == {40 + len(prime or "")}
-    if level == "word" and primed:
+        assert {len(text) for text in texts} == {40 + len(prompt or "")}
+    if level == "word" and prompted:
         assert all(text.startswith("The good,") for text in texts)
     if lines:
         assert not any("\n" in text for text in texts)
@@ -109,27 +109,27 @@ def draws(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 99])
 @pytest.mark.parametrize(("level", "lines"), KINDS)
 def test_a_stop_is_not_shown_nor_anything_after_it(level, lines, size, models, draws):
-    """The stop may lie anywhere, also across pieces. The prime may contain it."""
+    """The stop may lie anywhere, also across pieces. The prompt may contain it."""
     lm_model = models[level, lines]
-    prime, rest = {
+    prompt, rest = {
         "char": ("end", " end. The mind"), "byte": ("naï", "ve naïve ïend"),
         "word": ("The end", " the mind, the end of the mind"),
     }[level]  # fmt: skip
     rest += "" if lines else ".\nThe end\n"
     vocabulary = lm_model.vocabulary
-    text = vocabulary.decode(vocabulary.encode(prime + rest)).rstrip("\n")
-    ids = vocabulary.encode(text + "\n" * (level != "word"))[len(start_ids(lm_model, prime)) :]
+    text = vocabulary.decode(vocabulary.encode(prompt + rest)).rstrip("\n")
+    ids = vocabulary.encode(text + "\n" * (level != "word"))[len(start_ids(lm_model, prompt)) :]
     if lines and level != "word":
         ids = vocabulary.encode(rest + "\n")
-    kwargs = {"prime": prime, "length": len(ids)}
-    new = text[len(prime) :]
+    kwargs = {"prompt": prompt, "length": len(ids)}
+    new = text[len(prompt) :]
     for first in range(len(new)):
         for last in range(first + 1, min(first + 5, len(new)) + 1):
             stop = new[first:last]
             draws(ids, size)
-            expected = prime + new[: new.index(stop)]
+            expected = prompt + new[: new.index(stop)]
             assert stream_text(lm_model, stop=stop, **kwargs) == [expected]
-    for never in ("\0", "e\0", text[-1] + "\0", "end\0", "nd\n\0", prime + "\0"):
+    for never in ("\0", "e\0", text[-1] + "\0", "end\0", "nd\n\0", prompt + "\0"):
         draws(ids, size)
         whole = stream_text(lm_model, **kwargs)
         draws(ids, size)
@@ -164,16 +164,16 @@ def test_a_text_is_shown_as_soon_as_it_is_drawn(models, draws):
 )
 def test_the_score_of_a_continuation_is_the_loss_of_its_symbols(level, lines, models):
     """The score of a line includes its end symbol, and nothing after it."""
-    lm_model, prime = models[level, lines], "The"
-    start, ends = start_ids(lm_model, prime), lm_model.vocabulary.ends
+    lm_model, prompt = models[level, lines], "The"
+    start, ends = start_ids(lm_model, prompt), lm_model.vocabulary.ends
     end = ends[1] if lines else None
     ids, _ = jaxrnn.lm.beam_search(
         lm_model.rnn, lm_model.params, np.array(start), 9, beams=5, end=end
     )
     ids = ids.tolist()
     ids = ids[: ids.index(end) + 1] if end in ids else ids
-    text, nats = model.continuation(lm_model, prime, 9, beams=5)
-    assert text == shown_text(lm_model, prime, start + ids)
+    text, nats = model.continuation(lm_model, prompt, 9, beams=5)
+    assert text == shown_text(lm_model, prompt, start + ids)
     assert (len(ids) < 9) == lines
     assert nats == pytest.approx(-loss_of(lm_model, start + ids, skip=len(start) - 1), rel=1e-6)
 
@@ -220,13 +220,13 @@ def test_unknown_words_are_counted(models):
 # Mistakes
 
 MISTAKES = {
-    "an unknown character": ("char", False, {"prime": "The ~"}, "'~' .* at position 4 is not in"),
-    "one in a line": ("char", True, {"prime": "The ~"}, "'~' .* at position 4 is not in"),
-    "an empty prime": ("char", False, {"prime": ""}, "prime must be the beginning of a text"),
-    "an empty line": ("byte", True, {"prime": ""}, "prime must be the beginning of a text"),
-    "no word": ("word", False, {"prime": " \n"}, "prime must be the beginning of a text"),
-    "two lines": ("char", True, {"prime": "T\nO"}, r"of one line, got 'T\\nO'"),
-    "two sentences": ("word", True, {"prime": "The. End"}, "of one line, got 'The. End'"),
+    "an unknown character": ("char", False, {"prompt": "The ~"}, "'~' .* at position 4 is not in"),
+    "one in a line": ("char", True, {"prompt": "The ~"}, "'~' .* at position 4 is not in"),
+    "an empty prompt": ("char", False, {"prompt": ""}, "prompt must be the beginning of a text"),
+    "an empty line": ("byte", True, {"prompt": ""}, "prompt must be the beginning of a text"),
+    "no word": ("word", False, {"prompt": " \n"}, "prompt must be the beginning of a text"),
+    "two lines": ("char", True, {"prompt": "T\nO"}, r"of one line, got 'T\\nO'"),
+    "two sentences": ("word", True, {"prompt": "The. End"}, "of one line, got 'The. End'"),
     "no text": ("char", False, {"count": 0}, "count must be at least 1, got 0"),
     "no symbol": ("char", False, {"length": 0}, "length must be at least 1, got 0"),
     "an empty stop": ("char", False, {"stop": ""}, "stop must be a text of at least one"),
@@ -263,6 +263,6 @@ def test_a_model_of_one_symbol_predicts_it_with_certainty():
     lm_model = lm.to_model(
         lm.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
     )
-    assert model.write(lm_model, length=5, prime="a") == ["aaaaaa"]
+    assert model.write(lm_model, length=5, prompt="a") == ["aaaaaa"]
     *_, (_, score) = model.evaluate(lm_model, Text.from_string("aaa"))
     assert (score.nats, score.symbols) == (0.0, 2)

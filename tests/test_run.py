@@ -964,14 +964,14 @@ def test_schedules_have_their_rates():
     np.testing.assert_allclose(warm, 2 * np.minimum(1, t / 4), rtol=1e-6)
 
 
-def test_the_score_of_a_passage_does_not_depend_on_its_parts(monkeypatch):
+def test_the_score_of_a_evaluation_set_does_not_depend_on_its_parts(monkeypatch):
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 97)
-    passage = data.passage(ids, 2, 5)
+    eval_set = data.eval_set(ids, 2, 5)
     whole = jaxrnn.evaluate(rnn, params, data.whole_text(ids, 2, 5))
     monkeypatch.setattr("jaxrnn.lm.scoring._POSITIONS", 30)
-    parts = list(scoring.score(rnn, params, passage))
+    parts = list(scoring.score(rnn, params, eval_set))
     assert len(parts) == 4
     assert sum(part.positions for part in parts) == 96
     assert_equal(scoring.mean_loss(parts), np.asarray(whole))

@@ -292,7 +292,7 @@ def sample(
     path: Annotated[Path, tyro.conf.arg(metavar="RUN")],
     /,
     *,
-    prime: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     length: int = 500,
     count: int = 1,
     temperature: float = 0.8,
@@ -307,7 +307,7 @@ def sample(
 
     Args:
         path: The folder of a run, or a checkpoint.
-        prime: The beginning of the text; default the start of a line.
+        prompt: The beginning of the text; default the start of a line.
         length: Maximum number of characters (bytes, words) to generate. A model of lines also stops
             at the end of its line.
         count: Number of texts.
@@ -327,12 +327,12 @@ def sample(
             raise ValueError(
                 "--beams searches and does not draw: leave out --top-k, --top-p, --stop and --count"
             )
-        text, nats = continuation(model, prime, length, beams)
+        text, nats = continuation(model, prompt, length, beams)
         print(text)
         console.say("", f"log-probability {nats:.4f} nats")
         return 0
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
-    texts = stream(model, prime=prime, length=length, count=count, seed=seed, **settings)
+    texts = stream(model, prompt=prompt, length=length, count=count, seed=seed, **settings)
     console.streamed(texts)
     return 0
 

@@ -92,7 +92,7 @@ def stream(ids: Ids, batch_size: int, length: int) -> Source:
     return batches
 
 
-def passage(ids: Ids, batch_size: int, length: int) -> EvalSet:
+def eval_set(ids: Ids, batch_size: int, length: int) -> EvalSet:
     """Return the evaluation set of a whole text: each transition once, with padding masked.
 
     The text is cut into B contiguous rows, each read from h = 0. With one row the hidden state is
@@ -126,8 +126,8 @@ def passage(ids: Ids, batch_size: int, length: int) -> EvalSet:
 
 
 def whole_text(ids: Ids, batch_size: int, length: int) -> Batch:
-    """Return all batches of `passage` at once, (N, B, T)."""
-    whole = passage(ids, batch_size, length)
+    """Return all batches of `eval_set` at once, (N, B, T)."""
+    whole = eval_set(ids, batch_size, length)
     return whole.batches(np.arange(whole.number))
 
 
@@ -193,7 +193,7 @@ def pad_lines(
     return Batch(ids[:, :-1], ids[:, 1:], mask)
 
 
-def rows_passage(rows: Batch | Lines, batch_size: int, length: int | None = None) -> EvalSet:
+def eval_set_of_rows(rows: Batch | Lines, batch_size: int, length: int | None = None) -> EvalSet:
     """Return the evaluation set of independent rows, each used once.
 
     The last batch is filled with masked rows.
@@ -216,8 +216,8 @@ def rows_passage(rows: Batch | Lines, batch_size: int, length: int | None = None
 
 
 def grouped(rows: Batch, batch_size: int) -> Batch:
-    """Return all batches of `rows_passage` at once, (N, B, T)."""
-    whole = rows_passage(rows, batch_size)
+    """Return all batches of `eval_set_of_rows` at once, (N, B, T)."""
+    whole = eval_set_of_rows(rows, batch_size)
     return whole.batches(np.arange(whole.number))
 
 

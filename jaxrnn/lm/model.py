@@ -70,7 +70,7 @@ def units(nats: float, vocabulary: Vocabulary) -> str:
 def stream(
     model: Model,
     *,
-    prime: str | None = None,
+    prompt: str | None = None,
     length: int = 500,
     count: int = 1,
     temperature: float = 0.8,
@@ -83,7 +83,7 @@ def stream(
 
     Args:
         model: the model.
-        prime: the beginning of each text; default the start of a line or sentence.
+        prompt: the beginning of each text; default the start of a line or sentence.
         length: the largest number of symbols to sample; a model of lines stops earlier, at the end
             of its line.
         count: the number of texts.
@@ -95,10 +95,10 @@ def stream(
 
     Returns:
         An iterator over pieces: for each of the `count` texts, the characters that are new. The
-        first piece begins with the prime.
+        first piece begins with the prompt.
 
     Raises:
-        ValueError: if `prime` has a character that is not in the vocabulary, or an argument is
+        ValueError: if `prompt` has a character that is not in the vocabulary, or an argument is
             outside its range.
     """
     for name, value in {"count": count, "length": length}.items():
@@ -106,7 +106,7 @@ def stream(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if stop == "":
         raise ValueError("stop must be a text of at least one character")
-    start, end = _start(model, prime), _end(model)
+    start, end = _start(model, prompt), _end(model)
     drawn = draw(
         model.rnn,
         model.params,
@@ -121,7 +121,7 @@ def stream(
 
     def texts():
         rows = [start.tolist() for _ in range(count)]
-        prime_end = len(_decode(model, prime, rows[0])[0])  # `stop` is searched for from here on
+        prompt_end = len(_decode(model, prompt, rows[0])[0])  # `stop` is searched for from here on
         shown, finished, total = [""] * count, [False] * count, len(start) + length
         while not all(finished):
             piece = next(drawn, None)
@@ -129,7 +129,7 @@ def stream(
             for b in range(count):
                 rows[b] = (rows[b] + ([] if piece is None else piece[b].tolist()))[:total]
                 last = piece is None or len(rows[b]) == total
-                text, ended = _decode(model, prime, rows[b], stop, prime_end, last=last)
+                text, ended = _decode(model, prompt, rows[b], stop, prompt_end, last=last)
                 new.append("" if finished[b] else text[len(shown[b]) :])
                 shown[b] = shown[b] if finished[b] else text
                 finished[b] = finished[b] or ended or last
@@ -143,10 +143,10 @@ def write(model: Model, **how: Any) -> list[str]:
 
     Args:
         model: the model.
-        **how: the keyword arguments of `stream`: prime, length, count, temperature and so on.
+        **how: the keyword arguments of `stream`: prompt, length, count, temperature and so on.
 
     Returns:
-        The `count` texts, each beginning with the prime.
+        The `count` texts, each beginning with the prompt.
 
     Raises:
         ValueError: as `stream` does.
@@ -155,28 +155,28 @@ def write(model: Model, **how: Any) -> list[str]:
 
 
 def continuation(
-    model: Model, prime: str | None = None, length: int = 50, beams: int = 8
+    model: Model, prompt: str | None = None, length: int = 50, beams: int = 8
 ) -> tuple[str, float]:
     """Return the most likely continuation of a text, found by beam search (Lowerre 1976).
 
     Args:
         model: the model.
-        prime: the beginning of the text; default the start of a line or sentence.
+        prompt: the beginning of the text; default the start of a line or sentence.
         length: the largest number of symbols to add.
         beams: the number of sequences kept at each step, in 1 … 10,000.
 
     Returns:
-        The text, beginning with the prime, and the log-probability of the continuation in nats.
+        The text, beginning with the prompt, and the log-probability of the continuation in nats.
 
     Raises:
-        ValueError: if `prime` has a character that is not in the vocabulary, or an argument is
+        ValueError: if `prompt` has a character that is not in the vocabulary, or an argument is
             outside its range.
     """
     if not 1 <= beams <= _MOST_BEAMS:
         raise ValueError(f"beams must lie in 1 … {_MOST_BEAMS:,}, got {beams}")
-    start = _start(model, prime)
+    start = _start(model, prompt)
     ids, nats = beam_search(model.rnn, model.params, start, length, beams=beams, end=_end(model))
-    return _decode(model, prime, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
+    return _decode(model, prompt, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
 def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
@@ -205,14 +205,14 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
         if not len(rows.starts):
             raise ValueError(f"{text.name} has no line that is not empty")
         length = length_of(replace(model.options, length=None), rows.longest)
-        passage = data.rows_passage(rows, model.options.batch_size, length)
+        eval_set = data.eval_set_of_rows(rows, model.options.batch_size, length)
     else:
-        passage = data.passage(read.ids, 1, _LONG)
+        eval_set = data.eval_set(read.ids, 1, _LONG)
     unknown = unknown_words(read)
 
     def scores():
         parts = []
-        for part in score(model.rnn, model.params, passage):
+        for part in score(model.rnn, model.params, eval_set):
             parts.append(part)
             symbols = int(sum(part.positions for part in parts))
             nats = float(mean_loss(parts))
@@ -242,26 +242,26 @@ def _end(model: Model) -> int | None:
     return _ends(model.vocabulary)[1] if model.options.lines else None
 
 
-def _start(model: Model, prime: str | None) -> np.ndarray:
+def _start(model: Model, prompt: str | None) -> np.ndarray:
     """Return the ids that the model reads before it samples, (P,)."""
     vocabulary, has_lines = model.vocabulary, model.options.lines
     has_words = vocabulary.level == "word"
     start = np.array([vocabulary.ends[0] if vocabulary.ends else 0])
-    if prime is None:
+    if prompt is None:
         return start
-    ids = vocabulary.encode(prime)
+    ids = vocabulary.encode(prompt)
     ids = ids[:-1] if has_words else ids  # drop </s>: the model continues the last sentence
     if not len(ids) or (has_lines and LINE in vocabulary.decode(ids)):
-        raise ValueError(f"prime must be the beginning of a text, of one line, got {prime!r}")
+        raise ValueError(f"prompt must be the beginning of a text, of one line, got {prompt!r}")
     return np.append(start, ids) if has_lines and not has_words else ids
 
 
 def _decode(
     model: Model,
-    prime: str | None,
+    prompt: str | None,
     ids: list[int],
     stop: str | None = None,
-    prime_end: int = 0,
+    prompt_end: int = 0,
     *,
     last: bool = True,
 ) -> tuple[str, bool]:
@@ -271,16 +271,16 @@ def _decode(
     `stop` or is an incomplete character.
     """
     text, ended, has_lines = model.vocabulary.decode(ids), False, model.options.lines
-    if prime is None or has_lines:
+    if prompt is None or has_lines:
         text = text.removeprefix(LINE)  # the start of the line
     if not last and model.vocabulary.level == "byte":
         text = text.rstrip("\ufffd")
     if has_lines and LINE in text:
         text, ended = text[: text.index(LINE)], True
-    if stop is not None and stop in text[prime_end:]:
-        return text[: text.index(stop, prime_end)], True
+    if stop is not None and stop in text[prompt_end:]:
+        return text[: text.index(stop, prompt_end)], True
     if last or ended:
         return text, ended
     # The lengths of the beginnings of `stop` with which the text ends.
-    partial = [n for n in range(1, len(stop or "")) if text[prime_end:].endswith((stop or "")[:n])]
+    partial = [n for n in range(1, len(stop or "")) if text[prompt_end:].endswith((stop or "")[:n])]
     return text[: len(text) - max(partial, default=0)], False

@@ -59,7 +59,7 @@ class _State(NamedTuple):
 def sample(
     rnn: RNN,
     params: Params,
-    prime: Integer[AnyArray, "B P"],
+    prompt: Integer[AnyArray, "B P"],
     length: int,
     *,
     key: PRNGKeyArray,
@@ -75,7 +75,7 @@ def sample(
     Args:
         rnn: the network; its outputs are logits over the ids of its inputs.
         params: the parameters.
-        prime: the beginning of each of B sequences, (B, P), P ≥ 1; it is read from h = 0.
+        prompt: the beginning of each of B sequences, (B, P), P ≥ 1; it is read from h = 0.
         length: the number of ids to draw.
         key: the random key; the t-th ids are drawn with `jax.random.fold_in(key, t)`.
         temperature: 1 samples the distribution of the network, a smaller value prefers likely ids,
@@ -87,10 +87,10 @@ def sample(
         end: the id that ends a sequence; after a row has drawn it, all its further ids are `end`.
 
     Returns:
-        The drawn ids, without the prime, (B, length).
+        The drawn ids, without the prompt, (B, length).
 
     Raises:
-        ValueError: if the prime is empty, an id is out of range, or an argument is outside its
+        ValueError: if the prompt is empty, an id is out of range, or an argument is outside its
             range.
 
     >>> rnn = RNN(5, 4, 5)
@@ -98,14 +98,14 @@ def sample(
     >>> sample(rnn, params, np.array([[0], [3]]), 6, key=jax.random.key(1)).shape
     (2, 6)
     """
-    prime, choice = _check(rnn, params, prime, length, temperature, top_k, top_p, end)
-    return _draw(rnn, length, params, _read(rnn, params, prime), key, choice)[1]
+    prompt, choice = _check(rnn, params, prompt, length, temperature, top_k, top_p, end)
+    return _draw(rnn, length, params, _read(rnn, params, prompt), key, choice)[1]
 
 
 def stream(
     rnn: RNN,
     params: Params,
-    prime: Integer[AnyArray, "B P"],
+    prompt: Integer[AnyArray, "B P"],
     *,
     key: PRNGKeyArray,
     temperature: float | Float[Array, ""] = 1.0,
@@ -121,7 +121,7 @@ def stream(
     Args:
         rnn: as in `sample`.
         params: as in `sample`.
-        prime: the beginning of each of B sequences, (B, P), as in `sample`.
+        prompt: the beginning of each of B sequences, (B, P), as in `sample`.
         key: as in `sample`.
         temperature: as in `sample`.
         top_k: as in `sample`.
@@ -137,20 +137,20 @@ def stream(
         ValueError: as `sample` does, when `stream` is called.
     """
     checks.whole("piece", piece, 1)
-    prime, choice = _check(rnn, params, prime, piece, temperature, top_k, top_p, end)
+    prompt, choice = _check(rnn, params, prompt, piece, temperature, top_k, top_p, end)
 
     def pieces(state):
         while not np.all(state.ended):
             state, ids = _draw(rnn, piece, params, state, key, choice)
             yield np.asarray(ids)
 
-    return pieces(_read(rnn, params, prime))
+    return pieces(_read(rnn, params, prompt))
 
 
 def beam_search(
     rnn: RNN,
     params: Params,
-    prime: Integer[AnyArray, " P"],
+    prompt: Integer[AnyArray, " P"],
     length: int,
     *,
     beams: int = 8,
@@ -165,7 +165,7 @@ def beam_search(
     Args:
         rnn: the network; its outputs are logits over the V ids of its inputs.
         params: the parameters.
-        prime: the beginning of the sequence, (P,), P ≥ 1; it is read from h = 0.
+        prompt: the beginning of the sequence, (P,), P ≥ 1; it is read from h = 0.
         length: the number of ids to find.
         beams: the number of sequences kept at each step.
         end: the id that ends a sequence. After it the log-probability stays the same and all
@@ -173,8 +173,8 @@ def beam_search(
             sequences.
 
     Returns:
-        The ids, without the prime, (length,), and their log-probability log p(ids | prime) in nats,
-        in float32 or a wider dtype.
+        The ids, without the prompt, (length,), and their log-probability log p(ids | prompt) in
+        nats, in float32 or a wider dtype.
 
     Raises:
         ValueError: as `sample` does.
@@ -185,29 +185,29 @@ def beam_search(
     >>> ids.shape, bool(log_probability < 0)
     ((3,), True)
     """
-    prime = jnp.asarray(prime)
-    if prime.ndim != 1 or prime.size == 0:
-        raise ValueError(f"prime must be ids (P,), at least one, got shape {prime.shape}")
+    prompt = jnp.asarray(prompt)
+    if prompt.ndim != 1 or prompt.size == 0:
+        raise ValueError(f"prompt must be ids (P,), at least one, got shape {prompt.shape}")
     checks.whole("beams", beams, 1)
-    prime, choice = _check(rnn, params, prime[None], length, end=end)
-    return _search(rnn, length, beams, params, _read(rnn, params, prime), choice.end)
+    prompt, choice = _check(rnn, params, prompt[None], length, end=end)
+    return _search(rnn, length, beams, params, _read(rnn, params, prompt), choice.end)
 
 
 def _check(
     rnn: RNN,
     params: Params,
-    prime: AnyArray,
+    prompt: AnyArray,
     length: int,
     temperature: float | Float[Array, ""] = 1.0,
     top_k: int | None = None,
     top_p: float | Float[Array, ""] | None = None,
     end: int | Int[Array, ""] | None = None,
 ) -> tuple[Int[Array, "B P"], _Choice]:
-    """Check the arguments of `sample`; return the prime as ids (B, P) and the other arguments."""
-    prime = jnp.asarray(prime)
-    if prime.ndim != 2 or prime.size == 0:
+    """Check the arguments of `sample`; return the prompt as ids (B, P) and the other arguments."""
+    prompt = jnp.asarray(prompt)
+    if prompt.ndim != 2 or prompt.size == 0:
         raise ValueError(
-            f"prime must be ids (B, P) with at least one each, got shape {prime.shape}"
+            f"prompt must be ids (B, P) with at least one each, got shape {prompt.shape}"
         )
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
@@ -230,8 +230,8 @@ def _check(
         whole = jnp.issubdtype(jnp.result_type(end), jnp.integer)
         if not whole or (_known(end) and not 0 <= end < rnn.output_size):
             raise ValueError(f"end must be an id in 0 … {rnn.output_size - 1}, got {end}")
-    prime = checks.as_inputs(params.cells[0], prime, 2)
-    return prime, _Choice(temperature, top_k, top_p, -1 if end is None else end)
+    prompt = checks.as_inputs(params.cells[0], prompt, 2)
+    return prompt, _Choice(temperature, top_k, top_p, -1 if end is None else end)
 
 
 def _known(value: Any) -> bool:
@@ -240,10 +240,10 @@ def _known(value: Any) -> bool:
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(rnn: RNN, params: Params, prime: Int[Array, "B P"]) -> _State:
-    """Run the network on the prime from h = 0, and return the state after it."""
-    B = len(prime)
-    outputs, h = rnn.apply(params, prime, rnn.initial_state(B))
+def _read(rnn: RNN, params: Params, prompt: Int[Array, "B P"]) -> _State:
+    """Run the network on the prompt from h = 0, and return the state after it."""
+    B = len(prompt)
+    outputs, h = rnn.apply(params, prompt, rnn.initial_state(B))
     return _State(outputs[:, -1], h, jnp.zeros(B, bool), jnp.zeros((), jnp.int32))
 
 

@@ -32,28 +32,28 @@ class Scored(NamedTuple):
 
 
 def score(
-    rnn: RNN, params: Params, passage: EvalSet, *, population: bool = False
+    rnn: RNN, params: Params, eval_set: EvalSet, *, population: bool = False
 ) -> Iterator[Scored]:
     """Evaluate a model part by part; the hidden state is carried from one part to the next.
 
     Args:
         rnn: the network.
         params: the parameters; for a population each leaf has the members as its first axis.
-        passage: the evaluation set.
+        eval_set: the evaluation set.
         population: whether `params` are those of a population.
     """
-    shape = passage.batches(np.zeros(1, int)).inputs.shape[1:]
-    part = max(1, min(passage.number, _POSITIONS // math.prod(shape)))
+    shape = eval_set.batches(np.zeros(1, int)).inputs.shape[1:]
+    part = max(1, min(eval_set.number, _POSITIONS // math.prod(shape)))
     members = (len(params.readout.W_hy),) if population else ()
     h_0 = rnn.initial_state(shape[0], params.readout.W_hy.dtype)
     h = jnp.broadcast_to(h_0, (*members, *h_0.shape))
-    for first in range(0, passage.number, part):
-        batches = passage.batches(np.arange(first, first + part))
+    for first in range(0, eval_set.number, part):
+        batches = eval_set.batches(np.arange(first, first + part))
         run = _population_losses if population else batch_losses
-        h, (totals, counts) = run(rnn, params, h, batches, passage.stateful)
+        h, (totals, counts) = run(rnn, params, h, batches, eval_set.stateful)
         totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
         positions = float(counts.reshape(-1, counts.shape[-1])[0].sum())
-        done = min(1.0, (first + part) / passage.number)
+        done = min(1.0, (first + part) / eval_set.number)
         yield Scored(np.asarray(totals.sum(-1)), positions, done)
 
 

@@ -144,7 +144,7 @@ def _stream(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
     held_out_size = max(2, min(math.ceil(options.held_out * total), _HELD_OUT))
     ids, held_out = corpus.cut(read.ids, max(total - held_out_size, 0))
     source = data.stream(ids, options.batch_size, length)
-    return source, data.passage(held_out[:], options.batch_size, length)
+    return source, data.eval_set(held_out[:], options.batch_size, length)
 
 
 def _lines(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
@@ -169,4 +169,4 @@ def _lines(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
         )
     length = length_of(options, max(rows.longest, held_out.longest))
     source = data.shuffled(rows, options.batch_size, options.seed, length)
-    return source, data.rows_passage(held_out, options.batch_size, length)
+    return source, data.eval_set_of_rows(held_out, options.batch_size, length)
