@@ -591,10 +591,10 @@ def test_check_runs_a_function_of_the_user(tmp_path):
 def test_check_draws_a_table_on_a_terminal(monkeypatch):
     from rich.console import Console
 
-    from jaxrnn.cli import check as trial
     from jaxrnn.cli import console
+    from jaxrnn.cli.check import CheckOptions, draw_setup
 
-    setup = trial.prepare(trial.Options(hidden_size=6, length=7))
+    setup = draw_setup(CheckOptions(hidden_size=6, length=7))
     report = jaxrnn.verify(
         jaxrnn.gradients.bptt(setup.rnn), setup.rnn, setup.params, setup.batch, h=setup.h
     )

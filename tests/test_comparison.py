@@ -14,7 +14,6 @@ from jax.flatten_util import ravel_pytree
 
 import jaxrnn
 from jaxrnn import GradientAlgorithm, gradients
-from jaxrnn.analysis import compare as comparison
 from jaxrnn.analysis.compare import Comparison, compare
 from jaxrnn.analysis.cost import Cost, cost_analysis, seconds_of
 from jaxrnn.tree import by_name
@@ -198,7 +197,7 @@ def test_a_gradient_of_zero_has_cosine_zero():
 def test_the_time_is_a_median_per_step_and_the_ratio_a_median_over_rounds(monkeypatch):
     case = make_case(T=2)
     measured = np.array([[1.0, 2.0, 4.0], [3.0, 2.0, 80.0]])  # autodiff, and the rule
-    monkeypatch.setattr(comparison, "seconds_of", lambda runs, rounds: measured)
+    monkeypatch.setattr("jaxrnn.analysis.compare.seconds_of", lambda runs, rounds: measured)
     rules = {"bptt": gradients.bptt(case.rnn)}
     row = compare(rules, case.rnn, case.params, case.batch, KEY, rounds=3).rows[0]
     assert row.seconds == 3 / 2

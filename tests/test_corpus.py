@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn.lm import Text, Vocabulary, corpus
-from jaxrnn.lm import batches as data
+from jaxrnn.lm import Text, Vocabulary, batches, corpus
 from jaxrnn.lm.corpus import OnDisk
 
 TEXTS = {
@@ -146,7 +145,7 @@ def test_every_line_end_ends_a_line(level, piece, tmp_path, monkeypatch):
     read = corpus.read(text, level=level, lines=True)
     assert read.vocabulary.decode(read.ids[:]) == "\né\nb\ncd\n\n\n\ne\n"
     assert read.vocabulary.ends is not None
-    rows = data.find_lines(read.ids, read.vocabulary.ends)
+    rows = batches.find_lines(read.ids, read.vocabulary.ends)
     spans = zip(rows.starts, rows.ends, strict=True)
     lines = [read.vocabulary.decode(read.ids[start:end]) for start, end in spans]
     assert lines == ["\né", "\nb", "\ncd", "\ne"]
@@ -328,8 +327,8 @@ def test_ids_are_cut_equally_on_disk_and_in_memory(position, both):
 
 
 def test_ids_on_disk_are_read_in_parts(both, monkeypatch):
-    monkeypatch.setattr(data, "_PART", 7)
-    in_memory, on_disk = (list(data.parts(ids)) for ids in both)
+    monkeypatch.setattr(batches, "_PART", 7)
+    in_memory, on_disk = (list(batches.parts(ids)) for ids in both)
     assert [len(part) for part in on_disk] == [7] * 14 + [3]
     assert all(map(np.array_equal, in_memory, on_disk))
     assert np.array_equal(np.concatenate(on_disk), both[0])
@@ -343,9 +342,9 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
         ids[::7], ids[6::7] = 1, 2
         ids[-2:] = 3, 2
         np.save(on_disk.file, ids)
-    whole = [data.find_lines(ids, ends) for ids in both]
-    monkeypatch.setattr(data, "_PART", 7)
-    rows = [data.find_lines(ids, ends) for ids in both]
+    whole = [batches.find_lines(ids, ends) for ids in both]
+    monkeypatch.setattr(batches, "_PART", 7)
+    rows = [batches.find_lines(ids, ends) for ids in both]
     for lines in (*whole, *rows):
         assert np.array_equal(lines.starts, whole[0].starts)
         assert np.array_equal(lines.ends, whole[0].ends)
@@ -353,12 +352,12 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
     steps = np.arange(9)
     sources = [
         [
-            data.stream(ids, 3, 4),
-            data.eval_set(ids, 3, 4).batches,
-            data.stream(corpus.cut(ids, 30)[1], 3, 4),
-            data.shuffled(lines, 4, seed=1),
-            data.shuffled(lines, 4, seed=1, length=3),
-            data.eval_set_of_rows(lines, 4, 5).batches,
+            batches.stream(ids, 3, 4),
+            batches.eval_set(ids, 3, 4).batches,
+            batches.stream(corpus.cut(ids, 30)[1], 3, 4),
+            batches.shuffled(lines, 4, seed=1),
+            batches.shuffled(lines, 4, seed=1, length=3),
+            batches.eval_set_of_rows(lines, 4, 5).batches,
         ]
         for ids, lines in zip(both, rows, strict=True)
     ]

@@ -19,10 +19,7 @@ from jaxrnn import gradients
 from jaxrnn.analysis import lags
 from jaxrnn.network.rnn import check_batch
 from jaxrnn.tree import by_name
-from jaxrnn.verification.diagnosis import backward_pass as hand
-from jaxrnn.verification.diagnosis import catalogue as bugs
-from jaxrnn.verification.diagnosis import leaf_catalogue as leaf_bugs
-from jaxrnn.verification.diagnosis import search as diagnosis
+from jaxrnn.verification.diagnosis import backward_pass, catalogue, leaf_catalogue, search
 from jaxrnn.verification.leaf import relative_error
 
 SEEDS = (56, 38, 1)  # with the first two, every bug can be planted and changes a leaf
@@ -92,12 +89,14 @@ def test_a_bug_outside_the_catalogue_is_found_and_its_leaves_are_named(bug):
 
 
 def test_every_entry_of_the_catalogue_is_planted():
-    names = {entry[0] for entry in bugs.IN_A_LAYER} | {scale.bug for scale in leaf_bugs.SCALES}
+    names = {entry[0] for entry in catalogue.IN_A_LAYER} | {
+        scale.bug for scale in leaf_catalogue.SCALES
+    }
     for rnn, params, h, batch, _ in map(network, SEEDS):
-        p = hand.run_forward(rnn, params, jnp.asarray(h), batch)
+        p = backward_pass.run_forward(rnn, params, jnp.asarray(h), batch)
         parts = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape)), params.cells)
-        names |= {wrong.bug for wrong in bugs.wrongs(p, parts) if wrong.certain}
-        names |= {scale.bug for scale in leaf_bugs.scales_of(p)}
+        names |= {wrong.bug for wrong in catalogue.wrongs(p, parts) if wrong.certain}
+        names |= {scale.bug for scale in leaf_catalogue.scales_of(p)}
     names = {"truncated at" if name.startswith("truncated at") else name for name in names}
     assert names <= set(NAMED.values())
 
@@ -155,7 +154,9 @@ def test_the_hand_written_backward_pass_is_exact_in_every_kind_of_network():
     for rnn, params, h, batch, right in map(network, SEEDS):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params)
         batch, h = check_batch(rnn, params, batch, h)
-        assert_equal(hand.gradient(hand.run_forward(rnn, params, h, batch)), right)
+        assert_equal(
+            backward_pass.gradient(backward_pass.run_forward(rnn, params, h, batch)), right
+        )
 
 
 PAIRS = {
@@ -218,7 +219,7 @@ def test_a_bug_that_explains_only_a_part_of_the_error_is_no_match():
     """Near the tolerance, many gradients lie within it. A match must explain the whole error."""
     r = np.ones(4)
     off = np.array([1.0, -1.0, 1.0, -1.0])
-    case = diagnosis.Case({"x": r + 1.5e-12 * off}, {"x": r}, {"x": 1e-12}, None)
+    case = search.Case({"x": r + 1.5e-12 * off}, {"x": r}, {"x": 1e-12}, None)
     assert case.wrong == ["x"]
     assert not case.matches("x", r + 1.0e-12 * off)
     assert case.matches("x", r + 1.5e-12 * off)
@@ -226,10 +227,10 @@ def test_a_bug_that_explains_only_a_part_of_the_error_is_no_match():
 
 def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
     case = make_case(num_layers=2)
-    p = hand.run_forward(case.rnn, case.params, case.h, case.batch)
-    pieces = next(bugs.IN_A_LAYER[1][2](p))[1]
+    p = backward_pass.run_forward(case.rnn, case.params, case.h, case.batch)
+    pieces = next(catalogue.IN_A_LAYER[1][2](p))[1]
     for layer in (0, 1):
-        wrong = (0.0, hand.gradient(p, pieces, {layer}))
+        wrong = (0.0, backward_pass.gradient(p, pieces, {layer}))
         loss, _ = case.rnn.loss(case.params, case.h, case.batch)
         report = jaxrnn.verify(
             lambda params, batch, loss=loss, wrong=wrong: (loss, wrong[1]),

@@ -299,7 +299,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs igno
 python, program, sys.executable = sys.executable, sys.argv[1], "./program"
 pathlib.Path("program").write_text(f"#!{python} -S\\n{program}")
 pathlib.Path("program").chmod(0o755)
-sys.exit(launch.watch(distributed.Machines(processes=2), list))
+sys.exit(launch.supervise(distributed.Machines(processes=2), list))
 """
 PROGRAM = """
 import signal, sys

@@ -19,12 +19,11 @@ import jaxrnn
 from jaxrnn import lm
 from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
-from jaxrnn.lm import Options, Text, build, model, options, scoring
-from jaxrnn.lm import batches as data
+from jaxrnn.lm import Options, Text, batches, build, model, options, scoring
 from jaxrnn.lm.options import members
 from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.header import Header, TextRecord, to_json
-from jaxrnn.training import nonfinite as trouble
+from jaxrnn.training import nonfinite
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
 IN_MEMORY = Text.from_string(TEXT)
@@ -633,7 +632,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     text, tmp_path, monkeypatch
 ):
     run_options = dataclasses.replace(SMALL, save_every=60.0)
-    diagnosis = trouble.Trouble("a stage", "something")
+    diagnosis = nonfinite.Trouble("a stage", "something")
     monkeypatch.setattr("jaxrnn.lm.run.loop._diagnose", lambda *_: diagnosis)
     blocks = run_to_end(with_nan_after(lm.start(tmp_path / "run", text, run_options), 9))
     assert blocks[-1].over == "trouble"
@@ -653,12 +652,12 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
 def test_a_norm_that_grows_a_hundredfold_is_reported_once(tmp_path):
     started = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=60))
 
-    def growing(state, batch):
+    def with_spikes(state, batch):
         new, metrics = started.step(state, batch)
-        grown = jnp.where((state.step == 40) | (state.step == 45), 1e5, 1.0)
-        return new, metrics._replace(grad_norm=metrics.grad_norm * grown)
+        spike = jnp.where((state.step == 40) | (state.step == 45), 1e5, 1.0)
+        return new, metrics._replace(grad_norm=metrics.grad_norm * spike)
 
-    steps = [block.growing for block in run_to_end(started._replace(step=growing))]
+    steps = [block.spike_step for block in run_to_end(started._replace(step=with_spikes))]
     assert [step for step in steps if step is not None] == [41]
 
 
@@ -968,8 +967,8 @@ def test_the_score_of_a_evaluation_set_does_not_depend_on_its_parts(monkeypatch)
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 97)
-    eval_set = data.eval_set(ids, 2, 5)
-    whole = jaxrnn.evaluate(rnn, params, data.whole_text(ids, 2, 5))
+    eval_set = batches.eval_set(ids, 2, 5)
+    whole = jaxrnn.evaluate(rnn, params, batches.whole_text(ids, 2, 5))
     monkeypatch.setattr("jaxrnn.lm.scoring._POSITIONS", 30)
     parts = list(scoring.score(rnn, params, eval_set))
     assert len(parts) == 4

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.lm import Vocabulary
-from jaxrnn.lm import batches as data
+from jaxrnn.lm import Vocabulary, batches
 
 TEXT = "naïve Ωmega\n\U0001f600 vector\r\n"
 
@@ -226,7 +225,7 @@ def test_a_vocabulary_of_too_few_words_is_refused():
 
 def test_the_rows_of_a_stream_continue_from_batch_to_batch():
     ids = np.arange(100, dtype=np.int32)
-    source = data.stream(ids, batch_size=3, length=4)
+    source = batches.stream(ids, batch_size=3, length=4)
     batch = source(np.arange(5))
     assert batch.inputs.shape == (5, 3, 4)
     for row in range(3):
@@ -239,15 +238,15 @@ def test_the_rows_of_a_stream_continue_from_batch_to_batch():
 def test_a_stream_has_every_transition_of_the_text_and_no_other():
     """Each target is the successor of its input, also where a row passes the end of the text."""
     ids = np.arange(50, dtype=np.int32)
-    batch = data.stream(ids, batch_size=2, length=7)(np.arange(14))
+    batch = batches.stream(ids, batch_size=2, length=7)(np.arange(14))
     assert np.array_equal(batch.targets, batch.inputs + 1)
     assert set(batch.inputs.ravel()) == set(range(49))
 
 
 def test_a_batch_depends_only_on_its_step():
     ids = np.random.default_rng(0).integers(0, 9, 200)
-    rows = data.pad_lines(jaxrnn.lm.Vocabulary.from_text("abc\n"), ["a", "bc", "cab", "b"])
-    for source in (data.stream(ids, 3, 5), data.shuffled(rows, 3, seed=1)):
+    rows = batches.pad_lines(jaxrnn.lm.Vocabulary.from_text("abc\n"), ["a", "bc", "cab", "b"])
+    for source in (batches.stream(ids, 3, 5), batches.shuffled(rows, 3, seed=1)):
         together = source(np.arange(20))
         for step in (0, 7, 19):
             alone = source(np.array([step]))
@@ -257,8 +256,8 @@ def test_a_batch_depends_only_on_its_step():
 
 def test_a_text_shorter_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"has 20 symbols .* fewer than the 21 of one batch"):
-        data.stream(np.zeros(20, np.int32), 4, 5)
-    assert data.stream(np.zeros(21, np.int32), 4, 5)(np.arange(1)).inputs.shape == (1, 4, 5)
+        batches.stream(np.zeros(20, np.int32), 4, 5)
+    assert batches.stream(np.zeros(21, np.int32), 4, 5)(np.arange(1)).inputs.shape == (1, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +265,7 @@ def test_a_text_shorter_than_a_batch_is_refused():
 )
 def test_whole_text_holds_every_transition_once(characters, batch_size, length):
     ids = np.arange(1, characters + 1)
-    batch = data.whole_text(ids, batch_size, length)
+    batch = batches.whole_text(ids, batch_size, length)
     counted = np.asarray(batch.mask, bool)
     assert sorted(batch.inputs[counted]) == list(range(1, characters))
     assert np.array_equal(batch.targets[counted], batch.inputs[counted] + 1)
@@ -280,12 +279,12 @@ def test_whole_text_holds_every_transition_once(characters, batch_size, length):
 
 def test_lines_are_padded_masked_and_ended():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("vector\n")
-    batch = data.pad_lines(vocabulary, ["vector", "to"])
+    batch = batches.pad_lines(vocabulary, ["vector", "to"])
     assert vocabulary.decode(batch.inputs[0]) == "vector"
     assert vocabulary.decode(batch.targets[0]) == "ector\n"
     assert np.asarray(batch.mask).tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert vocabulary.decode(batch.targets[1, :2]) == "o\n"
-    with_start = data.pad_lines(vocabulary, ["to"], start="\n")
+    with_start = batches.pad_lines(vocabulary, ["to"], start="\n")
     assert (vocabulary.decode(with_start.inputs[0]), vocabulary.decode(with_start.targets[0])) == (
         "\nto",
         "to\n",
@@ -295,34 +294,34 @@ def test_lines_are_padded_masked_and_ended():
 @pytest.mark.parametrize(("lines", "message"), [([], "no line"), (["ab", ""], "line 2 is empty")])
 def test_empty_lines_are_refused(lines, message):
     with pytest.raises(ValueError, match=message):
-        data.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), lines)
+        batches.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), lines)
 
 
 def test_each_pass_draws_every_line_once_in_a_new_order():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("abcdefg\n")
-    source = data.shuffled(data.pad_lines(vocabulary, list("abcdefg")), batch_size=2, seed=3)
+    source = batches.shuffled(batches.pad_lines(vocabulary, list("abcdefg")), batch_size=2, seed=3)
     drawn = source(np.arange(14)).inputs.ravel()
     passes = [drawn[i : i + 7].tolist() for i in range(0, 28, 7)]
     assert all(sorted(one) == list(range(1, 8)) for one in passes)
     assert len(set(map(tuple, passes))) == 4
-    other = data.shuffled(data.pad_lines(vocabulary, list("abcdefg")), batch_size=2, seed=4)
+    other = batches.shuffled(batches.pad_lines(vocabulary, list("abcdefg")), batch_size=2, seed=4)
     assert not np.array_equal(other(np.arange(14)).inputs.ravel(), drawn)
 
 
 @pytest.mark.parametrize("batch_size", [0, 3])
 def test_more_rows_than_lines_are_refused(batch_size):
-    rows = data.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), ["a", "b"])
+    rows = batches.pad_lines(jaxrnn.lm.Vocabulary.from_text("ab\n"), ["a", "b"])
     with pytest.raises(ValueError, match=rf"batch_size must lie in 1 … 2, .*{batch_size}"):
-        data.shuffled(rows, batch_size, seed=0)
+        batches.shuffled(rows, batch_size, seed=0)
 
 
 def test_sizes_below_one_are_refused():
     ids, rows = np.zeros(50, np.int32), jaxrnn.Batch(np.zeros((3, 2), int), np.zeros((3, 2), int))
     for make in (
-        lambda: data.stream(ids, 0, 5),
-        lambda: data.stream(ids, 2, -1),
-        lambda: data.whole_text(ids, 0, 5),
-        lambda: data.grouped(rows, 0),
+        lambda: batches.stream(ids, 0, 5),
+        lambda: batches.stream(ids, 2, -1),
+        lambda: batches.whole_text(ids, 0, 5),
+        lambda: batches.grouped(rows, 0),
     ):
         with pytest.raises(ValueError, match=r"(batch_size|length) must be at least 1, got"):
             make()
@@ -330,7 +329,7 @@ def test_sizes_below_one_are_refused():
 
 def test_grouped_lines_hold_each_once():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("abcde\n")
-    rows = data.pad_lines(vocabulary, list("abcde"))
-    groups = data.grouped(rows, 2)
+    rows = batches.pad_lines(vocabulary, list("abcde"))
+    groups = batches.grouped(rows, 2)
     assert groups.inputs.shape == (3, 2, 1)
     assert sorted(groups.inputs[np.asarray(groups.mask, bool)]) == [1, 2, 3, 4, 5]

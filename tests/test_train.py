@@ -13,7 +13,7 @@ from cases import assert_equal, make_case
 
 import jaxrnn
 from jaxrnn import gradients
-from jaxrnn.lm import batches as data
+from jaxrnn.lm import batches
 
 LOW, HIGH = -0.02, 0.02  # a range that clips some elements
 
@@ -150,7 +150,7 @@ def test_evaluation_is_the_mean_over_the_whole_text():
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 46)
-    mean_loss = jaxrnn.evaluate(rnn, params, data.whole_text(ids, batch_size=3, length=4))
+    mean_loss = jaxrnn.evaluate(rnn, params, batches.whole_text(ids, batch_size=3, length=4))
     rows = np.stack([ids[15 * b : 15 * b + 16] for b in range(3)])
     expected, _ = rnn.loss(params, rnn.initial_state(3), jaxrnn.Batch(rows[:, :-1], rows[:, 1:]))
     assert_equal(mean_loss, expected)
@@ -161,8 +161,8 @@ def test_evaluation_of_lines_reads_each_line_from_the_zero_state():
     rnn = jaxrnn.RNN(4, 5, 4)
     params = rnn.init(jax.random.key(1))
     lines = ["abc", "a", "bb", "cab", "ccc"]
-    rows = data.pad_lines(vocabulary, lines)
-    mean_loss = jaxrnn.evaluate(rnn, params, data.grouped(rows, 2), stateful=False)
+    rows = batches.pad_lines(vocabulary, lines)
+    mean_loss = jaxrnn.evaluate(rnn, params, batches.grouped(rows, 2), stateful=False)
     expected, _ = rnn.loss(params, rnn.initial_state(5), rows)
     assert_equal(mean_loss, expected)
 

@@ -10,7 +10,7 @@ from cases import make_case
 import jaxrnn
 from jaxrnn import gradients
 from jaxrnn.analysis.gradient_flow import GradientFlow
-from jaxrnn.training import nonfinite as trouble
+from jaxrnn.training import nonfinite
 from jaxrnn.tree import by_name
 
 ZEROS = jax.nn.initializers.zeros
@@ -27,7 +27,7 @@ def diagnose(case, algorithm=None, optimizer=None, *, after=0, carry=None):
         algorithm, optimizer, case.params, case.h, key=jax.random.key(0)
     )
     state = state._replace(step=jnp.int32(after), carry=carry or state.carry)
-    report = trouble.diagnose(case.rnn, algorithm, optimizer, state, case.batch)
+    report = nonfinite.diagnose(case.rnn, algorithm, optimizer, state, case.batch)
     lines = str(report).splitlines()
     assert 2 <= len(lines) <= 6
     assert max(map(len, lines)) <= 80
@@ -235,7 +235,7 @@ def test_a_state_that_is_not_finite_before_the_step_is_named(name):
     leaves = by_name(state)
     leaves[name] = leaves[name].at[-1].set(jnp.nan)
     state = jax.tree.unflatten(jax.tree.structure(state), leaves.values())
-    report = trouble.diagnose(case.rnn, algorithm, optimizer, state, case.batch)
+    report = nonfinite.diagnose(case.rnn, algorithm, optimizer, state, case.batch)
     assert report.stage == "the state before the step"
     assert report.what.startswith(name)
     assert report.flow is None
@@ -261,25 +261,25 @@ def test_a_scaled_rotation_is_reported_to_grow_by_its_scale_at_every_lag():
     )
     report = diagnose(case)
     assert report.flow is not None
-    reach = trouble.reach(report.flow)
-    assert reach.lags == (0, 1, 2, 5, 10, 20, 50)
-    np.testing.assert_allclose((*reach.growth[1:], reach.overall), 2, rtol=1e-12)
+    growth = nonfinite.credit_growth(report.flow)
+    assert growth.lags == (0, 1, 2, 5, 10, 20, 50)
+    np.testing.assert_allclose((*growth.growth[1:], growth.overall), 2, rtol=1e-12)
     rows = str(report).splitlines()[-4:-1]
-    assert rows[0].split() == ["lag", "k", *map(str, reach.lags)]
+    assert rows[0].split() == ["lag", "k", *map(str, growth.lags)]
     assert rows[2].split() == ["growth", "per", "step", *["2"] * 6]
-    np.testing.assert_allclose([float(x) for x in rows[1].split()[1:]], reach.credit, rtol=0.5)
+    np.testing.assert_allclose([float(x) for x in rows[1].split()[1:]], growth.credit, rtol=0.5)
 
 
-def test_the_reach_is_that_of_the_fastest_growing_layer_over_unmasked_outputs():
+def test_the_growth_of_the_credit_is_that_of_the_fastest_growing_layer_over_unmasked_outputs():
     """A credit of 3ᵏ grows by 3 a step, also if errors differ and some outputs are masked."""
     errors = np.array([[1.0, 0.0, 5.0, 0.1, 0.0, 0.0, 2.0, 0.0]])  # (B, T)
     k = np.arange(8)[:, None, None]
     late = np.where(np.arange(8) >= k, 1.0, np.nan)
     credit = np.stack([0.5**k * errors * late, 3.0**k * errors * late, 0.0**k * errors * late])
-    reach = trouble.reach(GradientFlow(credit, np.ones((3, 8, 4)), {}))
-    assert (reach.layer, reach.lags) == (1, (0, 1, 2, 5))
-    np.testing.assert_allclose(reach.growth, [np.nan, 3, 3, 3])
-    np.testing.assert_allclose(reach.credit, [1.5, 3 * 2, 9 * 2, 243 * 2])
+    growth = nonfinite.credit_growth(GradientFlow(credit, np.ones((3, 8, 4)), {}))
+    assert (growth.layer, growth.lags) == (1, (0, 1, 2, 5))
+    np.testing.assert_allclose(growth.growth, [np.nan, 3, 3, 3])
+    np.testing.assert_allclose(growth.credit, [1.5, 3 * 2, 9 * 2, 243 * 2])
 
 
 def test_no_flow_is_reported_where_float64_overflows_too():
@@ -308,7 +308,7 @@ def test_the_flow_is_computed_for_the_row_that_overflows_and_a_few_others():
 def test_every_report_fits_its_lines(growth, layers):
     """This holds also for exponents of three digits. Numbers are always separated by a space."""
     credit = np.broadcast_to(growth ** np.arange(60.0)[:, None, None], (layers, 60, 1, 1))
-    report = trouble.Trouble(
+    report = nonfinite.Trouble(
         stage="the backward pass",
         what=f"deltas of layer {layers - 1}",
         time_step=999,
@@ -320,32 +320,32 @@ def test_every_report_fits_its_lines(growth, layers):
     )
     lines = str(report).splitlines()
     assert len(lines) <= 6
-    assert max(map(len, lines)) <= trouble.WIDTH
+    assert max(map(len, lines)) <= nonfinite.WIDTH
     assert lines[-3][15:].split()[0] == "1"
     assert [len(line[15:].split()) for line in lines[-4:-1]] == [7, 7, 6]
 
 
 def test_line_breaks_do_not_split_an_option_at_its_hyphens():
     for width in range(30, 60):
-        report = trouble.Trouble("it", "what", advice=("x" * width, "lower --learning-rate"))
+        report = nonfinite.Trouble("it", "what", advice=("x" * width, "lower --learning-rate"))
         assert "--learning-rate" in str(report)
 
 
 # Gradients that grow
 
 
-def test_a_norm_is_growing_above_a_hundred_times_the_median_of_those_before():
+def test_a_spike_is_a_norm_above_a_hundred_times_the_median_of_those_before():
     norms = np.array([1.0, 2.0, 3.0] * 10)
-    assert trouble.growing(norms) is None
-    assert trouble.growing(np.append(norms, [199.0, 200.0])) is None
-    assert trouble.growing(np.append(norms, [201.0, 1e9])) == 30
-    assert trouble.growing(np.append(norms, 21.0), factor=10.0) == 30
+    assert nonfinite.first_spike(norms) is None
+    assert nonfinite.first_spike(np.append(norms, [199.0, 200.0])) is None
+    assert nonfinite.first_spike(np.append(norms, [201.0, 1e9])) == 30
+    assert nonfinite.first_spike(np.append(norms, 21.0), factor=10.0) == 30
     # Norms after it do not count, and 20 norms before it are enough.
-    assert trouble.growing(np.append(norms[:20], np.full(500, 1e6))) == 20
-    assert trouble.growing(np.append(np.full(25, 1.0), [1e3] * 2)) == 25
+    assert nonfinite.first_spike(np.append(norms[:20], np.full(500, 1e6))) == 20
+    assert nonfinite.first_spike(np.append(np.full(25, 1.0), [1e3] * 2)) == 25
 
 
-def test_growing_agrees_with_its_definition():
+def test_the_first_spike_agrees_with_its_definition():
     rng = np.random.default_rng(0)
     for _ in range(50):
         norms = np.exp(rng.normal(0, 2, 60))
@@ -358,15 +358,15 @@ def test_growing_agrees_with_its_definition():
             ),
             None,
         )
-        assert trouble.growing(norms, 30.0) == expected
-        assert trouble.growing(1e-12 * norms, 30.0) == expected
+        assert nonfinite.first_spike(norms, 30.0) == expected
+        assert nonfinite.first_spike(1e-12 * norms, 30.0) == expected
 
 
-def test_growing_needs_20_norms_and_ignores_those_that_are_not_finite():
+def test_a_spike_needs_20_norms_and_ignores_those_that_are_not_finite():
     few = np.append(np.ones(19), 1e9)
-    assert trouble.growing(few) is None
-    assert trouble.growing(np.append(np.full(19, np.nan), few)) is None
-    assert trouble.growing(np.append(few, 1e9)) == 20
-    assert trouble.growing(np.array([*[np.inf, 1.0] * 20, np.inf])) is None
-    assert trouble.growing(np.array([*[np.inf, 1.0] * 20, np.inf, 101.0])) == 41
-    assert trouble.growing(np.zeros(0)) is None
+    assert nonfinite.first_spike(few) is None
+    assert nonfinite.first_spike(np.append(np.full(19, np.nan), few)) is None
+    assert nonfinite.first_spike(np.append(few, 1e9)) == 20
+    assert nonfinite.first_spike(np.array([*[np.inf, 1.0] * 20, np.inf])) is None
+    assert nonfinite.first_spike(np.array([*[np.inf, 1.0] * 20, np.inf, 101.0])) == 41
+    assert nonfinite.first_spike(np.zeros(0)) is None

@@ -99,7 +99,7 @@ def walkthrough(
     *dh_next, dh_0 = dh_next
     dh_next, dh = jnp.stack(dh_next[::-1]), jnp.stack(dh[::-1])
     dh_raw = tape.gain * dh
-    grads = Params((layer.contract(cell, tape, dh_raw),), forward.readout)
+    grads = Params((layer.contract(cell, tape, dh_raw),), forward.readout_grad)
 
     x = jax.nn.one_hot(tape.x, rnn.input_size, dtype=dh.dtype) if is_ids(tape.x) else tape.x
     return Walkthrough(
@@ -109,8 +109,8 @@ def walkthrough(
         h=forward.trajectories[0].states[:, 0],
         y=forward.outputs[:, 0],
         p=jax.nn.softmax(forward.outputs[:, 0]),
-        loss_t=forward.losses[:, 0],
-        loss=forward.losses.sum(),
+        loss_t=forward.loss_terms[:, 0],
+        loss=forward.loss_terms.sum(),
         dy=forward.d_outputs[:, 0],
         error=forward.error[:, 0],
         dh_next=dh_next[:, 0],

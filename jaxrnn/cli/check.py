@@ -20,7 +20,7 @@ from jaxrnn.verification.references import Reference, complex_step, finite_diffe
 
 
 @dataclass(frozen=True)
-class Options:
+class CheckOptions:
     """The gradient to check, and the network and batch to check it on."""
 
     algorithm: str = "bptt"
@@ -66,7 +66,7 @@ class Options:
     """Random seed of the weights and the batch."""
 
 
-class Trial(NamedTuple):
+class CheckSetup(NamedTuple):
     """The network, its parameters, its initial state and the batch of a check.
 
     The initial state is zero for the user's own function, which does not receive it.
@@ -78,7 +78,7 @@ class Trial(NamedTuple):
     batch: Batch
 
 
-def prepare(options: Options) -> Trial:
+def draw_setup(options: CheckOptions) -> CheckSetup:
     """Draw random parameters, an initial state and a batch for a network of the given options.
 
     Raises:
@@ -114,10 +114,10 @@ def prepare(options: Options) -> Trial:
     h = rnn.initial_state(options.batch_size)
     if options.function is None:
         h = h + 0.5 * jax.random.normal(state_key, h.shape)
-    return Trial(rnn, rnn.init(params_key), h, Batch(inputs, targets, mask))
+    return CheckSetup(rnn, rnn.init(params_key), h, Batch(inputs, targets, mask))
 
 
-def reference(options: Options) -> Reference | None:
+def named_reference(options: CheckOptions) -> Reference | None:
     """Return the reference that the options name, or None for autodiff."""
     references = {
         "autodiff": lambda: None,
@@ -127,7 +127,7 @@ def reference(options: Options) -> Reference | None:
     return references[options.reference]()
 
 
-def load(function: str) -> Callable[..., Any]:
+def load_function(function: str) -> Callable[..., Any]:
     """Load the user's function from MODULE:NAME, in the current folder or an installed package.
 
     Raises:

@@ -204,10 +204,10 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
                 say("training", f"{done:,}/{steps:,} {status}, {left:.0f} s left")
             if block.held_out is not None:
                 before, characters = now, 0
-            if block.growing is not None:
+            if block.spike_step is not None:
                 norm = np.max(block.metrics.grad_norm)
                 say("warning", f"the gradient's norm rose above 100 times its median at step "
-                    f"{block.growing:,}, to {norm:.2g}")  # fmt: skip
+                    f"{block.spike_step:,}, to {norm:.2g}")  # fmt: skip
             yield block
 
 

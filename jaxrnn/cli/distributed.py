@@ -72,7 +72,7 @@ class Machines:
     """Keep compiled programs in this folder, which makes the next start faster."""
 
     @property
-    def watches(self) -> bool:
+    def supervises(self) -> bool:
         """Whether this process is the supervisor of the others."""
         return self.processes is not None and not self.distributed
 

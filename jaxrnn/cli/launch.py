@@ -15,7 +15,7 @@ from jaxrnn.cli.distributed import LIFELINE, MISTAKE, Machines, check, told_to_s
 _GRACE = 3  # seconds that the other processes have to exit by themselves after one has failed
 
 
-def watch(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
+def supervise(machines: Machines, command: Callable[[], Sequence[str]]) -> int:
     """Run a jaxrnn command as several processes, and restart them all when one dies.
 
     They are not restarted after a mistake in what was typed or given, or once one was told to stop.

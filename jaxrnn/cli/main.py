@@ -22,7 +22,7 @@ import numpy as np
 from jaxrnn import gradients, lm
 from jaxrnn.analysis.gradient_flow import gradient_flow
 from jaxrnn.analysis.walkthrough import walkthrough
-from jaxrnn.cli import check as trial
+from jaxrnn.cli.check import CheckOptions, draw_setup, load_function, named_reference
 from jaxrnn.cli.distributed import (
     LOST,
     MISTAKE,
@@ -35,11 +35,10 @@ from jaxrnn.cli.distributed import (
     told_to_stop,
 )
 from jaxrnn.cli.flags import given_options, hint_for_dash, with_flags
-from jaxrnn.cli.launch import watch
+from jaxrnn.cli.launch import supervise
 from jaxrnn.lm import corpus
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.model import continuation, stream, write
-from jaxrnn.lm.model import evaluate as score_text
 from jaxrnn.lm.options import Changes, Init, Options, seed_key, with_network_of
 from jaxrnn.lm.store import directory
 from jaxrnn.lm.store.header import to_json
@@ -59,7 +58,7 @@ DEFAULT_OUT = Path("jaxrnn-run")
 DEFAULTS = Options()
 NO_CHANGES = Changes()
 DEFAULT_MACHINES = Machines()
-CHECK_DEFAULTS = trial.Options()
+CHECK_DEFAULTS = CheckOptions()
 
 
 def train(
@@ -87,8 +86,8 @@ def train(
             this checkpoint, instead of new ones.
         quiet: Print nothing.
     """
-    if machines.watches:
-        return _watch_training(machines, out, overwrite=overwrite, quiet=quiet)
+    if machines.supervises:
+        return _supervise_training(machines, out, overwrite=overwrite, quiet=quiet)
     mesh = set_up(machines)
     console.stdout.quiet = quiet or jax.process_index() > 0
 
@@ -142,8 +141,8 @@ def resume(
         changes: Options to change from here on; the others stay as they were.
         quiet: Print nothing.
     """
-    if machines.watches:
-        return watch(machines, lambda: sys.argv[1:])
+    if machines.supervises:
+        return supervise(machines, lambda: sys.argv[1:])
     mesh = set_up(machines)
     console.stdout.quiet = quiet or jax.process_index() > 0
     changed = dataclasses.asdict(changes)
@@ -165,7 +164,9 @@ def resume(
     return _train(training)
 
 
-def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool) -> int:
+def _supervise_training(
+    machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool
+) -> int:
     """Train in several processes; after a failure, resume if there is a checkpoint by then."""
     path = _free_path(DEFAULT_OUT) if out is None else out
     directory.check_free(path, overwrite=overwrite)
@@ -181,7 +182,7 @@ def _watch_training(machines: Machines, out: Path | None, *, overwrite: bool, qu
         return description.stat().st_ino if description.is_file() else None
 
     before = inode()  # of a run that is to be overwritten
-    return watch(machines, lambda: begin if inode() == before else go_on)
+    return supervise(machines, lambda: begin if inode() == before else go_on)
 
 
 def _agree(training: lm.Run) -> None:
@@ -283,7 +284,7 @@ def evaluate(
     """
     model = lm.load(path, newest=newest)
     console.remarks(model.remarks)
-    scores = score_text(model, corpus.open_text(file, encoding))
+    scores = lm.evaluate(model, corpus.open_text(file, encoding))
     console.scored(model, console.with_share(scores))
     return 0
 
@@ -360,7 +361,7 @@ def plot(
 
 def check(
     *,
-    options: Annotated[trial.Options, tyro.conf.arg(name="")] = CHECK_DEFAULTS,
+    options: Annotated[CheckOptions, tyro.conf.arg(name="")] = CHECK_DEFAULTS,
     save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     flow: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None,
 ) -> int:
@@ -373,11 +374,11 @@ def check(
         save: Save the whole report to this file, as JSON.
         flow: Plot to this PNG file how far back in time the gradient reaches.
     """
-    rnn, params, h, batch = trial.prepare(options)
+    rnn, params, h, batch = draw_setup(options)
     if options.function is None:
         candidate = gradients.build(options.algorithm, rnn)
     else:
-        candidate = trial.load(options.function)
+        candidate = load_function(options.function)
     with console.working("comparing"):
         report = verify(
             candidate,
@@ -385,7 +386,7 @@ def check(
             params,
             batch,
             h=h,
-            reference=trial.reference(options),
+            reference=named_reference(options),
             dtype=options.dtype,
         )
     console.report(report)
@@ -533,7 +534,7 @@ def _mistake(error: Exception) -> int:
 
 def _flags() -> set[str]:
     """Return the names of the arguments of all commands that are flags."""
-    options = (Options, Changes, Machines, trial.Options)
+    options = (Options, Changes, Machines, CheckOptions)
     names = {field.name for cls in options for field in dataclasses.fields(cls)}
     for command in COMMANDS.values():
         for name, parameter in inspect.signature(command).parameters.items():

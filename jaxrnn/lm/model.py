@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn.lm import batches as data
-from jaxrnn.lm import corpus
+from jaxrnn.lm import batches, corpus
 from jaxrnn.lm.corpus import Corpus, Text
 from jaxrnn.lm.options import Options, length_of, seed_key
 from jaxrnn.lm.sampling import beam_search
@@ -201,13 +200,13 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
     lines = model.options.lines
     read = corpus.read(text, lines=lines, vocabulary=model.vocabulary)
     if lines:
-        rows = data.find_lines(read.ids, _ends(model.vocabulary))
+        rows = batches.find_lines(read.ids, _ends(model.vocabulary))
         if not len(rows.starts):
             raise ValueError(f"{text.name} has no line that is not empty")
         length = length_of(replace(model.options, length=None), rows.longest)
-        eval_set = data.eval_set_of_rows(rows, model.options.batch_size, length)
+        eval_set = batches.eval_set_of_rows(rows, model.options.batch_size, length)
     else:
-        eval_set = data.eval_set(read.ids, 1, _LONG)
+        eval_set = batches.eval_set(read.ids, 1, _LONG)
     unknown = unknown_words(read)
 
     def scores():
@@ -226,7 +225,7 @@ def unknown_words(read: Corpus) -> int:
     if read.vocabulary.level != "word":
         return 0
     unknown = SPECIAL.index(UNKNOWN)
-    return sum(int((part == unknown).sum()) for part in data.parts(read.ids))
+    return sum(int((part == unknown).sum()) for part in batches.parts(read.ids))
 
 
 def _ends(vocabulary: Vocabulary) -> tuple[int, int]:

@@ -66,8 +66,8 @@ def check_is_batch(batch: Any) -> None:
         )
 
 
-def time_major(tree: Tree) -> Tree:
-    """Swap the first two axes of every leaf: (B, T, ·) to (T, B, ·), or back."""
+def to_time_major(tree: Tree) -> Tree:
+    """Convert every leaf from batch-major, (B, T, ·), to time-major, (T, B, ·)."""
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tree)
 
 

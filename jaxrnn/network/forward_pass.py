@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn.network import layer
-from jaxrnn.network.batch import Batch, Weighted, time_major, weigh, where_errors
+from jaxrnn.network.batch import Batch, Weighted, to_time_major, weigh, where_errors
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.layer import Tape, Trajectory
 from jaxrnn.network.losses import as_loss
@@ -25,18 +25,18 @@ class ForwardPass(NamedTuple):
         trajectories: the trajectory of each layer, lowest layer first.
         tapes: the tape of each layer, lowest layer first.
         outputs: y_t.
-        losses: the contribution of each position to the loss.
+        loss_terms: the contribution of each position to the loss, which is their sum.
         d_outputs: dL/dy_t.
-        readout: the gradient of the readout.
+        readout_grad: the gradient of the readout.
         error: e_t = dL/dy_t W_hyᵀ, the part of dL/dh_t at the top layer from the outputs y_t.
     """
 
     trajectories: tuple[Trajectory, ...]
     tapes: tuple[Tape, ...]
     outputs: Float[Array, "T B O"]
-    losses: Float[Array, "T B"]
+    loss_terms: Float[Array, "T B"]
     d_outputs: Float[Array, "T B O"]
-    readout: Readout
+    readout_grad: Readout
     error: Float[Array, "T B H"]
 
     @property
@@ -48,7 +48,7 @@ class ForwardPass(NamedTuple):
 def forward_pass(rnn: RNN, params: Params, h: AnyArray, batch: Batch) -> ForwardPass:
     """Compute the forward pass, the loss and its errors; raise as `check_batch` does."""
     batch, h = check_batch(rnn, params, batch, h)
-    weighted = time_major(weigh(batch, rnn.reduction, h.dtype))
+    weighted = to_time_major(weigh(batch, rnn.reduction, h.dtype))
     trajectories, _ = forward(rnn.dynamics, params.cells, weighted.inputs, h, weighted.valid)
     return complete_forward_pass(rnn, params, h, weighted, trajectories)
 
@@ -67,9 +67,9 @@ def complete_forward_pass(
         layer.tape(x, h_0, trajectory, rnn.dynamics)
         for x, h_0, trajectory in zip(inputs, h, trajectories, strict=True)
     )
-    outputs, losses, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
-    readout, error = _pull_back(params.readout, states, d_outputs)
-    return ForwardPass(trajectories, tapes, outputs, losses, d_outputs, readout, error)
+    outputs, loss_terms, d_outputs = outputs_and_grad(rnn, params.readout, states, batch)
+    readout_grad, error = _pull_back(params.readout, states, d_outputs)
+    return ForwardPass(trajectories, tapes, outputs, loss_terms, d_outputs, readout_grad, error)
 
 
 def outputs_and_grad(
@@ -81,14 +81,14 @@ def outputs_and_grad(
         arrays = jax.tree.map(layer.rows_of, arrays)
     states, targets, weights, counted = arrays
     outputs = read_out(readout, states)
-    losses, d_outputs = as_loss(rnn.loss_function).value_and_grad(outputs, targets, weights)
+    loss_terms, d_outputs = as_loss(rnn.loss_function).value_and_grad(outputs, targets, weights)
     if counted is not None:
-        losses = jnp.where(counted, losses, 0)
+        loss_terms = jnp.where(counted, loss_terms, 0)
         d_outputs = jnp.where(
             where_errors(counted, joined=callable(rnn.loss_function)), d_outputs, 0
         )
     shape = (*positions, outputs.shape[-1])
-    return outputs.reshape(shape), losses.reshape(positions), d_outputs.reshape(shape)
+    return outputs.reshape(shape), loss_terms.reshape(positions), d_outputs.reshape(shape)
 
 
 def _pull_back(

@@ -20,7 +20,7 @@ from jaxrnn.network.batch import (
     Batch,
     check_is_batch,
     share_of_loss,
-    time_major,
+    to_time_major,
     weigh,
     where_errors,
     within_lengths,
@@ -231,7 +231,7 @@ class RNN:
         lengths = checks.as_lengths(lengths, inputs)
         inputs = checks.as_inputs(cell, inputs, 2, lengths)
         h = checks.as_state(cell, h, inputs)
-        x, valid = time_major((inputs, within_lengths(lengths, inputs.shape[1])))
+        x, valid = to_time_major((inputs, within_lengths(lengths, inputs.shape[1])))
         states, h_last = layer.unroll(cell, x, h, valid, self.dynamics)
         return states.swapaxes(0, 1), h_last
 
@@ -265,7 +265,7 @@ class RNN:
         ((3, 6, 2), (1, 3, 4))
         """
         inputs, h, lengths = check_inputs(self, params, inputs, h, lengths)
-        x, valid = time_major((inputs, within_lengths(lengths, inputs.shape[1])))
+        x, valid = to_time_major((inputs, within_lengths(lengths, inputs.shape[1])))
         trajectories, h_last = forward(self.dynamics, params.cells, x, h, valid)
         return read_out(params.readout, trajectories[-1].states).swapaxes(0, 1), h_last
 
@@ -296,7 +296,7 @@ class RNN:
         ((), (1, 3, 4))
         """
         batch, h = check_batch(self, params, batch, h)
-        weighted = time_major(weigh(batch, self.reduction, h.dtype))
+        weighted = to_time_major(weigh(batch, self.reduction, h.dtype))
         trajectories, h_last = forward(
             self.dynamics, params.cells, weighted.inputs, h, weighted.valid
         )

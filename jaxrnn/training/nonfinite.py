@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jaxrnn.analysis.gradient_flow import GradientFlow, gradient_flow
 from jaxrnn.analysis.lags import affordable_lags
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
-from jaxrnn.network.batch import Batch, time_major
+from jaxrnn.network.batch import Batch, to_time_major
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.forward_pass import ForwardPass, forward_pass
 from jaxrnn.network.rnn import RNN, check_batch
@@ -119,7 +119,7 @@ def diagnose(
     updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
     gradient, update = _leaf(GRADIENT, grads, "gradient of "), _leaf(UPDATE, updated)
     trouble = _leaf(GIVEN, state._replace(opt_state=(), key=None))
-    trouble = trouble or _first(BATCH, by_name(time_major(checked._replace(lengths=None))))
+    trouble = trouble or _first(BATCH, by_name(to_time_major(checked._replace(lengths=None))))
     if trouble is None:
         passed = jax.jit(forward_pass, static_argnums=0)(rnn, params, h, batch)
         trouble = _forward(passed)
@@ -186,8 +186,8 @@ def _forward(passed: ForwardPass) -> Trouble | None:
         f"states of layer {i}": trajectory.states
         for i, trajectory in enumerate(passed.trajectories)
     }
-    trouble = _first(FORWARD, arrays | {"outputs": passed.outputs, "losses": passed.losses})
-    overflows = trouble is None and not jnp.isfinite(passed.losses.sum())
+    trouble = _first(FORWARD, arrays | {"outputs": passed.outputs, "losses": passed.loss_terms})
+    overflows = trouble is None and not jnp.isfinite(passed.loss_terms.sum())
     return Trouble(FORWARD, "sum of the losses") if overflows else trouble
 
 
@@ -225,7 +225,7 @@ def _flow(rnn: RNN, params: Params, h: Array, batch: Batch, row: int) -> Gradien
     return flow if finite else None
 
 
-class Reach(NamedTuple):
+class CreditGrowth(NamedTuple):
     """How the credit ‖dℓ_t/dh_{t-k}‖ grows with the lag k, in the layer in which it grows most.
 
     Attributes:
@@ -245,7 +245,7 @@ class Reach(NamedTuple):
     overall: float
 
 
-def reach(flow: GradientFlow) -> Reach:
+def credit_growth(flow: GradientFlow) -> CreditGrowth:
     """Return how the credit grows with the lag, in the layer in which it grows most."""
     lags = tuple(k for k in SHOWN if k < flow.credit.shape[1])
     has_error = flow.credit[-1, 0] > 0
@@ -263,12 +263,12 @@ def reach(flow: GradientFlow) -> Reach:
     credit = flow.credit[steepest]
     medians = tuple(median(credit[k][has_error & ~np.isnan(credit[k])]) for k in lags)
     factors = (growth(credit, j, k) for j, k in pairwise(lags))
-    return Reach(steepest, lags, medians, (np.nan, *factors), overall[steepest])
+    return CreditGrowth(steepest, lags, medians, (np.nan, *factors), overall[steepest])
 
 
 def _table(flow: GradientFlow) -> list[str]:
     """Return the lines of a table of the credit and its growth over the lags."""
-    summary = reach(flow)
+    summary = credit_growth(flow)
 
     def line(label, numbers):
         return f"{label:<15}" + "".join(f"{number:>7}" for number in numbers)
@@ -288,7 +288,7 @@ def _advice(
     rnn: RNN, state: TrainState, trouble: Trouble, flow: GradientFlow | None
 ) -> tuple[str, ...]:
     """Return what to try, the most specific first."""
-    explodes = flow is None or not reach(flow).overall <= 1.01
+    explodes = flow is None or not credit_growth(flow).overall <= 1.01
     slower = "lower --learning-rate or --clip" if int(state.step) else "another --init"
     unbounded = rnn.activation in ("relu", "identity")
     tanh = ("--activation tanh",) if unbounded and (explodes or trouble.stage == FORWARD) else ()
@@ -307,7 +307,7 @@ def _advice(
     return remedies[trouble.stage]
 
 
-def growing(norms: Float[AnyArray, " N"], factor: float = 100.0) -> int | None:
+def first_spike(norms: Float[AnyArray, " N"], factor: float = 100.0) -> int | None:
     """Return the index of the first norm above `factor` times the median of all norms before it.
 
     Non-finite norms are ignored, and a norm is only tested if at least 20 finite ones precede it.

@@ -6,13 +6,8 @@ import numpy as np
 
 from jaxrnn.verification.candidate import Answer
 from jaxrnn.verification.comparison import Comparison, compare_leaves
-from jaxrnn.verification.expected import (
-    Expected,
-    check_own_rules,
-    expected_gradient,
-    not_finite,
-)
-from jaxrnn.verification.findings import find_bugs, not_repeatable
+from jaxrnn.verification.expected import Expected, check_own_rules, expected_gradient
+from jaxrnn.verification.findings import find_bugs, not_finite, not_repeatable
 from jaxrnn.verification.leaf import EXACT
 from jaxrnn.verification.problem import Dtype, Problem, ValueAndGrad
 from jaxrnn.verification.references import Reference
@@ -34,7 +29,9 @@ def assess(
         ValueError: if the reference fails.
     """
     expected = expected_gradient(problem, reference, dtype)
-    if finding := not_finite(expected):
+    values = {"loss": expected.loss}
+    values |= {name: known.values for name, known in expected.values.items()}
+    if finding := not_finite("the reference's loss and gradient", values):
         return cannot_tell(finding)
     expected = check_own_rules(problem, expected)
     comparison = compare_leaves(answer, expected, problem, dtype)

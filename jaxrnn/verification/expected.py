@@ -1,6 +1,6 @@
 """The expected gradient: by `jax.grad`, by differences, or by another gradient function."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,6 @@ from jaxrnn.verification.leaf import ReferenceValues, compare
 from jaxrnn.verification.problem import Dtype, Problem, ValueAndGrad, trace_program
 from jaxrnn.verification.program import Program
 from jaxrnn.verification.references import Reference, finite_difference
-from jaxrnn.verification.report import Finding
 from jaxrnn.verification.tolerances import cannot_be_judged, measured_tolerances
 
 Leaves = dict[str, np.ndarray]
@@ -23,7 +22,7 @@ class Expected(NamedTuple):
         title: a description of the reference.
         loss: the loss of the reference.
         values: the gradient of each leaf by name, as far as the reference knows it.
-        exact: the leaves of which every element is known, for the diagnosis. They come from
+        complete: the leaves of which every element is known, for the diagnosis. They come from
             autodiff if JAX can differentiate the loss and its derivative rules are right, else from
             the reference.
         failure: why JAX cannot differentiate the loss; "" if it can.
@@ -34,7 +33,7 @@ class Expected(NamedTuple):
     title: str
     loss: float
     values: dict[str, ReferenceValues]
-    exact: Leaves
+    complete: Leaves
     failure: str = ""
     measured: bool = False
     program: Program = Program((), None)
@@ -48,7 +47,7 @@ def expected_gradient(
     Raises:
         ValueError: if the reference fails, or there is none and JAX cannot differentiate the loss.
     """
-    loss, exact, failure = _differentiate(problem)
+    loss, complete, failure = _differentiate(problem)
     if reference is None:
         if failure:
             raise ValueError(
@@ -56,27 +55,13 @@ def expected_gradient(
                 "reference=jaxrnn.finite_difference()"
             )
         title = f"{problem.name}, in {dtype if problem.precision else 'float64'}"
-        expected = Expected(title, loss, _all_known(exact), exact)
+        expected = Expected(title, loss, _all_known(complete), complete)
     else:
         title, loss, values = _ask_reference(reference, problem)
-        exact = _known_in_full(values) if failure else exact
+        complete = _known_in_full(values) if failure else complete
         measured = isinstance(reference, Reference)
-        expected = Expected(title, loss, values, exact, failure, measured)
+        expected = Expected(title, loss, values, complete, failure, measured)
     return expected if failure else expected._replace(program=trace_program(problem))
-
-
-def not_finite(expected: Expected) -> Finding | None:
-    """Return a finding if the reference's loss or gradient is not finite."""
-    values = {"loss": np.asarray(expected.loss)}
-    values |= {name: known.values for name, known in expected.values.items()}
-    return find_not_finite("the reference's loss and gradient", values)
-
-
-def find_not_finite(what: str, leaves: dict[str, Any]) -> Finding | None:
-    """Return a finding with the names of the leaves that are not finite, or None."""
-    names = tuple(name for name, leaf in leaves.items() if not np.isfinite(leaf).all())
-    text = f"{what} are not finite: no gradient can be compared here"
-    return Finding("not finite", names, text, certain=False) if names else None
 
 
 def check_own_rules(problem: Problem, expected: Expected) -> Expected:
@@ -91,15 +76,17 @@ def check_own_rules(problem: Problem, expected: Expected) -> Expected:
     if all(known.is_exact for known in measured.values()):
         _, _, measured = _ask_reference(finite_difference(), problem)
     tolerance = measured_tolerances(problem, "float64", perturb_slopes=False)
-    exact = expected.exact
-    leaves = [compare(name, exact[name], measured[name], tolerance[name]) for name in measured]
+    by_autodiff = expected.complete
+    leaves = [
+        compare(name, by_autodiff[name], measured[name], tolerance[name]) for name in measured
+    ]
     if all(leaf.ok or cannot_be_judged(leaf) for leaf in leaves):
         return expected
     title = (
         f"central differences of the loss, because jax.grad disagrees with them: the derivative of "
         f"{' or '.join(expected.program.rules)}, written by hand, is wrong"
     )
-    return expected._replace(title=title, values=measured, exact=_known_in_full(measured))
+    return expected._replace(title=title, values=measured, complete=_known_in_full(measured))
 
 
 def _differentiate(problem: Problem) -> tuple[float, Leaves, str]:

@@ -1,6 +1,7 @@
 """Findings: what is wrong with a candidate's gradient, or why it cannot be judged."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,13 @@ def find_bugs(
         if not (comparison.same_loss or (np.isnan(answer.loss) and answer.findings)):
             findings.insert(0, loss_finding(answer.loss, expected.loss, case))
     return tuple(findings), tuple(_profiles(case))
+
+
+def not_finite(what: str, leaves: dict[str, Any]) -> Finding | None:
+    """Return a finding with the names of the leaves that are not finite, or None."""
+    names = tuple(name for name, leaf in leaves.items() if not np.isfinite(leaf).all())
+    text = f"{what} are not finite: no gradient can be compared here"
+    return Finding("not finite", names, text, certain=False) if names else None
 
 
 def not_repeatable(answer: Answer, tolerance: dict[str, float]) -> Finding | None:
@@ -102,7 +110,7 @@ def _leaves_of_wrong_shape(
     for name, g in answer.leaves.items():
         shape = shapes[name]
         if g.shape != shape:
-            r = expected.exact.get(name, np.zeros(shape))
+            r = expected.complete.get(name, np.zeros(shape))
             yield shape_finding(name, g, r, comparison.tolerance[name])
 
 
@@ -111,11 +119,11 @@ def _case(answer: Answer, expected: Expected, comparison: Comparison, problem: P
     tolerance = {
         leaf.name: leaf.tolerance
         for leaf in comparison.leaves
-        if leaf.name in expected.exact and not cannot_be_judged(leaf)
+        if leaf.name in expected.complete and not cannot_be_judged(leaf)
     }
     g = {name: answer.leaves[name] for name in tolerance}
     parts = gradient_by_lag(problem)
-    return Case(g, expected.exact, tolerance, forward_by_hand(problem), parts)
+    return Case(g, expected.complete, tolerance, forward_by_hand(problem), parts)
 
 
 def _nearly_right(
@@ -159,7 +167,7 @@ def _most_elements_are_off(g: np.ndarray, r: np.ndarray) -> bool:
 
 
 def _unlike_autodiff(expected: Expected, problem: Problem) -> str:
-    if expected.exact:
+    if expected.complete:
         return f"it equals {problem.name}, but not the reference: is the loss smooth here?"
     return "it differs from the reference"
 

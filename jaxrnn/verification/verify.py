@@ -18,7 +18,7 @@ from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name
 from jaxrnn.verification.assess import assess, cannot_tell
 from jaxrnn.verification.candidate import arrays, ask_twice, is_floats, map_floats
-from jaxrnn.verification.expected import find_not_finite
+from jaxrnn.verification.findings import not_finite
 from jaxrnn.verification.problem import Dtype, Network, Problem, ValueAndGrad
 from jaxrnn.verification.references import Reference
 from jaxrnn.verification.report import Report
@@ -86,7 +86,7 @@ def verify(
         h_0 = rnn.initial_state(len(batch.inputs)) if h is None else h
         candidate_args = _cast((params, h_0, batch), dtype)
         params, h_0, batch = _cast(candidate_args, "float64")
-        if finding := find_not_finite("the parameters", arrays(params)):
+        if finding := not_finite("the parameters", arrays(params)):
             return cannot_tell(finding)
         targets = batch.targets
         batch, h_0 = check_batch(rnn, params, batch, h_0)
@@ -156,7 +156,7 @@ def check_grad(
         args = _cast(candidate_args, "float64")
         _check_params(args[0])
         floats = {name: leaf for name, leaf in by_name(args).items() if is_floats(leaf)}
-        if finding := find_not_finite("the arguments", floats):
+        if finding := not_finite("the arguments", floats):
             return cannot_tell(finding)
         differentiate, precision = _make_value_and_grad(loss_fn, args)
         if precision is not None:

@@ -42,7 +42,7 @@ class Draws(NamedTuple):
     steps: Int[Array, " B"]
 
 
-class Past(NamedTuple):
+class InfluenceMemory(NamedTuple):
     """The memory of a rule that works forward in time.
 
     Attributes:
@@ -82,7 +82,7 @@ def influence_rule(
             draws none. The key is that of the row, and steps count from 0.
 
     Returns:
-        The algorithm, with a `Past` for each layer as its memory.
+        The algorithm, with a `InfluenceMemory` for each layer as its memory.
 
     Raises:
         ValueError: by init, if the influence needs more memory than `jaxrnn.memory_limit`, or if a
@@ -121,34 +121,34 @@ def influence_layer(
             lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)), init(cell)
         )
         if noise is None:
-            return Past(influence, None)
+            return InfluenceMemory(influence, None)
         keys = jax.random.split(check_key(key), batch_size)
-        return Past(influence, Draws(keys, jnp.zeros(batch_size, jnp.int32)))
+        return InfluenceMemory(influence, Draws(keys, jnp.zeros(batch_size, jnp.int32)))
 
-    def grads(cell, past, tape, error):
+    def grads(cell, memory, tape, error):
         def advance_row(influence, tape_t, draws):
             if noise is None:
-                return Past(advance(cell, influence, tape_t), None)
+                return InfluenceMemory(advance(cell, influence, tape_t), None)
             noise_t = noise(draws.keys, draws.steps, tape_t.gain.dtype)
             influence = advance(cell, influence, tape_t, noise_t)
-            return Past(influence, draws._replace(steps=draws.steps + 1))
+            return InfluenceMemory(influence, draws._replace(steps=draws.steps + 1))
 
         def one_step(carry, step):
-            past, total = carry
+            memory, total = carry
             tape_t, error_t = step
-            new = jax.vmap(advance_row)(past.influence, tape_t._replace(valid=None), past.draws)
-            new = hold(past, new, tape_t.valid)
+            new = jax.vmap(advance_row)(memory.influence, tape_t._replace(valid=None), memory.draws)
+            new = keep_ended(memory, new, tape_t.valid)
             contribution = read(new.influence, error_t)
             return (new, total + contribution.astype(total.dtype)), None
 
         steps, dtype = (tape, error), cell.W_hh.dtype
-        start = (past, no_trace(cell).astype(layer.wide(dtype)))
-        (past, total), _ = lax.scan(one_step, layer.varying_like(start, steps, cell), steps)
+        start = (memory, no_trace(cell).astype(layer.wide(dtype)))
+        (memory, total), _ = lax.scan(one_step, layer.varying_like(start, steps, cell), steps)
         total = total.astype(dtype)
         I, H = cell.W_xh.shape
         b_h = None if cell.b_h is None else total[I + H]
         gradient = Cell(total[:I], total[I : I + H], b_h)
-        return gradient, layer.input_error(cell, tape.gain * error), past
+        return gradient, layer.input_error(cell, tape.gain * error), memory
 
     return LayerRule(init_rows, grads)
 
@@ -162,8 +162,8 @@ def random_signs(number: int) -> Noise:
     return draw
 
 
-def hold(old: Memory, new: Memory, valid: Bool[Array, " B"] | None) -> Memory:
-    """Return the new memory for valid rows and the old memory for the others.
+def keep_ended(old: Memory, new: Memory, valid: Bool[Array, " B"] | None) -> Memory:
+    """Return the new memory, but keep the old memory of the rows that have ended.
 
     Args:
         old: the memory before the step; every leaf has a leading axis B.
@@ -179,12 +179,12 @@ def hold(old: Memory, new: Memory, valid: Bool[Array, " B"] | None) -> Memory:
     return jax.tree.map(select, old, new)
 
 
-def read_size(cell: Cell) -> int:
+def weight_inputs_size(cell: Cell) -> int:
     """Return N, the number of inputs of each unit of a layer: I + H, plus 1 if there is a bias."""
     return sum(cell.W_xh.shape) + (cell.b_h is not None)
 
 
-def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
+def weight_inputs(cell: Cell, tape: Tape) -> Float[Array, " N"]:
     """Return the input of the weights at one step, s_t = (x_t, h_{t-1}, 1), as one vector."""
     x, h_prev, gain, _ = tape
     if is_ids(x):
@@ -195,18 +195,18 @@ def read_by(cell: Cell, tape: Tape) -> Float[Array, " N"]:
 
 def no_trace(cell: Cell) -> Float[Array, "N H"]:
     """Return the initial eligibility trace, one zero per weight."""
-    return jnp.zeros((read_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
+    return jnp.zeros((weight_inputs_size(cell), len(cell.W_hh)), cell.W_hh.dtype)
 
 
-def eligibility_trace(slope: Callable[[Cell, Array], Array | float]) -> tuple[Any, Any, Any]:
+def eligibility_trace(decay: Callable[[Cell, Array], Array | float]) -> tuple[Any, Any, Any]:
     """Return `init`, `advance` and `read` for the influence of each weight on its own unit only.
 
-    E_t = slope(cell, g_t) ⊙ E_{t-1} + s_tᵀ g_t,        dL/dθ = Σ_t E_t ⊙ e_t
+    E_t = decay(cell, g_t) ⊙ E_{t-1} + s_tᵀ g_t,        dL/dθ = Σ_t E_t ⊙ e_t
     """
 
     def advance(cell, trace, tape):
-        decay = jnp.broadcast_to(slope(cell, tape.gain), trace.shape)
-        return decay * trace + jnp.outer(read_by(cell, tape), tape.gain)
+        factor = jnp.broadcast_to(decay(cell, tape.gain), trace.shape)
+        return factor * trace + jnp.outer(weight_inputs(cell, tape), tape.gain)
 
     def read(trace, error):
         return jnp.einsum("bpj,bj->pj", trace, error)
@@ -216,7 +216,7 @@ def eligibility_trace(slope: Callable[[Cell, Array], Array | float]) -> tuple[An
 
 def no_influence(cell: Cell) -> Float[Array, "N H H"]:
     """Return the full influence before the first step, which is zero."""
-    return jnp.zeros((read_size(cell), *cell.W_hh.shape), cell.W_hh.dtype)
+    return jnp.zeros((weight_inputs_size(cell), *cell.W_hh.shape), cell.W_hh.dtype)
 
 
 def advance_influence(
@@ -229,7 +229,7 @@ def advance_influence(
     The direct term is added only where it is not zero: on the diagonal of the last two axes, and
     for a token id only in the row of that id.
     """
-    x, gain, s, units = tape.x, tape.gain, read_by(cell, tape), jnp.arange(len(cell.W_hh))
+    x, gain, s, units = tape.x, tape.gain, weight_inputs(cell, tape), jnp.arange(len(cell.W_hh))
     M = layer.push_forward(cell, gain, M, leak)
     if is_ids(x):
         I = len(cell.W_xh)

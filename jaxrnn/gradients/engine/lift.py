@@ -103,8 +103,8 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
         key = jax.random.key(0)  # any key: only shapes are used
         check_memory(carry, jax.eval_shape(rule.init, params.cells, forward.h_last, key))
         cells, memory = rule.grads(params.cells, carry.memory, forward)
-        loss, carry = forward.losses.sum(), Carry(forward.h_last, memory)
-        return (loss, carry), layer.summed_like(Params(cells, forward.readout), params)
+        loss, carry = forward.loss_terms.sum(), Carry(forward.h_last, memory)
+        return (loss, carry), layer.summed_like(Params(cells, forward.readout_grad), params)
 
     return GradientAlgorithm(init, value_and_grad)
 

@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, check_memory, without_memory
 from jaxrnn.network import layer
-from jaxrnn.network.batch import time_major, weigh
+from jaxrnn.network.batch import to_time_major, weigh
 from jaxrnn.network.forward_pass import complete_forward_pass
 from jaxrnn.network.layer import summed_like, varying_like
 from jaxrnn.network.rnn import RNN, check_batch
@@ -53,7 +53,7 @@ def by_segments(
             segment = jax.tree.map(
                 lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, axis=1), weighted
             )
-            return time_major(segment)
+            return to_time_major(segment)
 
         def forward_step(h, start):
             segment = slice_segment(start, size)
@@ -69,7 +69,7 @@ def by_segments(
                 rnn.dynamics, params.cells, trajectories, errors.error, beyond
             )
             cells = tuple(map(layer.contract, params.cells, errors.tapes, deltas))
-            return (errors.losses.sum(), Params(cells, errors.readout)), d_h
+            return (errors.loss_terms.sum(), Params(cells, errors.readout_grad)), d_h
 
         def backward_step(carry, segment_inputs):
             total, beyond = carry

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
-from jaxrnn.gradients.engine.influence import hold
+from jaxrnn.gradients.engine.influence import keep_ended
 from jaxrnn.gradients.engine.lift import LayerRule, layer_by_layer, lift
 from jaxrnn.network import checks, layer
 from jaxrnn.network.rnn import RNN
@@ -78,7 +78,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
         def one_step(A, step):
             tape_t, error_t = step
             new, delta = jax.vmap(one_row)(A, tape_t._replace(valid=None), error_t)
-            return hold(A, new, tape_t.valid), delta
+            return keep_ended(A, new, tape_t.valid), delta
 
         steps = (tape, error)
         memory, delta = lax.scan(one_step, layer.varying_like(memory, steps, cell), steps)

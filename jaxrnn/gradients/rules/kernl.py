@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
-from jaxrnn.gradients.engine.influence import Noise, influence_rule, no_trace, read_by
+from jaxrnn.gradients.engine.influence import Noise, influence_rule, no_trace, weight_inputs
 from jaxrnn.network import checks, layer
 from jaxrnn.network.rnn import RNN
 
@@ -118,7 +118,7 @@ def kernl(
         slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # for S, and for one γ
         rate = learning_rate / slopes
         return Kernel(
-            trace=kappa[None] * past.trace + jnp.outer(read_by(cell, tape), tape.gain),
+            trace=kappa[None] * past.trace + jnp.outer(weight_inputs(cell, tape), tape.gain),
             S=past.S - rate * jnp.outer(omega, residual),
             gamma=jnp.maximum(0, past.gamma - rate * (past.S @ residual) * Gamma),
             d=d,

@@ -22,8 +22,8 @@ from jaxrnn.gradients.engine.influence import (
     balance,
     influence_rule,
     random_signs,
-    read_by,
-    read_size,
+    weight_inputs,
+    weight_inputs_size,
 )
 from jaxrnn.network import layer
 from jaxrnn.network.rnn import RNN
@@ -74,11 +74,13 @@ def kf_rtrl(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
 
     def init(cell):
         dtype = cell.W_hh.dtype
-        return KroneckerProduct(jnp.zeros(read_size(cell), dtype), jnp.zeros_like(cell.W_hh))
+        return KroneckerProduct(
+            jnp.zeros(weight_inputs_size(cell), dtype), jnp.zeros_like(cell.W_hh)
+        )
 
     def advance(cell, past, tape, signs):
         c_1, c_2 = signs
-        pushed, s = layer.push_forward(cell, tape.gain, past.A, rnn.leak), read_by(cell, tape)
+        pushed, s = layer.push_forward(cell, tape.gain, past.A, rnn.leak), weight_inputs(cell, tape)
         p_1, p_2 = balance(pushed, past.u), balance(tape.gain, s)
         return KroneckerProduct(
             c_1 * p_1 * past.u + c_2 * p_2 * s,

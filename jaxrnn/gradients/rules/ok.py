@@ -18,8 +18,8 @@ from jaxrnn.gradients.engine.influence import (
     Noise,
     influence_rule,
     random_signs,
-    read_by,
-    read_size,
+    weight_inputs,
+    weight_inputs_size,
 )
 from jaxrnn.gradients.engine.linalg import _eigenvectors, _orthonormal
 from jaxrnn.network import checks, layer
@@ -74,12 +74,12 @@ def ok(rnn: RNN, rank: int = 1, *, noise: Noise | None = None) -> GradientAlgori
     def init(cell):
         H, dtype = len(cell.W_hh), cell.W_hh.dtype
         return KroneckerSum(
-            jnp.zeros((rank, read_size(cell)), dtype), jnp.zeros((rank, H, H), dtype)
+            jnp.zeros((rank, weight_inputs_size(cell)), dtype), jnp.zeros((rank, H, H), dtype)
         )
 
     def advance(cell, past, tape, signs):
         pushed = layer.push_forward(cell, tape.gain, past.A, rnn.leak)
-        u = jnp.concatenate([past.u, read_by(cell, tape)[None]])
+        u = jnp.concatenate([past.u, weight_inputs(cell, tape)[None]])
         A = jnp.concatenate([pushed, jnp.diag(tape.gain)[None]])
         u, flat = reduce_rank(u, A.reshape(rank + 1, -1), signs)
         return KroneckerSum(u, flat.reshape(past.A.shape))

@@ -68,10 +68,10 @@ def snap(rnn: RNN, n: int = 1) -> GradientAlgorithm:
     """
     checks.whole("n", n, 1)
 
-    def slope(cell, gain):
+    def decay(cell, gain):
         return (1 - rnn.leak) + gain * jnp.diag(cell.W_hh)  # J_t[j, j]
 
-    return influence_rule(rnn, *(eligibility_trace(slope) if n == 1 else _reachable(rnn, n)))
+    return influence_rule(rnn, *(eligibility_trace(decay) if n == 1 else _reachable(rnn, n)))
 
 
 def _reachable(rnn: RNN, n: int) -> tuple[Any, Any, Any]:

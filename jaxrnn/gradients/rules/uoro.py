@@ -21,7 +21,7 @@ from jaxrnn.gradients.engine.influence import (
     influence_rule,
     no_trace,
     random_signs,
-    read_by,
+    weight_inputs,
 )
 from jaxrnn.network import layer
 from jaxrnn.network.rnn import RNN
@@ -76,7 +76,7 @@ def uoro(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
 
     def advance(cell, past, tape, signs):
         pushed = layer.push_forward(cell, tape.gain, past.h, rnn.leak)
-        direct = jnp.outer(read_by(cell, tape), tape.gain * signs)
+        direct = jnp.outer(weight_inputs(cell, tape), tape.gain * signs)
         rho_0, rho_1 = balance(past.theta, pushed), balance(direct, signs)
         return OuterProduct(rho_0 * pushed + rho_1 * signs, past.theta / rho_0 + direct / rho_1)
 

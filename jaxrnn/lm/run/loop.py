@@ -17,7 +17,7 @@ from jaxrnn.lm.run.state import Block, Run, over_because, pick
 from jaxrnn.lm.scoring import mean_loss, score
 from jaxrnn.lm.store import directory
 from jaxrnn.network.batch import Batch
-from jaxrnn.training import nonfinite as trouble
+from jaxrnn.training import nonfinite
 from jaxrnn.training.nonfinite import Trouble
 from jaxrnn.training.step import Metrics, TrainState, make_train_loop
 
@@ -85,7 +85,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         next_number = min(block_size, max(1, int(pace * number / seconds)))
         grad_norm = metrics.grad_norm.reshape(len(metrics.loss), -1)
         norms = np.concatenate([norms, np.where(np.isfinite(grad_norm), grad_norm, 0).max(1)])
-        grown = trouble.growing(norms)  # the first such norm, perhaps one of an earlier block
+        spike = nonfinite.first_spike(norms)  # perhaps in an earlier block
         earlier, norms = len(norms) - len(metrics.loss), norms[-_NORMS:]
 
         held_out = saved = None
@@ -110,10 +110,10 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
                 write_sample(whole)
             if saving:
                 saved, saved_at = save(whole), time.monotonic()
-        # A growth in an earlier block was reported with that block.
-        growing = None if grown is None or grown < earlier else first + 1 + grown - earlier
+        # A spike in an earlier block was reported with that block.
+        spike_step = None if spike is None or spike < earlier else first + 1 + spike - earlier
         try:
-            yield Block(run, metrics, characters, held_out, saved, growing, diagnosis, over)
+            yield Block(run, metrics, characters, held_out, saved, spike_step, diagnosis, over)
         except GeneratorExit:  # the caller abandons the iterator
             if run.folder is not None and saved is None:
                 save(run.on_one_device())
@@ -175,7 +175,7 @@ def _diagnose(run: Run, batch: Batch) -> Trouble:
     algorithm = build.make_algorithm(run.options, run.rnn)
     rate = members(run.options)[member].learning_rate
     optimizer = build.make_optimizer(run.options, rate)
-    return trouble.diagnose(run.rnn, algorithm, optimizer, state, batch)
+    return nonfinite.diagnose(run.rnn, algorithm, optimizer, state, batch)
 
 
 def _records(first: int, metrics: Metrics, run: Run, held_out: Any) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrnn.lm import batches as data
-from jaxrnn.lm import build, corpus
+from jaxrnn.lm import batches, build, corpus
 from jaxrnn.lm.corpus import Corpus, Text
 from jaxrnn.lm.model import Model, unknown_words
 from jaxrnn.lm.options import Options, check_options, length_of, members, seed_key, with_network_of
@@ -138,19 +137,19 @@ def make(
     return run, first_state
 
 
-def _stream(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
+def _stream(read: Corpus, options: Options) -> tuple[batches.Source, batches.EvalSet]:
     """Return the training batches and the evaluation set of one continuous text."""
     total, length = len(read.ids), length_of(options)
     held_out_size = max(2, min(math.ceil(options.held_out * total), _HELD_OUT))
     ids, held_out = corpus.cut(read.ids, max(total - held_out_size, 0))
-    source = data.stream(ids, options.batch_size, length)
-    return source, data.eval_set(held_out[:], options.batch_size, length)
+    source = batches.stream(ids, options.batch_size, length)
+    return source, batches.eval_set(held_out[:], options.batch_size, length)
 
 
-def _lines(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
+def _lines(read: Corpus, options: Options) -> tuple[batches.Source, batches.EvalSet]:
     """Return the training batches and the evaluation set of a text that is read line by line."""
     ends = read.vocabulary.ends
-    rows = data.find_lines(read.ids, ends) if ends else None
+    rows = batches.find_lines(read.ids, ends) if ends else None
     total = 0 if rows is None else len(rows.starts)
     if rows is None or total < 2:
         raise ValueError(f"training on lines needs at least 2 that are not empty, got {total}")
@@ -168,5 +167,5 @@ def _lines(read: Corpus, options: Options) -> tuple[data.Source, data.EvalSet]:
             f"needs {options.batch_size}: use a smaller batch size, or hold out less"
         )
     length = length_of(options, max(rows.longest, held_out.longest))
-    source = data.shuffled(rows, options.batch_size, options.seed, length)
-    return source, data.eval_set_of_rows(held_out, options.batch_size, length)
+    source = batches.shuffled(rows, options.batch_size, options.seed, length)
+    return source, batches.eval_set_of_rows(held_out, options.batch_size, length)

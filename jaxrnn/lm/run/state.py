@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn.lm import batches as data
+from jaxrnn.lm import batches
 from jaxrnn.lm.model import Model
 from jaxrnn.lm.options import Options, number_of_members
 from jaxrnn.lm.run import placement
@@ -45,8 +45,8 @@ class Run(NamedTuple):
     text: TextRecord
     step: TrainStep
     state: TrainState
-    source: data.Source
-    held_out: data.EvalSet
+    source: batches.Source
+    held_out: batches.EvalSet
     history: tuple[tuple[int, Any], ...] = ()
     folder: Path | None = None
     remarks: tuple[str, ...] = ()
@@ -79,8 +79,8 @@ class Block(NamedTuple):
         held_out: the held-out loss in nats per symbol, or the losses of the members of a
             population; None if there was no evaluation.
         saved: the path of the checkpoint, if one was written.
-        growing: the step at which the norm of the gradient rose above 100 times its median, if it
-            did.
+        spike_step: the step at which the norm of the gradient rose above 100 times its median, if
+            it did.
         trouble: the diagnosis of the first non-finite value, if there was one.
         over: the reason why no block follows: "steps", "patience", "stopped" or "trouble"; "" if
             another block follows.
@@ -91,7 +91,7 @@ class Block(NamedTuple):
     characters: int
     held_out: Any
     saved: Path | None
-    growing: int | None
+    spike_step: int | None
     trouble: Trouble | None
     over: str
 

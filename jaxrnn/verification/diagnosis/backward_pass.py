@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.network.batch import Batch, time_major, weigh
+from jaxrnn.network.batch import Batch, to_time_major, weigh
 from jaxrnn.network.forward_pass import forward_pass, outputs_and_grad
 from jaxrnn.network.layer import Cell
 from jaxrnn.network.rnn import RNN
@@ -127,9 +127,9 @@ def run_forward(rnn: RNN, params: Params, h: jax.Array, batch: Batch) -> Pass:
 
 @partial(jax.jit, static_argnames="rnn")
 def _loss_and_d_outputs(rnn: RNN, readout: Readout, states: jax.Array, batch: Batch) -> Any:
-    weighted = time_major(weigh(batch, rnn.reduction, states.dtype))
-    _, losses, d_outputs = outputs_and_grad(rnn, readout, states, weighted)
-    return losses.sum(), d_outputs
+    weighted = to_time_major(weigh(batch, rnn.reduction, states.dtype))
+    _, loss_terms, d_outputs = outputs_and_grad(rnn, readout, states, weighted)
+    return loss_terms.sum(), d_outputs
 
 
 def with_loss_of(p: Pass, batch: Batch, readout: Readout | None = None) -> tuple[float, Pass]:
