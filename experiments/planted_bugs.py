@@ -106,7 +106,9 @@ UNNAMED = (
 )
 
 
-def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[0].W_hh", other=""):
+def numpy_gradient(
+    rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[0].W_hh", other=""
+):
     """Build a NumPy backward pass, (params, batch) -> (loss, grads), with at most one bug."""
     phi, slope = PHI[rnn.activation]
     layers, leak = rnn.num_layers, rnn.leak
@@ -121,18 +123,18 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
         weight = weight / count
 
         # forward
-        read, before, after, gains = [], [], [], []
+        layer_inputs, h_prevs, states, gains = [], [], [], []
         for l, (W_xh, W_hh, b_h) in enumerate(params.cells):
-            hs, zs = [np.asarray(h_0[l], float)], []
+            hs, activations = [np.asarray(h_0[l], float)], []
             for t in range(T):
                 a = x[:, t] @ W_xh + hs[-1] @ W_hh + (0 if b_h is None else b_h)
-                zs.append(phi(a))
-                hs.append((1 - leak) * hs[-1] + leak * zs[-1])
-            read.append(x)
+                activations.append(phi(a))
+                hs.append((1 - leak) * hs[-1] + leak * activations[-1])
+            layer_inputs.append(x)
             x = np.stack(hs[1:], 1)
-            before.append(np.stack(hs[:-1], 1))
-            after.append(x)
-            gain = leak * slope(np.stack(zs, 1))
+            h_prevs.append(np.stack(hs[:-1], 1))
+            states.append(x)
+            gain = leak * slope(np.stack(activations, 1))
             if bug == "no gain":
                 gain = leak * np.ones_like(gain)
             elif bug == "gain of h_{t-1}":
@@ -213,12 +215,12 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
 
         errors = dy @ (W_hy if bug == "W_hy not transposed" else W_hy.T)
         if bug in ("one-hop", "truncated"):
-            reach = 0 if bug == "one-hop" else window
+            lags = 0 if bug == "one-hop" else window
             deltas = [np.zeros_like(gain) for gain in gains]
             for t in range(T):
                 error_t = np.zeros_like(errors)
                 error_t[:, t] = errors[:, t]
-                for total, part in zip(deltas, walk(error_t, max(0, t - reach), t), strict=True):
+                for total, part in zip(deltas, walk(error_t, max(0, t - lags), t), strict=True):
                     total += part
         else:
             deltas = walk(errors, 0, T - 1)
@@ -233,10 +235,10 @@ def somebodys(rnn, h_0, bug="", *, window=2, factor=3.0, limit=0.1, leaf="cells[
         # gradients
         grads = {}
         for l, d in enumerate(deltas):
-            h_before = after[l] if bug == "h_t for h_{t-1}" else before[l].copy()
-            h_before[:, 0] *= {"h_0 forgotten": 0, "h_0 counted twice": 2}.get(bug, 1)
-            grads[f"cells[{l}].W_xh"] = np.einsum("bti,bth->ih", read[l], d)
-            grads[f"cells[{l}].W_hh"] = np.einsum("bti,bth->ih", h_before, d)
+            h_prev = states[l] if bug == "h_t for h_{t-1}" else h_prevs[l].copy()
+            h_prev[:, 0] *= {"h_0 forgotten": 0, "h_0 counted twice": 2}.get(bug, 1)
+            grads[f"cells[{l}].W_xh"] = np.einsum("bti,bth->ih", layer_inputs[l], d)
+            grads[f"cells[{l}].W_hh"] = np.einsum("bti,bth->ih", h_prev, d)
             grads |= {f"cells[{l}].b_h": d.sum((0, 1))} if rnn.use_bias else {}
         grads["readout.W_hy"] = np.einsum("bth,bto->ho", x, dy)
         grads |= {"readout.b_y": dy.sum((0, 1))} if rnn.use_bias else {}
@@ -302,7 +304,7 @@ def draw(rng, *, B=None, T=None):
     I, H, O = (int(rng.integers(low, low + 6)) for low in (3, 3, 2))
     O = int(rng.choice([O, H, I]))
     loss = str(rng.choice(["softmax_cross_entropy", "squared_error"]))
-    kind: dict = {
+    options: dict = {
         "num_layers": int(rng.choice([1, 2])),
         "activation": str(rng.choice(list(PHI))),
         "leak": float(rng.choice([1.0, 0.6])),
@@ -312,7 +314,7 @@ def draw(rng, *, B=None, T=None):
         "recurrent_init": jax.nn.initializers.orthogonal(float(rng.choice([0.7, 1.0, 1.3]))),
         "bias_init": jax.nn.initializers.normal(0.3),
     }
-    rnn = jaxrnn.RNN(I, H, O, **kind)
+    rnn = jaxrnn.RNN(I, H, O, **options)
     params = rnn.init(jax.random.key(int(rng.integers(2**31))))
     inputs = rng.integers(0, I, (B, T)) if rng.random() < 0.5 else rng.normal(size=(B, T, I))
     targets = rng.integers(0, O, (B, T)) if "softmax" in loss else rng.normal(size=(B, T, O))
@@ -321,7 +323,7 @@ def draw(rng, *, B=None, T=None):
     return rnn, params, h, jaxrnn.Batch(inputs, targets, mask)
 
 
-def applies(bug, rnn, batch):
+def can_be_planted(bug, rnn, batch):
     """Return whether a bug can be planted in this network, on this batch."""
     needs = {
         "mean for sum": rnn.reduction == "sum",
@@ -345,12 +347,12 @@ def applies(bug, rnn, batch):
     return needs.get(bug, True)
 
 
-def knobs(bug, rng):
-    """Draw the place and the size of a bug: keyword arguments of `somebodys`."""
+def bug_options(bug, rng):
+    """Draw the place and the size of a bug: keyword arguments of `numpy_gradient`."""
     leaves = ["cells[0].W_xh", "cells[0].W_hh", "readout.W_hy"]
-    anywhere = bug not in ("swapped", "transposed", "W_hh from the wrong layer's input")
+    any_leaf = bug not in ("swapped", "transposed", "W_hh from the wrong layer's input")
     return {
-        "leaf": str(rng.choice(leaves)) if anywhere else "cells[0].W_hh",
+        "leaf": str(rng.choice(leaves)) if any_leaf else "cells[0].W_hh",
         "other": "cells[1].W_hh",
         "factor": float(rng.uniform(1.5, 5)),
         "window": int(rng.integers(1, 4)),
@@ -368,9 +370,9 @@ def plant(networks, seed):
     calls = {bug: Counter() for bug in (*NAMED, *UNNAMED)}
     for _ in range(networks):
         rnn, params, h, batch = draw(rng)
-        _, right = somebodys(rnn, h)(in_float64(params), batch)
-        for bug in filter(partial(applies, rnn=rnn, batch=batch), calls):
-            wrong = somebodys(rnn, h, bug, **knobs(bug, rng))
+        _, right = numpy_gradient(rnn, h)(in_float64(params), batch)
+        for bug in filter(partial(can_be_planted, rnn=rnn, batch=batch), calls):
+            wrong = numpy_gradient(rnn, h, bug, **bug_options(bug, rng))
             report = jaxrnn.verify(wrong, rnn, params, batch, h=h)
             names = {finding.bug for finding in report.findings}
             if (
@@ -392,12 +394,12 @@ def check_correct(networks, draws, seed):
     rng, counts = np.random.default_rng(seed), {}
     for _ in range(networks):
         rnn, params, h, batch = draw(rng)
-        by_hand, autodiff = jaxrnn.gradients.bptt(rnn), jaxrnn.gradients.autodiff(rnn)
+        bptt, autodiff = jaxrnn.gradients.bptt(rnn), jaxrnn.gradients.autodiff(rnn)
         candidates: dict[Dtype, tuple] = {
-            "float64": (by_hand, somebodys(rnn, h)),
-            "float32": (by_hand, autodiff),
+            "float64": (bptt, numpy_gradient(rnn, h)),
+            "float32": (bptt, autodiff),
         }
-        in_float32 = [computed_in_float32(side, h) for side in (by_hand, autodiff)]
+        in_float32 = [computed_in_float32(side, h) for side in (bptt, autodiff)]
         entropy = dataclasses.replace(rnn, loss_function="softmax_cross_entropy")
         guarded = [with_guard(entropy, h, guard) for guard in GUARDS]
         ids = np.random.default_rng(seed).integers(0, rnn.output_size, batch.inputs.shape[:2])

@@ -12,7 +12,7 @@ import numpy as np
 import planted_bugs
 import pytest
 from cases import assert_equal, make_case
-from planted_bugs import NAMED, UNNAMED, somebodys
+from planted_bugs import NAMED, UNNAMED, numpy_gradient
 
 import jaxrnn
 from jaxrnn import gradients
@@ -29,7 +29,7 @@ SEEDS = (56, 38, 1)  # with the first two, every bug can be planted and changes 
 def network(seed):
     """Draw a random network, and compute its right gradient."""
     rnn, params, h, batch = planted_bugs.draw(np.random.default_rng(seed))
-    _, right = somebodys(rnn, h)(planted_bugs.in_float64(params), batch)
+    _, right = numpy_gradient(rnn, h)(planted_bugs.in_float64(params), batch)
     return rnn, params, h, batch, right
 
 
@@ -49,8 +49,8 @@ def reports(bug):
     """Plant a bug in every network that allows it. Yield each report and the changed leaves."""
     rng = np.random.default_rng(0)
     for rnn, params, h, batch, right in map(network, SEEDS):
-        if planted_bugs.applies(bug, rnn, batch):
-            wrong = somebodys(rnn, h, bug, **planted_bugs.knobs(bug, rng))
+        if planted_bugs.can_be_planted(bug, rnn, batch):
+            wrong = numpy_gradient(rnn, h, bug, **planted_bugs.bug_options(bug, rng))
             _, grads = wrong(planted_bugs.in_float64(params), batch)
             yield jaxrnn.verify(wrong, rnn, params, batch, h=h), wrong_leaves(grads, right)
 
@@ -112,7 +112,7 @@ def test_every_entry_of_the_catalogue_is_planted():
 )
 def test_the_lag_profile_has_the_weight_of_each_lag(bug, coefficient):
     case = make_case(B=3, T=6, I=5, H=7, O=4, ids=True)
-    wrong = somebodys(case.rnn, case.h, bug, window=3)
+    wrong = numpy_gradient(case.rnn, case.h, bug, window=3)
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     assert len(report.profiles) == 3
     for profile in report.profiles:
@@ -123,7 +123,7 @@ def test_the_lag_profile_has_the_weight_of_each_lag(bug, coefficient):
 
 def test_a_gradient_that_is_not_a_weighted_sum_of_lags_leaves_a_residual():
     case = make_case(B=3, T=6, I=5, H=7, O=4)
-    wrong = somebodys(case.rnn, case.h, "W_hh not transposed")
+    wrong = numpy_gradient(case.rnn, case.h, "W_hh not transposed")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     assert all(profile.residual > 1e-3 for profile in report.profiles if "W" in profile.leaf)
 
@@ -131,7 +131,7 @@ def test_a_gradient_that_is_not_a_weighted_sum_of_lags_leaves_a_residual():
 def test_lags_that_a_leaf_cannot_distinguish_have_no_coefficient():
     """A bias of 4 units has 4 numbers, but there are 6 lags."""
     case = make_case(B=3, T=6, I=5, H=4, O=2)
-    wrong = somebodys(case.rnn, case.h, "credit halved at every step")
+    wrong = numpy_gradient(case.rnn, case.h, "credit halved at every step")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     coefficients = {profile.leaf: profile.coefficients for profile in report.profiles}
     assert np.isnan(coefficients["cells[0].b_h"]).all()
@@ -170,7 +170,7 @@ PAIRS = {
 @pytest.mark.parametrize("pair", PAIRS)
 def test_two_bugs_on_different_leaves_are_two_findings(pair):
     case = make_case(B=3, T=6, I=5, H=7, O=4)
-    first, second = (somebodys(case.rnn, case.h, b, leaf="readout.W_hy") for b in pair)
+    first, second = (numpy_gradient(case.rnn, case.h, b, leaf="readout.W_hy") for b in pair)
 
     def both(params, batch):
         loss, grads = first(params, batch)
@@ -185,7 +185,7 @@ def test_two_bugs_on_different_leaves_are_two_findings(pair):
 
 def test_a_bug_is_named_through_a_wrong_constant_over_all_leaves():
     case = make_case(B=3, T=6, I=5, H=7, O=4, reduction="mean")
-    one_hop = somebodys(case.rnn, case.h, "one-hop")
+    one_hop = numpy_gradient(case.rnn, case.h, "one-hop")
 
     def summed(params, batch):
         loss, grads = one_hop(params, batch)
@@ -198,7 +198,7 @@ def test_a_bug_is_named_through_a_wrong_constant_over_all_leaves():
 def test_candidate_bugs_whose_gradients_overflow_raise_no_warning():
     """Without the slopes, the credit grows by 10⁸ at each of 60 steps. Warnings are errors here."""
     case = make_case(T=60, recurrent_init=jax.nn.initializers.orthogonal(1e8))
-    wrong = somebodys(case.rnn, case.h, "sign", leaf="readout.W_hy")
+    wrong = numpy_gradient(case.rnn, case.h, "sign", leaf="readout.W_hy")
     report = jaxrnn.verify(wrong, case.rnn, case.params, case.batch, h=case.h)
     assert "sign" in [finding.bug for finding in report.findings]
 
@@ -271,7 +271,7 @@ def test_a_right_gradient_has_no_certain_finding_at_any_size_of_weights(dtype):
             weights = jax.tree.map(
                 lambda leaf, s=scale: s * rng.normal(size=leaf.shape) / np.sqrt(len(leaf)), params
             )
-            candidates = (bptt,) if dtype == "float32" else (bptt, somebodys(rnn, h))
+            candidates = (bptt,) if dtype == "float32" else (bptt, numpy_gradient(rnn, h))
             for candidate in candidates:
                 report = jaxrnn.verify(candidate, rnn, weights, batch, h=h, dtype=dtype)
                 assert not any(finding.certain for finding in report.findings), str(report)
