@@ -317,6 +317,8 @@ def test_no_finding_is_certain_where_the_reference_is_not_finite():
     assert not report.ok
     assert report.diagnosis.startswith("cannot tell: not finite in cells[0].W_xh, cells[0].W_hh")
     assert "the parameters are not finite" in report.diagnosis
+    with pytest.raises(ValueError, match=r"no leaves.*the parameters are not finite"):
+        _ = report.worst
 
 
 def test_a_truncated_gradient_is_right_where_it_is_exact():

@@ -130,7 +130,13 @@ class Report(NamedTuple):
 
     @property
     def worst(self) -> Leaf:
-        """The leaf with the largest error."""
+        """The leaf with the largest error.
+
+        Raises:
+            ValueError: if no leaf was compared, because the gradient could not be judged.
+        """
+        if not self.leaves:
+            raise ValueError(f"the report has no leaves, so none is the worst: {self.verdict}")
         return max(self.leaves, key=lambda leaf: np.nan_to_num(leaf.error, nan=np.inf))
 
     @property
