@@ -152,7 +152,7 @@ def train_by_bptt(
     step = jaxrnn.make_train_step(algorithm, optimizer)
 
     def update(state, key):
-        return step(state, task.draw(key, batch_size, length))
+        return step(state, task.draw(batch_size, length, key=key))
 
     start = rnn.initial_state(batch_size)
     state = jaxrnn.init_train_state(
@@ -175,13 +175,13 @@ def quality(sizes: Sizes) -> dict[str, Any]:
     for name in sizes.tasks:
         task, length = tasks[name]
         rnn = network(task, sizes.hidden, leak=0.5)
-        batch = task.draw(jax.random.key(1), sizes.batch, length)
+        batch = task.draw(sizes.batch, length, key=jax.random.key(1))
         algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
         results[name] = {"floors": task.floors}
         moments = train_by_bptt(rnn, task, length, sizes.moments, sizes.batch)
         for updates, (params, loss) in zip(sizes.moments, moments, strict=True):
             table = jaxrnn.compare(
-                algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=1
+                algorithms, rnn, params, batch, key=jax.random.key(2), draws=sizes.draws, rounds=1
             )
             print(f"\n{name}, H={sizes.hidden}, after {updates} updates, loss {loss:.4f}\n{table}")
             results[name][updates] = {"loss": rounded(loss), "rules": summary(table)}
@@ -191,13 +191,13 @@ def quality(sizes: Sizes) -> dict[str, Any]:
 def over_sizes(sizes: Sizes) -> dict[int, Any]:
     """Compare all rules at every H, on the add task after some training."""
     results, (task, length) = {}, all_tasks()["add"]
-    batch = task.draw(jax.random.key(1), sizes.batch, length)
+    batch = task.draw(sizes.batch, length, key=jax.random.key(1))
     for hidden_size in sizes.hidden_sizes:
         rnn = network(task, hidden_size, leak=0.5)
         [(params, _)] = train_by_bptt(rnn, task, length, sizes.moments[1:2], sizes.batch)
         algorithms = {rule: RULES[rule](rnn) for rule in sizes.rules}
         table = jaxrnn.compare(
-            algorithms, rnn, params, batch, jax.random.key(2), draws=sizes.draws, rounds=5
+            algorithms, rnn, params, batch, key=jax.random.key(2), draws=sizes.draws, rounds=5
         )
         print(f"\nadd, H={hidden_size}, after {sizes.moments[1]} updates\n{table}", flush=True)
         results[hidden_size] = summary(table)
@@ -226,7 +226,7 @@ def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     def chunks(key):
         """Draw a long sequence, without the first steps, whose targets depend on earlier coins."""
         before = max(DELAYS)
-        batch = task.draw(key, sizes.rows, before + sizes.updates * sizes.chunk)
+        batch = task.draw(sizes.rows, before + sizes.updates * sizes.chunk, key=key)
         return jax.tree.map(
             lambda leaf: (
                 leaf[:, before:]

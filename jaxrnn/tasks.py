@@ -25,9 +25,9 @@ class Task(NamedTuple):
         input_size: I of the network: the number of features, or of different ids.
         output_size: O of the network.
         loss: the loss function, as in `RNN`.
-        draw: a pure function (key, batch_size, length) -> `Batch`. The sequences are independent of
-            each other and start from h = 0. Leaves have shape (B, T) or (B, T, ·). To jit it, use
-            `static_argnums=(1, 2)`; it can be vmapped over keys.
+        draw: a pure function (batch_size, length, *, key) -> `Batch`. The sequences are independent
+            of each other and start from h = 0. Leaves have shape (B, T) or (B, T, ·). To jit it,
+            use `static_argnums=(0, 1)`; it can be vmapped over keys.
         floors: for each part of the task, by name, the lowest expected loss of a network that has
             learnt only this part. The loss is the mean over the unmasked positions, in nats or as a
             squared error. The floors are sorted from the highest to the lowest.
@@ -35,7 +35,7 @@ class Task(NamedTuple):
     >>> import jax, jaxrnn.tasks
     >>> task = jaxrnn.tasks.delayed_add()
     >>> rnn = jaxrnn.RNN(task.input_size, 32, task.output_size, loss_function=task.loss)
-    >>> task.draw(jax.random.key(0), batch_size=3, length=20).inputs.shape
+    >>> task.draw(3, 20, key=jax.random.key(0)).inputs.shape
     (3, 20, 2)
     >>> {name: round(loss, 4) for name, loss in task.floors.items()}
     {'nothing': 0.6616, 'first': 0.5192, 'both': 0.4545}
@@ -98,7 +98,7 @@ def copy(delay: int, symbols: int = 8, recall: int = 10) -> Task:
 
     >>> import jax, jaxrnn.tasks
     >>> task = jaxrnn.tasks.copy(delay=3, symbols=4, recall=2)
-    >>> batch = task.draw(jax.random.key(0), batch_size=1)
+    >>> batch = task.draw(batch_size=1, key=jax.random.key(0))
     >>> batch.inputs.shape, batch.inputs[0, 2:].tolist()  # blank = 4, go = 5
     ((1, 7), [4, 4, 5, 4, 4])
     """
@@ -107,7 +107,7 @@ def copy(delay: int, symbols: int = 8, recall: int = 10) -> Task:
     checks.whole("recall", recall, 1)
     total, blank, go = delay + 2 * recall, symbols, symbols + 1
 
-    def draw(key, batch_size, length=total):
+    def draw(batch_size, length=total, *, key):
         checks.whole("batch_size", batch_size, 1)
         if length != total:
             raise ValueError(
@@ -145,12 +145,12 @@ def adding() -> Task:
         ValueError: in `draw`, if `length` is below 2.
 
     >>> import jax, jaxrnn.tasks
-    >>> batch = jaxrnn.tasks.adding().draw(jax.random.key(0), batch_size=3, length=8)
+    >>> batch = jaxrnn.tasks.adding().draw(batch_size=3, length=8, key=jax.random.key(0))
     >>> batch.inputs.shape, batch.targets.shape, batch.mask[0].tolist()
     ((3, 8, 2), (3, 8, 1), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     """
 
-    def draw(key, batch_size, length):
+    def draw(batch_size, length, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, 2, " (one marker in each half)")
         value_key, first_key, second_key = jax.random.split(key, 3)
@@ -201,7 +201,7 @@ def delayed_add(first: int = 5, second: int = 9) -> Task:
     def probabilities(x_first, x_second):
         return 0.5 + 0.5 * x_first - 0.25 * x_second
 
-    def draw(key, batch_size, length):
+    def draw(batch_size, length, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, before + 1, " (above both delays)")
         x = jax.random.bernoulli(key, shape=(batch_size, before + length)).astype(float)
@@ -248,7 +248,7 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
 
     >>> import jax, numpy as np, jaxrnn.tasks
     >>> task = jaxrnn.tasks.text(np.array([0, 1, 2, 0, 1, 2, 0, 1, 2]), vocabulary_size=3)
-    >>> task.draw(jax.random.key(0), batch_size=2, length=4).inputs.shape
+    >>> task.draw(batch_size=2, length=4, key=jax.random.key(0)).inputs.shape
     (2, 4)
     >>> round(task.floors["uniform"], 4), round(abs(task.floors["pairs"]), 4)  # ln 3, 0
     (1.0986, 0.0)
@@ -260,7 +260,7 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
     present, following = np.asarray(ids[:-1], np.int64), np.asarray(ids[1:], np.int64)
     ids = jnp.asarray(ids, jnp.int32)
 
-    def draw(key, batch_size, length):
+    def draw(batch_size, length, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, 1)
         if length >= len(ids):

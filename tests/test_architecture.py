@@ -2,13 +2,16 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import jaxrnn
+from jaxrnn import tasks
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxrnn"
@@ -95,6 +98,30 @@ def test_no_other_object_of_a_package_has_the_name_of_a_module(module):
     assert getattr(importlib.import_module(parent), name) is imported
 
 
+def test_random_keys_are_passed_by_keyword():
+    """The only exception is `rnn.init(key)`."""
+    functions = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (jaxrnn, jaxrnn.gradients, jaxrnn.lm)
+        for name in module.__all__
+        if callable(getattr(module, name))
+    }
+    rnn = jaxrnn.RNN(5, 4, 2)
+    for name, rule in jaxrnn.gradients.RULES.items():
+        options = {"window": 2} if name == "truncated_bptt" else {}
+        functions[f"{name}.init"] = rule.build(rnn, **options).init
+    for task in (
+        tasks.copy(2),
+        tasks.adding(),
+        tasks.delayed_add(),
+        tasks.text(np.zeros(9, int), 2),
+    ):
+        functions[f"{task.draw.__qualname__} of a task"] = task.draw
+    for name, function in functions.items():
+        if "key" in (parameters := inspect.signature(function).parameters):
+            assert parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY, name
+
+
 def test_the_public_types_have_the_documented_fields():
     assert jaxrnn.Params._fields == ("cells", "readout")
     assert jaxrnn.Cell._fields == ("W_xh", "W_hh", "b_h")
@@ -102,3 +129,4 @@ def test_the_public_types_have_the_documented_fields():
     assert jaxrnn.Carry._fields == ("h", "memory")
     assert jaxrnn.GradientAlgorithm._fields == ("init", "value_and_grad")
     assert jaxrnn.Batch._fields == ("inputs", "targets", "mask", "lengths")
+    assert jaxrnn.TrainState._fields == ("params", "opt_state", "carry", "step")

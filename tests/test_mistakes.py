@@ -58,7 +58,7 @@ MISTAKES = {
     "jaxrnn.reset(uoro, params, uoro.init(params, h, key=key), thirds[:3] == 0)": "got no key",
     "jaxrnn.evaluate(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
     "jaxrnn.walkthrough(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
-    "jaxrnn.compare({'mine': bptt(rnn)}, rnn, params, (x, ids), key)": "batch must be a jaxrnn.Bat",
+    "jaxrnn.compare({'mine': bptt(rnn)}, rnn, params, (x, ids), key=key)": "batch must be a jaxrnn",
     "jaxrnn.make_train_loop(None)(None, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
     "jaxrnn.evaluate(rnn, params, masked)": "every position of these batches has weight 0: give a",
     "loop(count=10)": "count must lie in 0 … 3, the number of batches, got 10",
@@ -106,24 +106,24 @@ MISTAKES = {
     "tasks.copy(2.5)": "delay must be a whole number of at least 1 (the go signal is a step of it)",
     "tasks.copy(5, symbols=1)": "symbols must be a whole number of at least 2 (a single one need",
     "tasks.copy(5, recall=0)": "recall must be a whole number of at least 1, got 0",
-    "tasks.copy(5).draw(key, 3, 24)": "length must be delay + 2 recall = 25, or left out, got 24",
-    "tasks.copy(5).draw(key, 0)": "batch_size must be a whole number of at least 1, got 0",
-    "tasks.adding().draw(key, 3, 1)": "at least 2 (one marker in each half), got 1",
-    "tasks.adding().draw(key, 0, 9)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.copy(5).draw(3, 24, key=key)": "length must be delay + 2 recall = 25, or left out, got",
+    "tasks.copy(5).draw(0, key=key)": "batch_size must be a whole number of at least 1, got 0",
+    "tasks.adding().draw(3, 1, key=key)": "at least 2 (one marker in each half), got 1",
+    "tasks.adding().draw(0, 9, key=key)": "batch_size must be a whole number of at least 1, got 0",
     "tasks.delayed_add(-1, 2)": "first must be a whole number of at least 0, got -1",
     "tasks.delayed_add(1, 2.0)": "second must be a whole number of at least 0, got 2.0",
     "tasks.delayed_add(4, 4)": "first and second must be different delays, got 4 for both",
-    "tasks.delayed_add(5, 9).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
-    "tasks.delayed_add(9, 5).draw(key, 3, 9)": "at least 10 (above both delays), got 9",
-    "tasks.delayed_add().draw(key, -1, 20)": "batch_size must be a whole number of at least 1",
+    "tasks.delayed_add(5, 9).draw(3, 9, key=key)": "at least 10 (above both delays), got 9",
+    "tasks.delayed_add(9, 5).draw(3, 9, key=key)": "at least 10 (above both delays), got 9",
+    "tasks.delayed_add().draw(-1, 20, key=key)": "batch_size must be a whole number of at least 1",
     "tasks.text(thirds, 0)": "vocabulary_size must be a whole number of at least 1, got 0",
     "tasks.text(thirds, 2)": "ids hold the id 2, but must lie in 0 … 1 (vocabulary_size=2)",
     "tasks.text(thirds * 1.0, 3)": "ids of shape (9,) must be ids, whole numbers of an integer dty",
     "tasks.text(thirds[None], 3)": "ids must have shape (N,), N at least 2, got shape (1, 9)",
     "tasks.text(thirds[:1], 3)": "ids must have shape (N,), N at least 2, got shape (1,)",
-    "tasks.text(thirds, 3).draw(key, 3, 9)": "length must be at most 8, one less than the text's l",
-    "tasks.text(thirds, 3).draw(key, 3, 0)": "length must be a whole number of at least 1, got 0",
-    "tasks.text(thirds, 3).draw(key, 0, 3)": "batch_size must be a whole number of at least 1, got",
+    "tasks.text(thirds, 3).draw(3, 9, key=key)": "length must be at most 8, one less than the",
+    "tasks.text(thirds, 3).draw(3, 0, key=key)": "length must be a whole number of at least 1",
+    "tasks.text(thirds, 3).draw(0, 3, key=key)": "batch_size must be a whole number of at least",
 }
 
 SCRIPT = """
@@ -144,7 +144,7 @@ bptt = jaxrnn.gradients.bptt
 odd = jaxrnn.GradientAlgorithm(
     bptt(rnn).init, lambda params, carry, batch: ((0.0, carry), params.cells))
 compare = lambda rules, **options: jaxrnn.compare(
-    rules, rnn, params, jaxrnn.Batch(x, ids), key, **options)
+    rules, rnn, params, jaxrnn.Batch(x, ids), key=key, **options)
 grads = lambda params, batch: (0.0, params.cells)
 large = jaxrnn.RNN(500, 500, 2)
 big, long = large.init(key), jaxrnn.Batch(np.zeros((9, 999), int), np.zeros((9, 999), int))

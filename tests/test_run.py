@@ -184,7 +184,7 @@ def test_the_gradient_check_compares_the_rule_of_the_run(rule, lines):
     algorithms = {rule: build.make_algorithm(run_options, prepared.rnn)}
     params, batch = prepared.state.params, check.batch
     compared = jaxrnn.compare(
-        algorithms, prepared.rnn, params, batch, jax.random.key(0), rounds=1, draws=2
+        algorithms, prepared.rnn, params, batch, key=jax.random.key(0), rounds=1, draws=2
     )
     assert check.cosine == pytest.approx(compared.rows[0].whole.cosine, rel=1e-9)
     assert check.cosine is not None

@@ -26,8 +26,8 @@ TASKS = {
 
 
 def drawn(task, batch_size, length):
-    draw = jax.jit(task.draw, static_argnums=(1, 2))
-    return jax.tree.map(np.asarray, draw(KEY, batch_size, length))
+    draw = jax.jit(task.draw, static_argnums=(0, 1))
+    return jax.tree.map(np.asarray, draw(batch_size, length, key=KEY))
 
 
 def assert_mean(samples, expected):
@@ -50,7 +50,7 @@ def test_draws_are_the_same_under_jit_and_vmap_and_depend_on_the_key(name):
     keys = jax.random.split(KEY)
 
     def draw(key):
-        return task.draw(key, 4, length)
+        return task.draw(4, length, key=key)
 
     plain, other = map(draw, keys)
     jitted, mapped = jax.jit(lambda keys: (draw(keys[0]), jax.vmap(draw)(keys)))(keys)
@@ -93,7 +93,7 @@ def test_copy_has_symbols_a_delay_and_a_recall(delay, symbols, recall):
     task = tasks.copy(delay, symbols, recall)
     blank, go = symbols, symbols + 1
     assert (task.input_size, task.output_size) == (symbols + 2, symbols + 1)
-    batch = jax.jit(lambda key: task.draw(key, 50))(KEY)  # this task has one length only
+    batch = jax.jit(lambda key: task.draw(50, key=key))(KEY)  # this task has one length only
     assert batch.mask is None
     for inputs, targets in zip(np.asarray(batch.inputs), np.asarray(batch.targets), strict=True):
         symbols_shown = list(inputs[:recall])
@@ -247,7 +247,7 @@ def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
         algorithm, optimizer, jax.jit(rnn.init)(KEY), rnn.initial_state(16), key=KEY
     )
     keys = jax.random.split(jax.random.key(1), 200)
-    batches = jax.jit(jax.vmap(lambda key: task.draw(key, 16, 12)))(keys)
+    batches = jax.jit(jax.vmap(lambda key: task.draw(16, 12, key=key)))(keys)
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     state, metrics = loop(state, batches)
     assert metrics.loss[0] > task.floors["first"]
@@ -304,7 +304,5 @@ def test_batches_are_in_single_precision_without_x64():
     expected = [[ids] * 2, [features] * 3, [features] * 3, [ids] * 2]
     with jax.enable_x64(False):
         for task, length, dtypes in zip(every, (25, 8, 10, 8), expected, strict=True):
-            batch = jax.eval_shape(
-                partial(task.draw, batch_size=2, length=length), jax.random.key(0)
-            )
+            batch = jax.eval_shape(partial(task.draw, 2, length), key=jax.random.key(0))
             assert [leaf.dtype for leaf in jax.tree.leaves(batch)] == dtypes

@@ -1,7 +1,6 @@
 """Tests of training: optimisers, one compilation, evaluation, non-finite steps, platforms."""
 
 import dataclasses
-import math
 
 import jax
 import jax.export
@@ -101,7 +100,6 @@ def test_metrics_are_of_the_batch_before_the_update():
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
     assert_equal((metrics.loss, metrics.grad_norm), (loss, norm))
     assert metrics.finite
-    assert_equal(metrics.bits, loss / math.log(2))
 
 
 def test_the_state_is_donated_and_the_callers_arrays_are_not():
@@ -137,7 +135,6 @@ def test_a_train_step_lowers_for_every_platform(algorithm):
     algorithm, optimizer = algorithm(case.rnn), jaxrnn.clipped_adagrad()
     step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
     state = state_of(case, algorithm, optimizer)
-    state = state._replace(key=jax.random.key_data(state.key))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, case.batch)
     assert exported.platforms == ("cpu", "cuda", "tpu")
 

@@ -87,7 +87,7 @@ def over_hidden_size(groups: list[Group], rounds: int) -> dict[str, dict]:
                 rnn,
                 rnn.init(jax.random.key(0)),
                 ids_batch(2, batch_size, 4),
-                jax.random.key(1),
+                key=jax.random.key(1),
                 draws=2,
                 rounds=rounds,
             )
@@ -137,7 +137,7 @@ def parallel(steps: int, rounds: int) -> dict:
             "parallel_bptt": jaxrnn.gradients.parallel_bptt(rnn),
         }
         batch, key = ids_batch(8, 1, steps), jax.random.key(1)
-        table = jaxrnn.compare(rules, rnn, params, batch, key, draws=2, rounds=rounds)
+        table = jaxrnn.compare(rules, rnn, params, batch, key=key, draws=2, rounds=rounds)
     print(f"\nH=8, T={steps}\n{table}")
     return {
         row.rule: {

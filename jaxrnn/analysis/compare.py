@@ -114,8 +114,8 @@ def compare(
     rnn: RNN,
     params: Params,
     batch: Batch,
-    key: PRNGKeyArray,
     *,
+    key: PRNGKeyArray,
     h: Float[AnyArray, "L B H"] | None = None,
     draws: int = 64,
     rounds: int = 5,
@@ -150,7 +150,7 @@ def compare(
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rules = {"one-hop": jaxrnn.gradients.truncated_bptt(rnn, 0)}
     >>> params, key = rnn.init(jax.random.key(0)), jax.random.key(1)
-    >>> comparison = jaxrnn.compare(rules, rnn, params, batch, key, rounds=1)
+    >>> comparison = jaxrnn.compare(rules, rnn, params, batch, key=key, rounds=1)
     >>> comparison.rows[0].whole.bias > 0.01, comparison.rows[0].whole.variance
     (True, 0.0)
     """

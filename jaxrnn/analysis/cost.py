@@ -27,7 +27,8 @@ class Cost(NamedTuple):
         flops: floating-point operations. A matmul counts 2 for each product; an elementwise
             operation (such as tanh or select) and random bits count 1 for each element of the
             result; a reduction counts 1 for each element of its operand. Operations on integers and
-            those that only move data count 0.
+            those that only move data count 0. Operations that no rule of jaxrnn contains, such as a
+            convolution or a matrix decomposition, count as if they were elementwise.
         temp_bytes: working memory besides arguments and outputs; 0 if the backend does not report
             it.
         argument_bytes: memory of the arguments.
@@ -119,8 +120,6 @@ def _of_equation(equation: core.JaxprEqn) -> int:
     )
     if name in RANDOM:
         return _size(results[-1])
-    if name == "custom_linear_solve":  # its other jaxprs are only used for derivatives
-        return _flops(params["jaxprs"].solve.jaxpr)
     inner = list(core.jaxprs_in_params(params))
     if name == "cond":
         return max(map(_flops, inner))
@@ -128,7 +127,7 @@ def _of_equation(equation: core.JaxprEqn) -> int:
         return params.get("length", 1) * sum(map(_flops, inner))
     if name in MOVES.split() or not any(map(_is_float, operands + results)):
         return 0
-    return round(COUNTS.get(name, _by_element)(equation, operands, results))
+    return COUNTS.get(name, _by_element)(equation, operands, results)
 
 
 def _is_float(aval: Any) -> bool:
@@ -155,62 +154,15 @@ def _sort(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> i
     return _size(operands[0]) * math.ceil(math.log2(max(lane, 1)))
 
 
-def _convolution(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int:
-    features = operands[1].shape[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * _size(results[0]) * (_size(operands[1]) // features)
-
-
 def _scatter(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int:
     return _size(operands[2])
 
 
-# The counts of Golub & Van Loan, Matrix Computations, for each matrix of a batch.
-
-
-def _qr(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int | float:
-    """Count the Householder reflections of the matrix, and those that form the columns of Q."""
-    *batch, m, n = operands[0].shape
-    k = min(m, n)
-
-    def reflections(columns):
-        return 4 * m * columns * k - 2 * (m + columns) * k**2 + 4 * k**3 / 3
-
-    return math.prod(batch) * (reflections(n) + reflections(results[0].shape[-1]))
-
-
-def _svd(equation: core.JaxprEqn, operands: list[Any], results: list[Any]) -> int | float:
-    n, m = sorted(operands[0].shape[-2:])
-    batch = math.prod(operands[0].shape[:-2])
-    if not equation.params["compute_uv"]:
-        return batch * (4 * m * n**2 - 4 * n**3 / 3)
-    if equation.params["full_matrices"]:
-        return batch * (4 * m**2 * n + 8 * m * n**2 + 9 * n**3)
-    return batch * (14 * m * n**2 + 8 * n**3)
-
-
-def _cubic(factor: float) -> Callable[..., float]:
-    """Return a function that counts factor · n³ operations for square matrices (n, n)."""
-    return lambda equation, operands, results: factor * _size(operands[0]) * operands[0].shape[-1]
-
-
-COUNTS: dict[str, Callable[[core.JaxprEqn, list[Any], list[Any]], int | float]] = {
+# Operations that are neither elementwise nor reductions; a rule of jaxrnn contains each of them.
+COUNTS: dict[str, Callable[[core.JaxprEqn, list[Any], list[Any]], int]] = {
     "dot_general": _dot,
-    "conv_general_dilated": _convolution,
     "sort": _sort,
-    "top_k": _sort,
     "scatter-add": _scatter,
-    "scatter-sub": _scatter,
-    "scatter-mul": _scatter,
-    "scatter-min": _scatter,
-    "scatter-max": _scatter,
-    "qr": _qr,
-    "svd": _svd,
-    "lu": _cubic(2 / 3),
-    "cholesky": _cubic(1 / 3),
-    "eigh": _cubic(9.0),
-    "triangular_solve": lambda equation, operands, results: (
-        _size(results[0]) * operands[0].shape[-1]
-    ),
 }
 
 RANDOM = {"random_bits", "threefry2x32", "rng_bit_generator"}

@@ -118,7 +118,7 @@ def diagnose(
     (loss, after), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
     updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
     gradient, update = _leaf(GRADIENT, grads, "gradient of "), _leaf(UPDATE, updated)
-    trouble = _leaf(GIVEN, state._replace(opt_state=(), key=None))
+    trouble = _leaf(GIVEN, state._replace(opt_state=()))
     trouble = trouble or _first(BATCH, by_name(to_time_major(checked._replace(lengths=None))))
     if trouble is None:
         passed = jax.jit(forward_pass, static_argnums=0)(rnn, params, h, batch)

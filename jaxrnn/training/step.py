@@ -25,14 +25,12 @@ class TrainState(NamedTuple):
         opt_state: the state of the optimiser.
         carry: the hidden state and the rule's memory, for the next chunk of the sequences.
         step: the number of updates so far.
-        key: a random key for the caller's use; the train step does not change it.
     """
 
     params: Params
     opt_state: optax.OptState
     carry: Carry
     step: Int[Array, ""]
-    key: PRNGKeyArray
 
 
 class Metrics(NamedTuple):
@@ -48,11 +46,6 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, "*steps"]
     finite: Bool[Array, "*steps"]
 
-    @property
-    def bits(self) -> Float[Array, "*steps"]:
-        """The loss in bits instead of nats: loss / ln 2."""
-        return self.loss / jnp.log(2)
-
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -63,7 +56,7 @@ def init_train_state(
     params: Params,
     h: Float[Array, "L B H"],
     *,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None = None,
 ) -> TrainState:
     """Make the training state before the first step.
 
@@ -72,23 +65,25 @@ def init_train_state(
         optimizer: the Optax optimiser.
         params: the initial parameters.
         h: the initial hidden state of the sequences, (num_layers, B, H).
-        key: a random key, for rules that draw random numbers and for `TrainState.key`.
+        key: a random key, required by rules that draw random numbers.
 
     Returns:
         The state. Its arrays are copies, so that donating it leaves the caller's arrays valid.
+
+    Raises:
+        ValueError: if the rule draws random numbers and gets no key.
 
     >>> import jax, jaxrnn
     >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
     >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
-    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h)
     >>> int(state.step)
     0
     """
-    state_key, algorithm_key = jax.random.split(key)
-    carry = algorithm.init(params, h, key=algorithm_key)
+    carry = algorithm.init(params, h, key=key)
     opt_state = cast(Callable[..., optax.OptState], optimizer.init)(params)
-    state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32), state_key)
+    state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32))
     # The loop donates the state, which must not invalidate the caller's arrays.
     return jax.tree.map(jnp.copy, state)
 
@@ -112,7 +107,7 @@ def make_train_step(
     >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
     >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
-    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h)
     >>> ids = np.arange(12).reshape(3, 4) % 5  # B=3, T=4
     >>> step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
     >>> state, metrics = step(state, jaxrnn.Batch(ids, ids))
@@ -129,7 +124,7 @@ def make_train_step(
         params = apply_updates(state.params, updates)
         finite = jnp.isfinite(jnp.stack(list(map(_sum, jax.tree.leaves((loss, grads, params))))))
         metrics = Metrics(loss, optax.tree.norm(grads), finite.all())
-        return TrainState(params, opt_state, carry, state.step + 1, state.key), metrics
+        return TrainState(params, opt_state, carry, state.step + 1), metrics
 
     return step
 
@@ -165,7 +160,7 @@ def make_train_loop(
     >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
     >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
-    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
+    >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h)
     >>> ids = np.arange(24).reshape(2, 3, 4) % 5  # N=2, B=3, T=4
     >>> loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     >>> state, metrics = loop(state, jaxrnn.Batch(ids, ids))

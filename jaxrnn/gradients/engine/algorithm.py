@@ -37,7 +37,7 @@ class InitFn(Protocol):
     """Return the carry before the first chunk."""
 
     def __call__(
-        self, params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
+        self, params: Params, h: Float[Array, "L B H"], *, key: PRNGKeyArray | None = None
     ) -> Carry:
         """Return `Carry(h, memory)`.
 
@@ -83,7 +83,7 @@ class GradientAlgorithm(NamedTuple):
     the loss of its own shard. With `check_vma=False` neither is summed; use `jax.lax.psum`.
 
     Attributes:
-        init: (params, h, key=None) -> carry before the first chunk, see `InitFn`.
+        init: (params, h, *, key=None) -> carry before the first chunk, see `InitFn`.
         value_and_grad: (params, carry, batch) -> ((loss, carry), gradient), see `ValueAndGradFn`.
     """
 
@@ -92,7 +92,7 @@ class GradientAlgorithm(NamedTuple):
 
 
 def without_memory(
-    params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None
+    params: Params, h: Float[Array, "L B H"], *, key: PRNGKeyArray | None = None
 ) -> Carry:
     """Return the carry of a rule whose only carried value is the hidden state."""
     return Carry(as_state(params, h), ())

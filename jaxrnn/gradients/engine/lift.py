@@ -92,7 +92,7 @@ def backward_rule(
 def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
     """Build an algorithm from a rule for the cells; add the forward pass and the readout."""
 
-    def init(params: Params, h: Float[Array, "L B H"], key: PRNGKeyArray | None = None) -> Carry:
+    def init(params: Params, h: Float[Array, "L B H"], *, key: PRNGKeyArray | None = None) -> Carry:
         h = as_state(params, h)
         return Carry(h, rule.init(params.cells, h, key))
 
