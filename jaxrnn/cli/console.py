@@ -1,5 +1,6 @@
 """Terminal output of the command: labelled lines, progress bars, tables and the walkthrough."""
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from jaxrnn import lm
 from jaxrnn.analysis.walkthrough import Walkthrough
+from jaxrnn.cli.flags import with_flags
 from jaxrnn.lm.model import Model, Score, units
 from jaxrnn.lm.options import number_of_members
 from jaxrnn.lm.store import directory
@@ -261,7 +263,9 @@ def held_out(training: lm.Run) -> None:
 
 
 def trouble(diagnosis: Trouble) -> None:
-    """Print where the first non-finite value appeared, and what to try."""
+    """Print where the first non-finite value appeared, and which flags to try."""
+    names = [field.name for field in dataclasses.fields(lm.Options)]
+    diagnosis = diagnosis._replace(advice=tuple(with_flags(a, names) for a in diagnosis.advice))
     for number, line in enumerate(str(diagnosis).splitlines()):
         say("" if number else "trouble", line)
 

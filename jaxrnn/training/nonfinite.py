@@ -57,7 +57,8 @@ class Trouble(NamedTuple):
             the largest in the gradient of its leaf.
         flow: the gradient flow of the last good state on a few rows of the batch, this row first;
             None if it is not finite in float64 either, or if the state or the batch is not.
-        advice: what to try, the most specific first.
+        advice: what to try, the most specific first; options have their names in
+            `jaxrnn.lm.Options`.
 
     `str()` returns about 6 lines of at most 70 columns.
     """
@@ -287,21 +288,21 @@ def _table(flow: GradientFlow) -> list[str]:
 def _advice(
     rnn: RNN, state: TrainState, trouble: Trouble, flow: GradientFlow | None
 ) -> tuple[str, ...]:
-    """Return what to try, the most specific first."""
+    """Return what to try, the most specific first, with the names of `jaxrnn.lm.Options`."""
     explodes = flow is None or not credit_growth(flow).overall <= 1.01
-    slower = "lower --learning-rate or --clip" if int(state.step) else "another --init"
+    slower = "lower learning_rate or clip" if int(state.step) else "another init"
     unbounded = rnn.activation in ("relu", "identity")
-    tanh = ("--activation tanh",) if unbounded and (explodes or trouble.stage == FORWARD) else ()
+    tanh = ("activation='tanh'",) if unbounded and (explodes or trouble.stage == FORWARD) else ()
     half = (trouble.steps_back or 0) // 2 if explodes else 0
-    shorter = (f"--length {half}",) if half else ()
+    shorter = (f"length={half}",) if half else ()
     remedies = {
         GIVEN: ("an earlier checkpoint", slower),
         BATCH: (f"data that are finite: these {trouble.what} are not",),
         FORWARD: (*tanh, slower),
-        MEMORY: ("--algorithm bptt", *tanh, slower),
+        MEMORY: ("algorithm='bptt'", *tanh, slower),
         BACKWARD: (*shorter, *tanh, slower),
         GRADIENT: ("jaxrnn.verify on the rule", slower),
-        UPDATE: ("lower --learning-rate or --clip",),
+        UPDATE: ("lower learning_rate or clip",),
         LOOP: (slower,),
     }
     return remedies[trouble.stage]
