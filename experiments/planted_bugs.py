@@ -15,7 +15,7 @@ Setting, correct gradients: `jaxrnn.verify` checks
 - gradients that are computed in float32 and returned in float64, with the same weights;
 - gradients of a cross-entropy with a guard, log(p + ε), with weights up to their usual size.
 
-    python experiments/planted_bugs.py            about five minutes on two cores
+    python experiments/planted_bugs.py            about 25 minutes on two cores
     python experiments/planted_bugs.py --quick    one network, for tests
 """
 

@@ -20,7 +20,7 @@ weights and sees the same coins. BPTT assigns no credit beyond the start of its 
 BPTT carries a window of ten steps. The floors (lowest possible losses) are those of Marschall, Cho
 & Savin (2020).
 
-    python experiments/rules.py            about seven minutes on two cores
+    python experiments/rules.py            about six minutes on two cores
     python experiments/rules.py --quick    seconds: tiny, and its numbers mean nothing
 """
 

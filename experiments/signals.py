@@ -122,7 +122,9 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
         "left": left,
         "restarted": restarted or "start again" in log,
         "status": status,
-        "said": [line for line in log.splitlines() if not line.startswith("[Gloo]")],
+        "said": [  # without the lines of a traceback, which hold paths
+            line for line in log.splitlines() if not line.startswith(("[Gloo]", " "))
+        ],
         "steps": None,
         "steps saved": None,
         "error": "",
