@@ -180,7 +180,7 @@ def last_checkpoint(run: Path) -> tuple[str, dict[str, np.ndarray], dict[str, An
 
 
 def devices(run: Path) -> str:
-    return last_checkpoint(run)[2]["made with"]["devices"]
+    return last_checkpoint(run)[2]["made_with"]["devices"]
 
 
 # What does not change a run
@@ -472,7 +472,7 @@ def test_processes_with_different_arguments_all_report_it(start, tmp_path):
     """In each pair the second process gets another argument. A single one finds no coordinator."""
     (tmp_path / "other.txt").write_text(TEXT + "!")
     differs = "the processes do not agree on the {}: 1 differ from 0; here, in {}, it is {}"
-    option, text = "option learning_rate", "text, by its SHA-256"
+    option, text = "option --learning-rate", "text, by its SHA-256"
     missing = "process 1: cannot read missing.txt: No such file or directory"
     wrong = [  # the arguments of process 1, and the messages of both
         (
