@@ -40,7 +40,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Let the tests' processes share compiled programs, with one another and with the next run."""
-    if not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        config.option.all = config.workerinput["all"]
+    else:
         whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
         config.option.all |= not whole_suite or bool(config.option.markexpr)
     cache = {
@@ -51,6 +53,11 @@ def pytest_configure(config):
     for name, value in cache.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+def pytest_configure_node(node):
+    """Tell a worker whether the slow tests run: it knows the command line only."""
+    node.workerinput["all"] = node.config.option.all
 
 
 def pytest_collection_modifyitems(config, items):
