@@ -143,8 +143,12 @@ def from_json(type_: Any, value: Any, name: str = "") -> Any:
     Raises:
         ValueError: if the value has another type, or a field of a record is missing or unknown.
     """
+    if type(value) is type_:  # first, since a file may hold millions of strings or numbers
+        return value
     origin, arguments = get_origin(type_), get_args(type_)
     if origin in (Union, UnionType):
+        if type(value) in arguments:
+            return value
         for member in arguments:
             with suppress(ValueError):
                 return from_json(member, value, name)
