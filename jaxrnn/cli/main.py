@@ -534,11 +534,13 @@ def _mistake(error: Exception) -> int:
 
 def _flags() -> set[str]:
     """Return the names of the arguments of all commands that are flags."""
-    options = (Options, Changes, Machines, CheckOptions)
-    names = {field.name for cls in options for field in dataclasses.fields(cls)}
+    names = set()
     for command in COMMANDS.values():
         for name, parameter in inspect.signature(command).parameters.items():
-            names |= {name} if parameter.kind is parameter.KEYWORD_ONLY else set()
+            if dataclasses.is_dataclass(parameter.default):
+                names |= {field.name for field in dataclasses.fields(parameter.default)}
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                names.add(name)
     return names
 
 
