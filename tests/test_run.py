@@ -963,7 +963,7 @@ def test_schedules_have_their_rates():
     np.testing.assert_allclose(warm, 2 * np.minimum(1, t / 4), rtol=1e-6)
 
 
-def test_the_score_of_a_evaluation_set_does_not_depend_on_its_parts(monkeypatch):
+def test_the_score_of_an_evaluation_set_does_not_depend_on_its_parts(monkeypatch):
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 97)

@@ -17,7 +17,7 @@ RNN = jaxrnn.RNN(5, 7, 5, readout_init=jax.nn.initializers.normal(2.0))
 PARAMS = RNN.init(jax.random.key(0))
 SMALL = jaxrnn.RNN(3, 7, 3, readout_init=jax.nn.initializers.normal(1.0))
 STACK = jaxrnn.RNN(5, 7, 5, num_layers=2, readout_init=jax.nn.initializers.normal(2.0))
-PRIME, KEY = np.array([[1, 2]]), jax.random.key(0)
+PROMPT, KEY = np.array([[1, 2]]), jax.random.key(0)
 
 
 def greedy_by_hand(prompt, length):
@@ -316,10 +316,10 @@ MISTAKES = [
     (stream, {"piece": 0}, "piece must be a whole number of at least 1, got 0"),
     (
         stream,
-        {"prompt": PRIME[:, :0]},
+        {"prompt": PROMPT[:, :0]},
         "prompt must be ids (B, P) with at least one each, got shape",
     ),
-    (stream, {"prompt": PRIME + 9}, "inputs hold the id 11, but must lie in 0 … 4"),
+    (stream, {"prompt": PROMPT + 9}, "inputs hold the id 11, but must lie in 0 … 4"),
     (stream, {"params": SMALL.init(KEY)}, "params.cells[0].W_xh has shape (3, 7), but"),
     (stream, {"temperature": -1.0}, "temperature must be at least 0 (0 is greedy), got -1.0"),
     (stream, {"top_k": -2}, "top_k must be a whole number of at least 1, got -2"),
@@ -327,10 +327,10 @@ MISTAKES = [
     (stream, {"end": 5}, "end must be an id in 0 … 4, got 5"),
     (
         beam_search,
-        {"prompt": PRIME[0, :0]},
+        {"prompt": PROMPT[0, :0]},
         "prompt must be ids (P,), at least one, got shape (0,)",
     ),
-    (beam_search, {"prompt": PRIME[0] - 2}, "inputs hold the id -1, but must lie in 0 … 4"),
+    (beam_search, {"prompt": PROMPT[0] - 2}, "inputs hold the id -1, but must lie in 0 … 4"),
     (beam_search, {"beams": 0}, "beams must be a whole number of at least 1, got 0"),
     (beam_search, {"length": 0}, "length must be at least 1, got 0"),
     (beam_search, {"end": 5}, "end must be an id in 0 … 4, got 5"),
@@ -340,9 +340,9 @@ MISTAKES = [
 @pytest.mark.parametrize(("function", "mistake", "message"), MISTAKES)
 def test_a_mistake_raises_an_error_at_the_call(function, mistake, message):
     arguments = {
-        jaxrnn.lm.sample: {"prompt": PRIME, "length": 5, "key": KEY},
-        stream: {"prompt": PRIME, "key": KEY},
-        beam_search: {"prompt": PRIME[0], "length": 5},
+        jaxrnn.lm.sample: {"prompt": PROMPT, "length": 5, "key": KEY},
+        stream: {"prompt": PROMPT, "key": KEY},
+        beam_search: {"prompt": PROMPT[0], "length": 5},
     }[function]
     with pytest.raises(ValueError, match=re.escape(message)):
         function(**{"rnn": RNN, "params": PARAMS} | arguments | mistake)

@@ -82,7 +82,7 @@ def influence_rule(
             draws none. The key is that of the row, and steps count from 0.
 
     Returns:
-        The algorithm, with a `InfluenceMemory` for each layer as its memory.
+        The algorithm, with an `InfluenceMemory` for each layer as its memory.
 
     Raises:
         ValueError: by init, if the influence needs more memory than `jaxrnn.memory_limit`, or if a
