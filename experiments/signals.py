@@ -65,7 +65,7 @@ def command(folder: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
     arguments += ["--compilation-cache", folder / "compiled"]
     with (folder / f"{run.name}.txt").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jaxrnn.cli", *map(str, arguments)],
+            [Path(sys.executable).with_name("jaxrnn"), *map(str, arguments)],
             env=os.environ | ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -140,14 +140,9 @@ def trial(folder: Path, number: int, name: str, moment: float) -> dict[str, Any]
 
 
 def ended_well(row: dict[str, Any]) -> bool:
-    """Return whether a trial ended as required.
-
-    While Python still imports the package its own status for an interrupt counts too, which is 1
-    where an import converts `KeyboardInterrupt` to `ImportError`.
-    """
+    """Return whether a trial ended as required."""
     number = signal.Signals[row["signal"]]
     statuses = {-number, 128 + number} if row["signal"] in ORDERLY else {-number}
-    statuses |= {1} if "KeyboardInterrupt" in row["said"] else set()
     wrong = row["left"] or row["restarted"] or row["error"]
     return not wrong and row["status"] in statuses
 

@@ -378,8 +378,23 @@ def test_what_ends_the_first_process_ends_all_and_starts_nothing_again(start, tm
     assert not [line for line in lines if "start again" in line]
 
 
-INTERRUPTED_CALLBACK = """
-import gc, signal, sys, time
+# At the first collection after JAX has been imported, and in the middle of a command.
+INTERRUPTED_IMPORT = """
+import gc, signal, sys
+import jaxrnn_command
+
+def interrupt(phase, info):
+    if "jax._src.lib" in sys.modules:
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.callbacks.append(interrupt)
+sys.argv = ["jaxrnn", "--help"]
+jaxrnn_command.main()
+"""
+INTERRUPTED_COMMAND = """
+import gc, signal, time
 from jaxrnn.cli import main as cli
 
 def sleep():
@@ -394,13 +409,11 @@ cli.main()
 """
 
 
-def test_an_interrupt_during_a_callback_of_the_garbage_collector_is_not_lost(start):
-    """Python ignores such an interrupt, so the command would go on."""
+@pytest.mark.parametrize("program", [INTERRUPTED_IMPORT, INTERRUPTED_COMMAND])
+def test_an_interrupt_during_a_callback_of_the_garbage_collector_is_not_lost(program, start):
+    """Python ignores an exception in such a callback, so the command would go on."""
     started = time.monotonic()
-    assert wait_for(start(program=("-c", INTERRUPTED_CALLBACK))) == (
-        128 + signal.SIGINT,
-        ["jaxrnn: stopped"],
-    )
+    assert wait_for(start(program=("-c", program))) == (128 + signal.SIGINT, ["jaxrnn: stopped"])
     assert time.monotonic() - started < 40
 
 

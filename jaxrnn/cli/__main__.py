@@ -1,6 +1,6 @@
 """Entry point of `python -m jaxrnn.cli`."""
 
-from jaxrnn.cli.main import main
+from jaxrnn_command import main
 
 if __name__ == "__main__":
     main()

@@ -469,9 +469,7 @@ def main() -> None:
             _exit_now(LOST)
     except KeyboardInterrupt as interrupt:
         print("jaxrnn: stopped", file=sys.stderr)
-        status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-        if jax.distributed.is_initialized():
-            _exit_now(status)
+        _exit_now(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     sys.exit(status)
 
 
@@ -483,7 +481,11 @@ def _unread() -> int:
 
 
 def _exit_now(status: int) -> NoReturn:
-    """End this process without waiting for the other processes of the run, as JAX would."""
+    """End this process at once.
+
+    Python's own exit would wait for the other processes of a run, and may crash where a
+    computation of JAX was interrupted.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
