@@ -47,7 +47,7 @@ def test_a_right_gradient_of_a_loss_in_float32_is_right_to_float32():
     assert check(jax.value_and_grad(in_float32), in_float32, W, X).ok
     report = check(by_hand, in_float32, W, X)
     assert report.ok, report.diagnosis
-    assert report.verdict.startswith(
+    assert report.diagnosis.startswith(
         "right, to float32 precision because the loss computes in float32"
     )
 
@@ -194,7 +194,7 @@ def with_a_float32_state(w, x):
 def test_a_loss_that_cannot_be_traced_in_float64_is_compared_in_float32():
     report = check(jax.value_and_grad(with_a_float32_state), with_a_float32_state, W, X)
     assert report.ok, report.diagnosis
-    assert "to float32 precision because the loss cannot be traced in float64" in report.verdict
+    assert "to float32 precision because the loss cannot be traced in float64" in report.diagnosis
     wrong = lambda w, x: (with_a_float32_state(w, x), jnp.ones_like(w))  # noqa: E731
     assert "wrong" in check(wrong, with_a_float32_state, W, X).diagnosis
 

@@ -49,7 +49,8 @@ def test_a_right_gradient_is_right_in_float64_with_and_without_x64(x64, dtype):
     with jax.enable_x64(x64):
         report = jaxrnn.verify(gradients.bptt(case.rnn), case.rnn, case.params, case.batch)
     assert report.ok
-    assert report.diagnosis == ""
+    assert report
+    assert report.diagnosis == "right: every error is at most 1e-12"
     assert len(report.leaves) == 8
     assert report.worst.error <= 1e-12
     assert "right" in str(report)
@@ -61,6 +62,7 @@ def test_a_function_in_numpy_is_right_without_a_bug_and_wrong_with_one():
     assert verify(numpy_bptt(case.rnn)).ok
     wrong = verify(numpy_bptt(case.rnn, gain=False))
     assert not wrong.ok
+    assert not wrong
     assert wrong.diagnosis.startswith("wrong: no gain in cells[0].W_xh, cells[0].W_hh, cells[0].b")
     assert not verify(numpy_bptt(case.rnn, transposed=False)).ok
 

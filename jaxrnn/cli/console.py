@@ -137,7 +137,7 @@ def report(result: Report) -> None:
         stdout.print(table)
     for remark in result.remarks():
         stdout.print(remark, markup=False, style="dim")
-    stdout.print(result.verdict, markup=False, style="bold green" if result.ok else "bold red")
+    stdout.print(result.diagnosis, markup=False, style="bold green" if result.ok else "bold red")
 
 
 def samples(texts: list[str]) -> None:

@@ -80,7 +80,7 @@ class LagProfile(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The result of `verify` and `check_grad`.
+    """The result of `verify` and `check_grad`, which is true if the gradient is right.
 
     Attributes:
         candidate_loss: the loss of the candidate.
@@ -96,8 +96,10 @@ class Report(NamedTuple):
     >>> import jax.numpy as jnp, jaxrnn
     >>> loss = lambda x: jnp.sum(x**2)
     >>> report = jaxrnn.check_grad(lambda x: (loss(x), 2 * x), loss, jnp.ones(3))
-    >>> report.ok, report.worst.name, report.worst.error
+    >>> bool(report), report.worst.name, report.worst.error
     (True, 'array', 0.0)
+    >>> print(report.diagnosis)
+    right: every error is at most 1e-12
     >>> print(report)
     leaf     error    cosine  scale  worst at  candidate  reference
     array  0.0e+00  1.000000      1       [0]          2          2
@@ -120,13 +122,25 @@ class Report(NamedTuple):
         """Whether the gradient is right."""
         return not self.findings
 
+    def __bool__(self) -> bool:
+        """Return `ok`, so that `assert verify(…)` fails for a wrong gradient."""
+        return self.ok
+
     @property
     def diagnosis(self) -> str:
-        """One line for each finding, "wrong: …" or "cannot tell: …"; empty if there is none."""
-        return "\n".join(
-            f"{'wrong' if finding.certain else 'cannot tell'}: {finding}"
-            for finding in self.findings
-        )
+        """What is wrong, or that the gradient is right.
+
+        One line for each finding, "wrong: …" or "cannot tell: …"; without findings one line that
+        begins with "right" and names the tolerance.
+        """
+        if self.findings:
+            return "\n".join(
+                f"{'wrong' if finding.certain else 'cannot tell'}: {finding}"
+                for finding in self.findings
+            )
+        largest = max((leaf.tolerance for leaf in self.leaves), default=EXACT)
+        precision = f", {self.precision}" if self.precision else ""
+        return f"right{precision}: every error is at most {largest:.1g}"
 
     @property
     def worst(self) -> Leaf:
@@ -136,22 +150,15 @@ class Report(NamedTuple):
             ValueError: if no leaf was compared, because the gradient could not be judged.
         """
         if not self.leaves:
-            raise ValueError(f"the report has no leaves, so none is the worst: {self.verdict}")
+            raise ValueError(f"the report has no leaves, so none is the worst: {self.diagnosis}")
         return max(self.leaves, key=lambda leaf: np.nan_to_num(leaf.error, nan=np.inf))
-
-    @property
-    def verdict(self) -> str:
-        """The diagnosis, or that the gradient is right and within which tolerance."""
-        largest = max((leaf.tolerance for leaf in self.leaves), default=EXACT)
-        precision = f", {self.precision}" if self.precision else ""
-        return self.diagnosis or f"right{precision}: every error is at most {largest:.1g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON; numbers that are not finite become None."""
         return plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
 
     def __str__(self) -> str:
-        """Return a table of the leaves, the remarks and the verdict."""
+        """Return a table of the leaves, the remarks and the diagnosis."""
         rows = [HEADER, *(cells(leaf) for leaf in self.leaves)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -160,7 +167,7 @@ class Report(NamedTuple):
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.verdict])
+        return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.diagnosis])
 
     def remarks(self) -> list[str]:
         """Return the lines below the table: reference, losses, lag profiles and notes."""

@@ -63,8 +63,9 @@ def verify(
             reference computes in float64 at the same values. Neither depends on `jax_enable_x64`.
 
     Returns:
-        A `Report`. `report.ok` is whether the gradient is right, `report.diagnosis` is what is
-        wrong, and `print(report)` shows a table of all leaves.
+        A `Report`, which is true if the gradient is right: `assert verify(…)` is a test.
+        `report.diagnosis` says what is wrong, or that the gradient is right, and `print(report)`
+        shows a table of all leaves.
 
     Raises:
         ValueError: if params, batch or h do not fit the network, dtype is not one of the two, or
