@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import assert_equal
+from commands import RUN_COMMANDS
 from safetensors.numpy import load_file
-from test_command import RUN_COMMANDS
 
 from jaxrnn.lm.store import checkpoint, directory
 

@@ -79,92 +79,95 @@ def test_the_check_of_the_backward_pass_of_the_readme_has_the_shown_output(tmp_p
     assert all(float(line.split()[1]) < 1e-15 for line in right.stdout.splitlines()[1:6])
 
 
+def missing(experiment: str, *figures: str) -> list[str]:
+    """Return the figures that the README's paragraph about an experiment lacks."""
+    blocks = [" ".join(block.split()) for block in re.split(r"\n\n|\n(?=- )", README)]
+    (about,) = [b for b in blocks if re.search(rf"python (-m )?experiments[./]{experiment}\b", b)]
+    # A figure stands by itself: "0.45" is not in "0.4545", and "38" not in "1.38" or "1,381".
+    return [
+        f for f in figures if not re.search(rf"(?<![\w.,]){re.escape(f)}(?![\w]|[.,]\d)", about)
+    ]
+
+
+def results(experiment: str) -> dict:
+    return json.loads((ROOT / f"experiments/{experiment}.json").read_text())
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def test_a_figure_that_the_readme_does_not_quote_is_missing():
+    assert missing("vector_word.py", "38", "3", "0.2458", "0.245", "64") == ["3", "0.245"]
+
+
 def test_the_quoted_speed_is_that_of_the_benchmark(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     step = importlib.import_module("experiments.benchmarks.step")
-    report = json.loads((ROOT / "experiments/benchmarks/step.json").read_text())
-    assert step.table(report["rows"]) in README
+    assert step.table(results("benchmarks/step")["rows"]) in README
 
 
 def test_the_quoted_planted_bugs_are_those_of_the_experiment():
-    report = json.loads((ROOT / "experiments/planted_bugs.json").read_text())
-    text = " ".join(README.split())
-    assert report["networks"] == 50
-    assert (
-        f"random networks, {len(report['called'])} bugs were planted {report['planted']:,} times"
-        in text
-    )
+    report = results("planted_bugs")
     assert report["not found"] == 0
-    assert (
-        f"{report['named']:,} of {report['of those in the catalogue']:,} in the catalogue" in text
-    )
     for counts in report["right gradients"].values():
         assert (counts["asked"], counts["accused"]) == (1000, 0)
+    figures = [len(report["called"]), report["planted"], report["networks"], report["named"]]
+    figures += [report["of those in the catalogue"], 1000]
+    assert missing("planted_bugs.py", *(f"{figure:,}" for figure in figures)) == []
     names = {name for calls in report["called"].values() for name in calls}
     names = {"truncated at" if name.startswith("truncated") else name for name in names}
-    assert f"compared with {len(names - {'unknown', 'changes nothing'})} kinds of bugs" in text
+    kinds = len(names - {"unknown", "changes nothing"})
+    assert re.search(rf"\b{kinds}\s+kinds\s+of\s+bugs\b", README)
 
 
 def test_the_quoted_word_results_are_those_of_the_experiment():
-    report = json.loads((ROOT / "experiments/vector_word.json").read_text())
+    report = results("vector_word")
     learned = {
         name: sum(p > 0.5 for p in setting["probability"])
         for name, setting in report["settings"].items()
     }
-    assert report["seeds"] == 64
-    assert learned["BPTT, clipped at 1"] == 64
-    assert f"BPTT learns the word in 64, the one-hop gradient in {learned['one-hop']}," in README
-    assert f"passes in {learned['one-hop, longer']}." in README
+    assert report["seeds"] == learned["BPTT, clipped at 1"] == 64
     below = np.mean(np.less(report["settings"]["one-hop"]["loss_at"]["1000"], 0.245807))
-    assert f"({below:.0%}".replace("%", " % of seeds are below") in README
+    figures = ["64", str(learned["one-hop"]), str(learned["one-hop, longer"]), percent(below)]
+    assert missing("vector_word.py", *figures) == []
 
 
 def test_the_quoted_exploding_gradients_are_those_of_the_experiment():
-    report = json.loads((ROOT / "experiments/exploding_gradient.json").read_text())
+    report = results("exploding_gradient")
     source = report["source"]
-    text = " ".join(README.split())
-    assert (
-        f"{source['share with max |w| > 1']:.2%} of {source['draws']:,} draws".replace("%", " %")
-        in text
-    )
-    assert f"{source['share vanished or gone of those']:.0%} vanish".replace("%", " %") in text
-    assert f"{source['share gone']:.0%} to exactly zero".replace("%", " %") in text
-    assert f"the {100 * source['share below the printed']:.1f}th percentile" in text
-    assert f"median is {source['median of max |dhs[40]|']:.1f}" in text
-    radius = report["foretold"]["identity"]["radius"]
-    assert f"(right in {radius:.1%})".replace("%", " %") in text
+    figures = [
+        percent(source["share with max |w| > 1"], 2),
+        f"{source['draws']:,}",
+        percent(source["share vanished or gone of those"]),
+        percent(source["share gone"]),
+        f"{100 * source['share below the printed']:.1f}th",
+        f"{source['median of max |dhs[40]|']:.1f}",
+        percent(report["foretold"]["identity"]["radius"], 1),
+    ]
+    assert missing("exploding_gradient.py", *figures) == []
 
 
 def test_the_quoted_comparison_of_rules_is_that_of_the_experiment():
-    report = json.loads((ROOT / "experiments/rules.json").read_text())
-    learning, text = report["learning"], " ".join(README.split())
-    assert report["sizes"]["seeds"] == 32
-    floors = learning["floors"]
-    assert f"has at best {floors['first']:.4f} nats" in text
-    assert f"one that knows both {floors['both']:.4f}." in text
-    last, best = learning["last_tenth"], learning["best_tenth"]
+    report = results("rules")
+    learning = report["learning"]
+    floors, last, best = (learning[name] for name in ("floors", "last_tenth", "best_tenth"))
     below = {rule: int(np.less(losses, floors["first"]).sum()) for rule, losses in last.items()}
-    median = {rule: f"{np.median(losses):.4f}" for rule, losses in last.items()}
+    assert report["sizes"]["seeds"] == 32
     assert {below[rule] for rule in ("bptt", "rtrl", "ok(1)", "kf_rtrl")} == {32}
     assert {below[rule] for rule in ("one-hop", "snap(1)", "kernl", "dni")} == {0}
-    assert (
-        f"RTRL ends at {median['rtrl']} in the median, `ok` at {median['ok(1)']} and `kf_rtrl` at "
-        f"{median['kf_rtrl']}, all below the first of these in 32 of 32 seeds; `uoro` in "
-        f"{below['uoro']}, at {median['uoro']}." in text
-    )
-    assert f"one-hop to {min(best['one-hop']):.4f} in its best seed" in text
-    cosine = {
-        task: [
-            report["quality"][task][step]["rules"]["one-hop"]["cosine"] for step in ("0", "3000")
-        ]
-        for task in ("copy", "text")
-    }
-    assert "falls from {:.2f} to {:.2f} as a network learns".format(*cosine["copy"]) in text
-    assert "on text it rises from {:.2f} to {:.2f}.".format(*cosine["text"]) in text
+    figures = [f"{floors[name]:.4f}" for name in ("first", "both")] + [str(below["uoro"]), "32"]
+    figures += [f"{np.median(last[rule]):.4f}" for rule in ("rtrl", "ok(1)", "kf_rtrl", "uoro")]
+    figures += [f"{min(best['one-hop']):.4f}"]
+    for task in ("copy", "text"):
+        for step in ("0", "3000"):
+            cosine = report["quality"][task][step]["rules"]["one-hop"]["cosine"]
+            figures.append(f"{cosine:.2f}")
+    assert missing("rules.py", *figures) == []
 
 
 def test_the_quoted_growth_is_that_of_the_benchmark():
-    report = json.loads((ROOT / "experiments/benchmarks/growth.json").read_text())
+    report = results("benchmarks/growth")
     rows = {row.split("`")[1]: row for row in README.splitlines() if row.startswith("| `")}
     rows |= {"snap(1)": rows["snap(n=1)"], "snap(2)": rows["snap(n)"], "ok(1)": rows["ok(rank=r)"]}
     for rule, costs in report["over_H"].items():
@@ -175,26 +178,36 @@ def test_the_quoted_growth_is_that_of_the_benchmark():
     parallel, bptt = (report["parallel"][rule] for rule in ("parallel_bptt", "bptt"))
     assert (parallel["loops"].count(16384), bptt["loops"].count(16384)) == (1, 2)
     assert max(parallel["error"], bptt["error"]) < 2e-15
-    assert f"{1e3 * parallel['seconds']:.1f} ms against {1e3 * bptt['seconds']:.1f}, for" in README
+    (about,) = [block for block in README.split("\n\n") if "T = 16384" in block]
+    for figure in (1e3 * parallel["seconds"], 1e3 * bptt["seconds"]):
+        assert f"{figure:.1f}" in about
     for quantity in ("flops", "bytes"):
-        assert f"{parallel[quantity] / bptt[quantity]:.1f} times the" in README
+        assert f"{parallel[quantity] / bptt[quantity]:.1f} times" in about
 
 
 def test_the_quoted_loss_of_power_is_that_of_the_experiment():
-    report = json.loads((ROOT / "experiments/power_loss.json").read_text())
+    report = results("power_loss")
     kills, damage, full = report["kills"], report["damage"], report["full disk"]
     assert len(kills) == sum(kill["same bytes"] for kill in kills) == 200
     total = damage["cut off"] + damage["bytes changed"]
     assert damage["bytes changed"] == 2000
     assert damage["went back to the one before"] == total
     assert full["same bytes once there is room"]
-    text = " ".join(README.split())
-    assert f"200 of 200 killed runs ended so, and {total:,} of {total:,} damaged files" in text
+    assert missing("power_loss.py", "200", f"{total:,}") == []
 
 
 def test_the_quoted_memory_for_a_large_text_is_that_of_the_benchmark():
-    report = json.loads((ROOT / "experiments/benchmarks/large_text.json").read_text())
+    report = results("benchmarks/large_text")
     assert report["text, GiB"] >= 1
     peak = report["largest resident memory, GiB"]
     assert peak < 1.5
-    assert f"training on 1 GiB takes {peak:.1f} GiB of memory" in " ".join(README.split())
+    assert missing("benchmarks.large_text", f"{peak:.1f}") == []
+
+
+def test_the_quoted_signals_are_those_of_the_experiment():
+    summary = results("signals")["summary"]
+    trials = sum(counts["trials"] for counts in summary.values())
+    ended = trials - sum(counts["with somebody left after 10 s"] for counts in summary.values())
+    assert {counts["trials"] for counts in summary.values()} == {50}
+    assert {counts["restarted"] for counts in summary.values()} == {0}
+    assert missing("signals.py", "50", str(ended), str(trials)) == []

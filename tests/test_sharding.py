@@ -12,7 +12,7 @@ import pytest
 from cases import assert_equal, chunks, gradient, make_case
 from jax import lax
 from jax.sharding import PartitionSpec
-from test_gradients import RULES, algorithm_of, every_rule
+from rule_table import RULES, algorithm_of, every_rule
 
 import jaxrnn
 from jaxrnn.gradients.engine.algorithm import batch_axes
