@@ -7,6 +7,7 @@ leaf, such as a wrong sign or a clip, are in `jaxrnn.verification.diagnosis.leaf
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Wrong(NamedTuple):
     Attributes:
         bug: the name of the bug.
         text: what is wrong and where to look.
-        grads: the gradient with this bug.
+        grads: computes the gradient with this bug; where only the losses are compared, nothing is.
         loss: the loss with this bug; None if the bug does not change it.
         whole: whether the bug changes all these leaves together; False if it may occur in a single
             leaf.
@@ -43,7 +44,7 @@ class Wrong(NamedTuple):
 
     bug: str
     text: str
-    grads: Params
+    grads: Callable[[], Params]
     loss: float | None = None
     whole: bool = True
     certain: bool = True
@@ -242,23 +243,25 @@ def _in_a_layer(p: Pass) -> Iterator[Wrong]:
             if pieces.down is not RIGHT.down and layers == 1:
                 continue
             full_text = f"{text}; {variant}" if variant else text
-            yield Wrong(bug, full_text, gradient(p, pieces))
+            yield Wrong(bug, full_text, partial(gradient, p, pieces))
             for layer in range(layers) if 1 < layers <= 4 and bug != "cut into chunks" else ():
-                yield Wrong(
-                    bug, f"{full_text}; in layer {layer} only", gradient(p, pieces, {layer})
-                )
+                in_layer = partial(gradient, p, pieces, {layer})
+                yield Wrong(bug, f"{full_text}; in layer {layer} only", in_layer)
 
 
 def _truncated(p: Pass, parts: tuple[Cell, ...]) -> Iterator[Wrong]:
-    exact = gradient(p)
+    readout = contract_readout(p)
     totals = jax.tree.map(lambda part: part.cumsum(0), parts)
+
+    def up_to(window):
+        return Params(jax.tree.map(lambda total: total[window], totals), readout)
+
     for window in range(1, len(parts[0].W_hh)):
-        cells = jax.tree.map(lambda total, window=window: total[window], totals)
         text = (
             f"errors reach {window} recurrent steps back and no further, "
             f"as with truncated_bptt(window={window})"
         )
-        yield Wrong(f"truncated at {window}", text, exact._replace(cells=cells))
+        yield Wrong(f"truncated at {window}", text, partial(up_to, window))
 
 
 def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
@@ -266,15 +269,15 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
     for variant, targets in _shifted(p):
         loss, shifted = with_loss_of(p, batch._replace(targets=targets))
         text = f"the targets are shifted by one step: {variant}"
-        yield Wrong("targets shifted", text, gradient(shifted), loss)
+        yield Wrong("targets shifted", text, partial(gradient, shifted), loss)
     if readout.b_y is not None and readout.b_y.any():
         loss, without = with_loss_of(p, batch, readout._replace(b_y=np.zeros_like(readout.b_y)))
         text = "dL/dy_t was computed from outputs y_t without b_y"
-        yield Wrong("readout bias forgotten", text, gradient(without), loss)
+        yield Wrong("readout bias forgotten", text, partial(gradient, without), loss)
     if batch.mask is not None:
         loss, unmasked = with_loss_of(p, batch._replace(mask=None))
         text = "masked positions contribute: multiply dL/dy_t by the mask"
-        yield Wrong("mask forgotten", text, gradient(unmasked), loss)
+        yield Wrong("mask forgotten", text, partial(gradient, unmasked), loss)
         for axis, name in ((1, "each sequence"), (0, "each time step")) * (
             p.rnn.reduction == "mean"
         ):
@@ -283,7 +286,7 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
             ratio = weights * batch.mask.sum() / np.where(batch.mask == 0, 1, batch.mask)
             text = f"it is a mean of means, one for {name}: divide by the sum of the whole mask"
             wrong = with_d_outputs(p, p.d_outputs * ratio.T[..., None])
-            yield Wrong("mean over the wrong axis", text, gradient(wrong))
+            yield Wrong("mean over the wrong axis", text, partial(gradient, wrong))
     if p.rnn.loss_function == "softmax_cross_entropy":
         one_hot = batch.targets.T[..., None] == np.arange(p.rnn.output_size)
         weights = 1.0 if batch.mask is None else batch.mask.T[..., None]
@@ -292,12 +295,12 @@ def _at_the_outputs(p: Pass) -> Iterator[Wrong]:
             weights = weights / (count or 1)
         text = "dL/dy_t is the softmax alone: subtract 1 at the target"
         wrong = with_d_outputs(p, p.d_outputs + weights * one_hot)
-        yield Wrong("target not subtracted", text, gradient(wrong))
+        yield Wrong("target not subtracted", text, partial(gradient, wrong))
         yield from _guarded(p, weights * one_hot)
     if readout.W_hy.shape[0] == readout.W_hy.shape[1]:
         text = "dL/dy_t was multiplied by W_hy instead of W_hyᵀ: dL/dh_t gets dL/dy_t W_hyᵀ"
-        wrong = gradient(p._replace(error=p.d_outputs @ readout.W_hy))
-        yield Wrong("W_hy not transposed", text, wrong)
+        wrong = p._replace(error=p.d_outputs @ readout.W_hy)
+        yield Wrong("W_hy not transposed", text, partial(gradient, wrong))
 
 
 def _guarded(p: Pass, weighted: np.ndarray) -> Iterator[Wrong]:
@@ -315,7 +318,7 @@ def _guarded(p: Pass, weighted: np.ndarray) -> Iterator[Wrong]:
         wrong = with_d_outputs(p, p.d_outputs * target / (target + guard))
         loss = float(-(weighted * np.log(softmax + guard)).sum())
         text = f"the loss has a guard against log(0): -log(p + 1e-{exponent:02})"
-        yield Wrong("guard", text, gradient(wrong), loss, certain=False)
+        yield Wrong("guard", text, partial(gradient, wrong), loss, certain=False)
 
 
 def _shifted(p: Pass) -> Iterator[tuple[str, np.ndarray]]:
@@ -347,16 +350,20 @@ def _in_a_loop(p: Pass) -> Iterator[Wrong]:
 
     text = "the backward loop leaves out the {} step"
     if steps > 1:
-        yield Wrong("a step left out", text.format("first"), only(np.s_[1:]))
+        yield Wrong("a step left out", text.format("first"), partial(only, np.s_[1:]))
         without_last = with_d_outputs(p, np.concatenate([p.d_outputs[:-1], 0 * p.d_outputs[-1:]]))
-        yield Wrong("a step left out", text.format("last"), gradient(without_last))
+        yield Wrong("a step left out", text.format("last"), partial(gradient, without_last))
     text = "it is the contribution of the {} alone: accumulate with += instead of ="
     if steps > 1:
-        yield Wrong("= for +=", text.format("first step"), only(np.s_[:1]), whole=False)
-        yield Wrong("= for +=", text.format("last step"), only(np.s_[-1:]), whole=False)
+        yield Wrong("= for +=", text.format("first step"), partial(only, np.s_[:1]), whole=False)
+        yield Wrong("= for +=", text.format("last step"), partial(only, np.s_[-1:]), whole=False)
     if sequences > 1:
-        yield Wrong("= for +=", text.format("first sequence"), only(np.s_[:, :1]), whole=False)
-        yield Wrong("= for +=", text.format("last sequence"), only(np.s_[:, -1:]), whole=False)
+        yield Wrong(
+            "= for +=", text.format("first sequence"), partial(only, np.s_[:, :1]), whole=False
+        )
+        yield Wrong(
+            "= for +=", text.format("last sequence"), partial(only, np.s_[:, -1:]), whole=False
+        )
 
 
 def _slope(p: Pass, z: np.ndarray) -> np.ndarray:

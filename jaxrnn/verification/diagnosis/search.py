@@ -176,7 +176,7 @@ def _suspects_by_pass(case: Case) -> Iterable[Suspect]:
         return
     wrong_leaves = case.wrong
     for wrong in wrongs(case.hand, case.parts):
-        leaves = {name: leaf for name, leaf in by_name(wrong.grads).items() if name in case.g}
+        leaves = {name: leaf for name, leaf in by_name(wrong.grads()).items() if name in case.g}
         matched = frozenset(name for name in wrong_leaves if case.matches(name, leaves[name]))
         if matched:
             changed = {
