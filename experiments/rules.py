@@ -147,7 +147,7 @@ def train_by_bptt(
 ) -> list[tuple[jaxrnn.Params, float]]:
     """Train by BPTT; return the parameters at each moment, and the mean loss just before it."""
     params_key, state_key, data_key = jax.random.split(jax.random.key(0), 3)
-    algorithm = jaxrnn.gradients.stateless(jaxrnn.gradients.bptt(rnn))
+    algorithm = jaxrnn.gradients.bptt(rnn)
     optimizer = optax.adam(0.003)
     step = jaxrnn.make_train_step(algorithm, optimizer)
 
@@ -227,14 +227,8 @@ def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Draw a long sequence, without the first steps, whose targets depend on earlier coins."""
         before = max(DELAYS)
         batch = task.draw(sizes.rows, before + sizes.updates * sizes.chunk, key=key)
-        return jax.tree.map(
-            lambda leaf: (
-                leaf[:, before:]
-                .reshape(sizes.rows, sizes.updates, sizes.chunk, *leaf.shape[2:])
-                .swapaxes(0, 1)
-            ),
-            batch,
-        )
+        batch = jax.tree.map(lambda leaf: leaf[:, before:], batch)
+        return jaxrnn.chunks(batch, sizes.chunk).all()
 
     def train(algorithm, key):
         params_key, state_key, data_key = jax.random.split(key, 3)
@@ -242,7 +236,8 @@ def learning(sizes: Sizes) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         state = jaxrnn.init_train_state(
             algorithm, optimizer, rnn.init(params_key), start, key=state_key
         )
-        _, metrics = lax.scan(jaxrnn.make_train_step(algorithm, optimizer), state, chunks(data_key))
+        step = jaxrnn.make_train_step(algorithm, optimizer, continues=True)
+        _, metrics = lax.scan(step, state, chunks(data_key))
         return metrics.loss
 
     keys = jax.vmap(jax.random.key)(jnp.arange(sizes.seeds))

@@ -122,12 +122,11 @@ def run(setting: Setting, seeds: int) -> Outcome:
         recurrent_init=SMALL,
         readout_init=SMALL,
     )
-    algorithm = jaxrnn.gradients.stateless(setting.rule(rnn))
+    algorithm = setting.rule(rnn)
     optimizer = jaxrnn.clipped_sgd(0.1, clip=setting.clip)
     step = jaxrnn.make_train_step(algorithm, optimizer)
-    words = jaxrnn.lm.batches.grouped(
-        jaxrnn.lm.batches.pad_lines(vocabulary, setting.words), batch_size=1
-    )
+    lines = jaxrnn.lm.batches.pad_lines(vocabulary, setting.words)
+    words = jaxrnn.lm.batches.eval_set_of_rows(lines, batch_size=1).all()
     vector = jax.tree.map(lambda leaf: leaf[0], words)
     h_0 = rnn.initial_state(batch_size=1)
 

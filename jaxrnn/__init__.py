@@ -4,6 +4,8 @@ The network:
     RNN                the network: sizes, activation, leak, loss and initialisers
     Params             its parameters: a tuple of `Cell` and a `Readout`
     Batch              inputs, targets, mask and lengths
+    Source             batches by number, which know whether they follow on from each other
+    chunks             cut a batch along time, for online rules
     Cell, Readout
 
 Gradients:
@@ -71,6 +73,8 @@ from jaxrnn.network.stack import Readout as Readout
 from jaxrnn.training.evaluation import evaluate as evaluate
 from jaxrnn.training.sharding import make_mesh as make_mesh
 from jaxrnn.training.sharding import sharded as sharded
+from jaxrnn.training.source import Source as Source
+from jaxrnn.training.source import chunks as chunks
 from jaxrnn.training.step import Metrics as Metrics
 from jaxrnn.training.step import TrainState as TrainState
 from jaxrnn.training.step import init_train_state as init_train_state
@@ -108,10 +112,12 @@ __all__ = [
     "Readout",
     "Reference",
     "Report",
+    "Source",
     "TrainState",
     "Walkthrough",
     "__version__",
     "check_grad",
+    "chunks",
     "clipped_adagrad",
     "clipped_sgd",
     "compare",

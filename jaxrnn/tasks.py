@@ -10,24 +10,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Integer
+from jaxtyping import Array, Float, Inexact, Integer, PRNGKeyArray
 
 from jaxrnn.network import checks
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.losses import LossFunction
+from jaxrnn.training.source import Source
 
 
 class Task(NamedTuple):
     """A sequence task: the network sizes and loss that it needs, its batches and its loss floors.
 
+    The sequences of all batches are independent of each other and start from h = 0.
+
     Attributes:
         input_size: I of the network: the number of features, or of different ids.
         output_size: O of the network.
         loss: the loss function, as in `RNN`.
-        draw: a pure function (batch_size, length, *, key) -> `Batch`. The sequences are independent
-            of each other and start from h = 0. Leaves have shape (B, T) or (B, T, ·). To jit it,
-            use `static_argnums=(0, 1)`; it can be vmapped over keys.
+        draw: a pure function (batch_size, length, *, key) -> `Batch`. Leaves have shape (B, T) or
+            (B, T, ·). To jit it, use `static_argnums=(0, 1)`; it can be vmapped over keys.
         floors: for each part of the task, by name, the lowest expected loss of a network that has
             learnt only this part. The loss is the mean over the unmasked positions, in nats or as a
             squared error. The floors are sorted from the highest to the lowest.
@@ -46,6 +48,31 @@ class Task(NamedTuple):
     loss: str | LossFunction
     draw: Callable[..., Batch]
     floors: dict[str, float]
+
+    def source(self, batch_size: int, length: int | None = None, *, key: PRNGKeyArray) -> Source:
+        """Return an endless `Source` of batches that `draw` makes, for `make_train_loop`.
+
+        Args:
+            batch_size: the number of sequences in a batch (B).
+            length: the number of time steps (T); only `copy` has one of its own.
+            key: a random key.
+
+        >>> import jax, jaxrnn.tasks
+        >>> source = jaxrnn.tasks.adding().source(3, 8, key=jax.random.key(0))
+        >>> source(0).inputs.shape, source.continues
+        ((3, 8, 2), False)
+        """
+        sizes = (batch_size,) if length is None else (batch_size, length)
+
+        @jax.jit
+        @jax.vmap
+        def draw(step):
+            return self.draw(*sizes, key=jax.random.fold_in(key, step))
+
+        def batches(steps, rows):
+            return jax.tree.map(lambda leaf: leaf[:, rows], draw(steps))
+
+        return Source(batches, continues=False)
 
 
 def soft_cross_entropy(

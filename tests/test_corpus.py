@@ -353,11 +353,11 @@ def test_batches_from_disk_are_those_from_memory(ends, both, monkeypatch):
     sources = [
         [
             batches.stream(ids, 3, 4),
-            batches.eval_set(ids, 3, 4).batches,
+            batches.eval_set(ids, 3, 4),
             batches.stream(corpus.cut(ids, 30)[1], 3, 4),
             batches.shuffled(lines, 4, seed=1),
             batches.shuffled(lines, 4, seed=1, length=3),
-            batches.eval_set_of_rows(lines, 4, 5).batches,
+            batches.eval_set_of_rows(lines, 4, 5),
         ]
         for ids, lines in zip(both, rows, strict=True)
     ]

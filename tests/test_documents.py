@@ -480,7 +480,7 @@ def test_002_training_on_the_corpus_reaches_the_printed_loss():
         recurrent_init=small,
         readout_init=small,
     )
-    algorithm = gradients.stateless(gradients.bptt(rnn))
+    algorithm = gradients.bptt(rnn)
     optimizer = jaxrnn.clipped_sgd(0.1, clip=float(bptt["clip"][1]))
     state = jaxrnn.init_train_state(
         algorithm,
@@ -489,8 +489,8 @@ def test_002_training_on_the_corpus_reaches_the_printed_loss():
         rnn.initial_state(1),
         key=jax.random.key(0),
     )
-    rows = jaxrnn.lm.batches.grouped(jaxrnn.lm.batches.pad_lines(vocabulary, words), batch_size=1)
-    passes = jax.tree.map(lambda leaf: np.tile(leaf, (101, *[1] * (leaf.ndim - 1))), rows)
+    rows = jaxrnn.lm.batches.pad_lines(vocabulary, words)
+    passes = jax.tree.map(lambda leaf: np.tile(leaf[:, None], (101, *[1] * leaf.ndim)), rows)
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     _, metrics = loop(state, passes)
     mean_loss = np.asarray(metrics.loss).reshape(101, len(words)).mean(1)

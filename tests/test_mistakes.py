@@ -55,7 +55,6 @@ MISTAKES = {
     "rnn.loss(params, h, jaxrnn.Batch(x, ids + 2**32))": "targets hold the id 4294967296, but must",
     "custom.loss(params, h, jaxrnn.Batch(x, ids + 2**32))": "targets hold 4294967296, which int32",
     "jaxrnn.reset(rtrl, params, rtrl.init(params, h), [0, 1])": "rows must be booleans of shape (3",
-    "jaxrnn.reset(uoro, params, uoro.init(params, h, key=key), thirds[:3] == 0)": "got no key",
     "jaxrnn.evaluate(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
     "jaxrnn.walkthrough(rnn, params, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple",
     "jaxrnn.compare({'mine': bptt(rnn)}, rnn, params, (x, ids), key=key)": "batch must be a jaxrnn",

@@ -290,7 +290,7 @@ def test_rflo_with_random_feedback_is_its_published_update(network, lengths):
     case = make_case(**network)
     algorithm = in_chunks(gradients.rflo(case.rnn, "random"), *lengths)
     (_, carry), grads = gradient(algorithm, case)
-    matrix = np.asarray(carry.memory.matrix)
+    matrix = np.asarray(carry.memory.matrix.value)
     rows = [row._replace(e=row.d_y @ matrix) for row in rows_of(case)]
     assert_equal(stacked(grads.cells[0]), sum(map(rflo, rows)))
 
@@ -444,7 +444,7 @@ def rflo_with_feedback(rnn: jaxrnn.RNN, matrix: jax.Array) -> jaxrnn.GradientAlg
 
     def init(params, h, key=None):
         carry = algorithm.init(params, h, key=key)
-        return carry._replace(memory=carry.memory._replace(matrix=matrix))
+        return carry._replace(memory=carry.memory._replace(matrix=gradients.Lasting(matrix)))
 
     return jaxrnn.GradientAlgorithm(init, algorithm.value_and_grad)
 
@@ -493,7 +493,7 @@ def test_kernl_learns_how_fast_each_unit_decays_and_that_none_feeds_another():
     w = np.array([0.3, 0.5, 0.7, 0.85])
     case = with_recurrent(make_case(T=4000, activation="identity"), np.diag(w))
     carry = gradient(gradients.kernl(case.rnn, learning_rate=0.3), case)[0][1]
-    kernel = carry.memory[0].influence
+    kernel = carry.memory[0].influence.kernel.value
     np.testing.assert_allclose(np.exp(-kernel.gamma), np.tile(w, (3, 1)), rtol=0, atol=0.02)
     np.testing.assert_allclose(kernel.S, np.tile(np.eye(4), (3, 1, 1)), rtol=0, atol=0.02)
 
@@ -523,11 +523,12 @@ def test_dni_is_bptt_and_does_not_change_where_its_forecast_is_exact():
 
     algorithm = gradients.dni(case.rnn, learning_rate=0.3)
     carry = algorithm.init(case.params, case.h)
-    assert carry.memory[0].shape == forecast.shape
+    assert carry.memory[0].value.shape == forecast.shape
+    carry = carry._replace(memory=(gradients.Lasting(forecast),))
     value_and_grad = jax.jit(algorithm.value_and_grad)
-    (_, carry), grads = value_and_grad(case.params, carry._replace(memory=(forecast,)), case.batch)
+    (_, carry), grads = value_and_grad(case.params, carry, case.batch)
     assert_equal(grads, gradient(gradients.autodiff(case.rnn), case)[1])
-    assert_equal(carry.memory[0], forecast)
+    assert_equal(carry.memory[0].value, forecast)
 
 
 # Limits: ok

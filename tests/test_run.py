@@ -16,7 +16,7 @@ from cases import assert_equal, forged
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import lm
+from jaxrnn import gradients, lm
 from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
 from jaxrnn.lm import Options, Text, batches, build, model, options, scoring
@@ -181,7 +181,7 @@ def test_the_gradient_check_compares_the_rule_of_the_run(rule, lines):
     check = lm.check_gradient(prepared)
     assert (check.rule, check.report) == (rule, None)
     assert check.claim == {"rflo": "approximate", "truncated_bptt": "truncated"}[rule]
-    algorithms = {rule: build.make_algorithm(run_options, prepared.rnn)}
+    algorithms = {rule: gradients.build(run_options.algorithm, prepared.rnn)}
     params, batch = prepared.state.params, check.batch
     compared = jaxrnn.compare(
         algorithms, prepared.rnn, params, batch, key=jax.random.key(0), rounds=1, draws=2
@@ -968,7 +968,7 @@ def test_the_score_of_an_evaluation_set_does_not_depend_on_its_parts(monkeypatch
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 97)
     eval_set = batches.eval_set(ids, 2, 5)
-    whole = jaxrnn.evaluate(rnn, params, batches.whole_text(ids, 2, 5))
+    whole = jaxrnn.evaluate(rnn, params, batches.eval_set(ids, 2, 5))
     monkeypatch.setattr("jaxrnn.lm.scoring._POSITIONS", 30)
     parts = list(scoring.score(rnn, params, eval_set))
     assert len(parts) == 4

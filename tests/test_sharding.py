@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_equal, chunks, gradient, make_case
+from cases import assert_equal, gradient, make_case
 from jax import lax
 from jax.sharding import PartitionSpec
 from rule_table import RULES, algorithm_of, every_rule
@@ -37,7 +37,7 @@ def test_every_rule_computes_the_same_on_two_devices_as_on_one(rule, network):
 def through_chunks(algorithm, case):
     step, results = jax.jit(algorithm.value_and_grad), []
     carry = algorithm.init(case.params, case.h, key=jax.random.key(7))
-    for chunk in chunks(case.batch, 3, 3):
+    for chunk in jaxrnn.chunks(case.batch, 3):
         batch = chunk._replace(lengths=np.array([3, 1, 0, 2]))
         (loss, carry), grads = step(case.params, carry, batch)
         results.append((loss, grads))

@@ -242,14 +242,12 @@ def test_a_network_that_learns_both_delays_reaches_the_floor_of_both():
     task = tasks.delayed_add(1, 2)
     rnn = jaxrnn.RNN(task.input_size, 8, task.output_size, loss_function=task.loss)
     algorithm, optimizer = jaxrnn.gradients.bptt(rnn), optax.adam(0.03)
-    algorithm = jaxrnn.gradients.stateless(algorithm)
     state = jaxrnn.init_train_state(
         algorithm, optimizer, jax.jit(rnn.init)(KEY), rnn.initial_state(16), key=KEY
     )
-    keys = jax.random.split(jax.random.key(1), 200)
-    batches = jax.jit(jax.vmap(lambda key: task.draw(16, 12, key=key)))(keys)
+    source = task.source(16, 12, key=jax.random.key(1))
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
-    state, metrics = loop(state, batches)
+    state, metrics = loop(state, source, 200)
     assert metrics.loss[0] > task.floors["first"]
     loss, _ = jax.jit(rnn.loss)(state.params, rnn.initial_state(500), drawn(task, 500, 12))
     assert task.floors["both"] - 0.01 < loss < task.floors["both"] + 0.01

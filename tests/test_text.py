@@ -249,8 +249,8 @@ def test_a_batch_depends_only_on_its_step():
     for source in (batches.stream(ids, 3, 5), batches.shuffled(rows, 3, seed=1)):
         together = source(np.arange(20))
         for step in (0, 7, 19):
-            alone = source(np.array([step]))
-            same = jax.tree.map(lambda a, b, s=step: np.array_equal(a[0], b[s]), alone, together)
+            alone = source(step)
+            same = jax.tree.map(lambda a, b, s=step: np.array_equal(a, b[s]), alone, together)
             assert all(jax.tree.leaves(same))
 
 
@@ -265,7 +265,7 @@ def test_a_text_shorter_than_a_batch_is_refused():
 )
 def test_whole_text_holds_every_transition_once(characters, batch_size, length):
     ids = np.arange(1, characters + 1)
-    batch = batches.whole_text(ids, batch_size, length)
+    batch = batches.eval_set(ids, batch_size, length).all()
     counted = np.asarray(batch.mask, bool)
     assert sorted(batch.inputs[counted]) == list(range(1, characters))
     assert np.array_equal(batch.targets[counted], batch.inputs[counted] + 1)
@@ -320,8 +320,8 @@ def test_sizes_below_one_are_refused():
     for make in (
         lambda: batches.stream(ids, 0, 5),
         lambda: batches.stream(ids, 2, -1),
-        lambda: batches.whole_text(ids, 0, 5),
-        lambda: batches.grouped(rows, 0),
+        lambda: batches.eval_set(ids, 0, 5),
+        lambda: batches.eval_set_of_rows(rows, 0),
     ):
         with pytest.raises(ValueError, match=r"(batch_size|length) must be at least 1, got"):
             make()
@@ -330,6 +330,6 @@ def test_sizes_below_one_are_refused():
 def test_grouped_lines_hold_each_once():
     vocabulary = jaxrnn.lm.Vocabulary.from_text("abcde\n")
     rows = batches.pad_lines(vocabulary, list("abcde"))
-    groups = batches.grouped(rows, 2)
+    groups = batches.eval_set_of_rows(rows, 2).all()
     assert groups.inputs.shape == (3, 2, 1)
     assert sorted(groups.inputs[np.asarray(groups.mask, bool)]) == [1, 2, 3, 4, 5]

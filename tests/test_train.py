@@ -1,6 +1,7 @@
 """Tests of training: optimisers, one compilation, evaluation, non-finite steps, platforms."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.export
@@ -38,7 +39,7 @@ def test_clipped_sgd_and_adagrad_are_their_equations(rule):
     optimizer = {"sgd": jaxrnn.clipped_sgd, "adagrad": jaxrnn.clipped_adagrad}[rule](0.1, clip=HIGH)
     algorithm = gradients.bptt(case.rnn)
     state = state_of(case, algorithm, optimizer)
-    step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
+    step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer, continues=True))
 
     params, h = jax.tree.map(np.asarray, case.params), case.h
     squares = jax.tree.map(np.zeros_like, params)
@@ -65,7 +66,7 @@ def test_without_a_clip_nothing_is_clipped():
 @pytest.mark.parametrize("optimizer", [optax.adam(1e-2), optax.lion(1e-3), optax.sgd(0.1, 0.9)])
 def test_any_optax_optimiser_lowers_the_loss(optimizer):
     case = make_case(ids=True, reduction="mean")
-    algorithm = gradients.stateless(gradients.bptt(case.rnn))
+    algorithm = gradients.bptt(case.rnn)
     loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
     _, metrics = loop(state_of(case, algorithm, optimizer), repeated(case.batch, 100))
     assert metrics.loss[-1] < 0.8 * metrics.loss[0]
@@ -74,7 +75,7 @@ def test_any_optax_optimiser_lowers_the_loss(optimizer):
 def test_the_loop_is_the_repeated_step():
     case = make_case(reduction="mean")
     algorithm, optimizer = gradients.truncated_bptt(case.rnn, 3), optax.adam(1e-2)
-    step = jaxrnn.make_train_step(algorithm, optimizer)
+    step = jaxrnn.make_train_step(algorithm, optimizer, continues=True)
     state, losses = state_of(case, algorithm, optimizer), []
     for _ in range(4):
         state, metrics = jax.jit(step)(state, case.batch)
@@ -86,6 +87,109 @@ def test_the_loop_is_the_repeated_step():
         (looped.params, looped.carry, all_metrics.loss),
         (state.params, state.carry, jnp.stack(losses)),
     )
+
+
+# New sequences, and those that continue
+
+
+def test_by_default_every_batch_starts_from_the_zero_state_and_goes_on_only_if_told():
+    """A learning rate of 0: the losses of batches apart, and of the whole sequence."""
+    case = make_case(reduction="mean", T=6)
+    rnn, optimizer = case.rnn, optax.sgd(0.0)
+    case = case._replace(h=rnn.initial_state(3))
+    parts = jaxrnn.chunks(case.batch, 2)
+    algorithm = gradients.rtrl(rnn)
+    loss = lambda batch: rnn.loss(case.params, case.h, batch)[0]  # noqa: E731
+    for continues in (False, True):
+        step = jaxrnn.make_train_step(algorithm, optimizer, continues=continues)
+        state, metrics = jaxrnn.make_train_loop(step)(
+            state_of(case, algorithm, optimizer), parts.all()
+        )
+        if continues:
+            assert_equal(metrics.loss.mean(), loss(case.batch))
+            assert jnp.any(state.carry.h)
+        else:
+            assert_equal(metrics.loss, jnp.stack([loss(part) for part in parts]))
+            assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(state.carry))
+        mean_loss = jaxrnn.evaluate(rnn, case.params, parts.all(), continues=continues)
+        assert_equal(mean_loss, metrics.loss.mean())
+    assert_equal(jaxrnn.evaluate(rnn, case.params, parts), loss(case.batch))
+
+
+@pytest.mark.parametrize("rule", ["uoro", "kf_rtrl", "ok", "kernl"])
+def test_the_random_numbers_of_two_batches_differ(rule):
+    case = make_case(reduction="mean")
+    algorithm = gradients.build(rule, case.rnn)
+    step = jax.jit(jaxrnn.make_train_step(algorithm, optax.sgd(0.0)))
+    case = case._replace(h=jnp.zeros_like(case.h))
+    first, first_metrics = step(state_of(case, algorithm, optax.sgd(0.0)), case.batch)
+    _, second_metrics = step(first, case.batch)
+    assert_equal(second_metrics.loss, first_metrics.loss)
+    assert abs(second_metrics.grad_norm - first_metrics.grad_norm) > 1e-6
+    _, again = step(state_of(case, algorithm, optax.sgd(0.0)), case.batch)
+    assert_equal(again, first_metrics)
+
+
+@pytest.mark.parametrize("rule", ["dni", "kernl"])
+def test_what_a_rule_has_learned_is_not_forgotten_where_a_sequence_ends(rule):
+    """Three batches in one step each leave the learned part as three calls of the rule do."""
+    case = make_case(reduction="mean")
+    algorithm, optimizer = gradients.build(rule, case.rnn), optax.sgd(0.0)
+    step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
+    state = state_of(case, algorithm, optimizer)
+    learned = lambda state: (  # noqa: E731
+        state.carry.memory[0] if rule == "dni" else state.carry.memory[0].influence.kernel
+    )
+    values = [learned(state)]
+    for _ in range(3):
+        state, _ = step(state, case.batch)
+        values.append(learned(state))
+    sizes = [float(jnp.abs(new - old).max()) for old, new in itertools.pairwise(map(flat, values))]
+    assert min(sizes) > 1e-4
+    assert len(set(sizes)) == 3
+    assert not jnp.any(state.carry.h)
+
+
+def flat(tree):
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def test_a_source_and_a_step_that_contradict_each_other_are_refused():
+    case = make_case(reduction="mean")
+    algorithm, optimizer = gradients.bptt(case.rnn), optax.sgd(0.1)
+    whole = jaxrnn.chunks(case.batch, 2)
+    apart = dataclasses.replace(whole, continues=False)
+    for source, continues in ((whole, False), (apart, True)):
+        loop = jaxrnn.make_train_loop(
+            jaxrnn.make_train_step(algorithm, optimizer, continues=continues)
+        )
+        with pytest.raises(ValueError, match=r"source .*: use continues=source.continues"):
+            loop(state_of(case, algorithm, optimizer), source)
+        with pytest.raises(ValueError, match=r"source .*: use continues=source.continues"):
+            jaxrnn.evaluate(case.rnn, case.params, source, continues=continues)
+    endless = dataclasses.replace(apart, number=None)
+    loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
+    with pytest.raises(ValueError, match=r"no end: give the number of steps"):
+        loop(state_of(case, algorithm, optimizer), endless)
+    state, metrics = loop(state_of(case, algorithm, optimizer), endless, 2)
+    state, more = loop(state, endless, 1)  # goes on with the third batch
+    _, expected = loop(state_of(case, algorithm, optimizer), apart)
+    assert_equal(jnp.append(metrics.loss, more.loss), expected.loss)
+
+
+def test_chunks_are_the_sequence_with_padding_only_after_its_end():
+    """The loss and the state over the chunks are those of the whole batch, with any lengths."""
+    case = make_case(T=7, mask=True)
+    for lengths in (None, np.array([7, 2, 0])):
+        batch = case.batch._replace(lengths=lengths)
+        expected, h_last = case.rnn.loss(case.params, case.h, batch)
+        for length in (7, 3, 1, 9):
+            h, total = case.h, 0.0
+            for chunk in jaxrnn.chunks(batch, length):
+                assert chunk.inputs.shape[:2] == (3, length)
+                loss, h = case.rnn.loss(case.params, h, chunk)
+                total += loss
+            assert_equal((total, h), (expected, h_last))
 
 
 def test_metrics_are_of_the_batch_before_the_update():
@@ -147,7 +251,7 @@ def test_evaluation_is_the_mean_over_the_whole_text():
     rnn = jaxrnn.RNN(6, 4, 6)
     params = rnn.init(jax.random.key(0))
     ids = np.random.default_rng(0).integers(0, 6, 46)
-    mean_loss = jaxrnn.evaluate(rnn, params, batches.whole_text(ids, batch_size=3, length=4))
+    mean_loss = jaxrnn.evaluate(rnn, params, batches.eval_set(ids, 3, 4))
     rows = np.stack([ids[15 * b : 15 * b + 16] for b in range(3)])
     expected, _ = rnn.loss(params, rnn.initial_state(3), jaxrnn.Batch(rows[:, :-1], rows[:, 1:]))
     assert_equal(mean_loss, expected)
@@ -159,7 +263,7 @@ def test_evaluation_of_lines_reads_each_line_from_the_zero_state():
     params = rnn.init(jax.random.key(1))
     lines = ["abc", "a", "bb", "cab", "ccc"]
     rows = batches.pad_lines(vocabulary, lines)
-    mean_loss = jaxrnn.evaluate(rnn, params, batches.grouped(rows, 2), stateful=False)
+    mean_loss = jaxrnn.evaluate(rnn, params, batches.eval_set_of_rows(rows, 2))
     expected, _ = rnn.loss(params, rnn.initial_state(5), rows)
     assert_equal(mean_loss, expected)
 
@@ -180,7 +284,7 @@ def test_evaluation_is_a_weighted_mean_over_all_positions():
         total += rnn.loss(case.params, h, batch)[0]
         weight += (np.asarray(batch.mask) * (np.arange(6) < row_lengths[:, None])).sum()
     for network in (rnn, case.rnn):
-        mean_loss = jaxrnn.evaluate(network, case.params, batches, stateful=False)
+        mean_loss = jaxrnn.evaluate(network, case.params, batches)
         assert_equal(mean_loss, total / weight)
 
 

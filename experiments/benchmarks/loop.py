@@ -196,7 +196,7 @@ def _training(rule, rnn, params, batches, rate):
     algorithm, optimizer = rule(rnn), jaxrnn.clipped_adagrad(rate)
     h = rnn.initial_state(batches.inputs.shape[1])
     first = jaxrnn.init_train_state(algorithm, optimizer, params, h, key=jax.random.key(1))
-    return jaxrnn.make_train_step(algorithm, optimizer), first
+    return jaxrnn.make_train_step(algorithm, optimizer, continues=True), first
 
 
 def _one_hot(rnn, batches):

@@ -31,7 +31,7 @@ Types and functions:
     GradientAlgorithm  the type of every rule
     Carry              what passes from one chunk of a sequence to the next
     reset              restart some rows of a carry
-    stateless          start every batch from the same carry
+    Lasting            a part of a memory that outlives a sequence: what is learned, random keys
     backward_rule      build a rule from a function of a layer's errors
     influence_rule     build a rule that carries an influence forward in time
     RULES              the table of rules, each a `Rule` with its `Claim`
@@ -40,8 +40,8 @@ Types and functions:
 
 from jaxrnn.gradients.engine.algorithm import Carry as Carry
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm as GradientAlgorithm
+from jaxrnn.gradients.engine.algorithm import Lasting as Lasting
 from jaxrnn.gradients.engine.algorithm import reset as reset
-from jaxrnn.gradients.engine.algorithm import stateless as stateless
 from jaxrnn.gradients.engine.influence import influence_rule as influence_rule
 from jaxrnn.gradients.engine.lift import backward_rule as backward_rule
 from jaxrnn.gradients.rules.autodiff import autodiff as autodiff
@@ -68,6 +68,7 @@ __all__ = [
     "Carry",
     "Claim",
     "GradientAlgorithm",
+    "Lasting",
     "Rule",
     "autodiff",
     "backward_rule",
@@ -85,7 +86,6 @@ __all__ = [
     "rflo",
     "rtrl",
     "snap",
-    "stateless",
     "truncated_bptt",
     "uoro",
 ]

@@ -1,8 +1,7 @@
 """Batches for training and evaluation, made from ids.
 
-A source of batches is a function of the step number alone, so a resumed run needs to know only its
-step to read the same data. For an array of steps (N,) a source returns one `Batch` whose leaves
-have N as their first axis, which serves N steps in one jitted call.
+Each function here returns a `jaxrnn.Source`, which knows whether its batches follow on from each
+other. An evaluation set is a source with an end; its positions after the end are masked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +15,7 @@ from jaxtyping import Int, Integer
 from jaxrnn.lm.corpus import Ids
 from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.batch import Batch
-
-ALL = slice(None)
-# (steps, rows=ALL) -> the batches of these steps, (N, B, T); a slice selects some of the B rows.
-Source = Callable[..., Batch]
-
-
-class EvalSet(NamedTuple):
-    """An evaluation set: `number` batches; positions after its end are masked.
-
-    Attributes:
-        batches: a function from indices of batches, (N,), to these batches, (N, B, T).
-        number: the number of batches.
-        stateful: whether each batch continues the rows of the batch before it; if not, each row is
-            independent and starts from h = 0.
-    """
-
-    batches: Callable[[Int[np.ndarray, " N"]], Batch]
-    number: int
-    stateful: bool
+from jaxrnn.training.source import Source
 
 
 class Lines(NamedTuple):
@@ -69,9 +50,9 @@ def stream(ids: Ids, batch_size: int, length: int) -> Source:
         ValueError: if the text is shorter than one batch.
 
     >>> source = stream(np.arange(7), batch_size=2, length=3)
-    >>> source([0]).inputs
-    array([[[0, 1, 2],
-            [3, 4, 5]]], dtype=int32)
+    >>> source(0).inputs
+    array([[0, 1, 2],
+           [3, 4, 5]], dtype=int32)
     """
     _check_sizes(batch_size, length)
     need = batch_size * length + 1
@@ -84,15 +65,15 @@ def stream(ids: Ids, batch_size: int, length: int) -> Source:
     transitions = len(ids) - 1
     starts = np.arange(batch_size) * transitions // batch_size
 
-    def batches(steps, rows=ALL):
+    def batches(steps, rows):
         ahead = np.asarray(steps, np.int64)[:, None, None] * length + np.arange(length)
         positions = (starts[rows, None] + ahead) % transitions
         return _transitions(ids, positions)
 
-    return batches
+    return Source(batches, continues=True)
 
 
-def eval_set(ids: Ids, batch_size: int, length: int) -> EvalSet:
+def eval_set(ids: Ids, batch_size: int, length: int) -> Source:
     """Return the evaluation set of a whole text: each transition once, with padding masked.
 
     The text is cut into B contiguous rows, each read from h = 0. With one row the hidden state is
@@ -116,19 +97,13 @@ def eval_set(ids: Ids, batch_size: int, length: int) -> EvalSet:
     batch_size = min(batch_size, transitions)
     row = -(-transitions // batch_size)
 
-    def batches(chunks):
+    def batches(chunks, rows):
         along = np.asarray(chunks, np.int64)[:, None, None] * length + np.arange(length)
-        positions = np.arange(batch_size)[:, None] * row + along
+        positions = np.arange(batch_size)[rows, None] * row + along
         counted = (along < row) & (positions < transitions)
         return _transitions(ids, np.where(counted, positions, 0), counted)
 
-    return EvalSet(batches, -(-row // length), stateful=True)
-
-
-def whole_text(ids: Ids, batch_size: int, length: int) -> Batch:
-    """Return all batches of `eval_set` at once, (N, B, T)."""
-    whole = eval_set(ids, batch_size, length)
-    return whole.batches(np.arange(whole.number))
+    return Source(batches, continues=True, number=-(-row // length))
 
 
 def find_lines(ids: Ids, ends: tuple[int, int]) -> Lines:
@@ -193,7 +168,7 @@ def pad_lines(
     return Batch(ids[:, :-1], ids[:, 1:], mask)
 
 
-def eval_set_of_rows(rows: Batch | Lines, batch_size: int, length: int | None = None) -> EvalSet:
+def eval_set_of_rows(rows: Batch | Lines, batch_size: int, length: int | None = None) -> Source:
     """Return the evaluation set of independent rows, each used once.
 
     The last batch is filled with masked rows.
@@ -206,19 +181,14 @@ def eval_set_of_rows(rows: Batch | Lines, batch_size: int, length: int | None = 
     _check_sizes(batch_size)
     count, take = _rows(rows, length)
 
-    def batches(groups):
-        indices = np.asarray(groups, np.int64)[:, None] * batch_size + np.arange(batch_size)
+    def batches(groups, columns):
+        in_batch = np.arange(batch_size)[columns]
+        indices = np.asarray(groups, np.int64)[:, None] * batch_size + in_batch
         batch, exists = take(np.minimum(indices, count - 1)), (indices < count)[..., None]
         ones = np.ones(batch.targets.shape[:3], np.float32)
         return batch._replace(mask=(ones if batch.mask is None else batch.mask) * exists)
 
-    return EvalSet(batches, -(-count // batch_size), stateful=False)
-
-
-def grouped(rows: Batch, batch_size: int) -> Batch:
-    """Return all batches of `eval_set_of_rows` at once, (N, B, T)."""
-    whole = eval_set_of_rows(rows, batch_size)
-    return whole.batches(np.arange(whole.number))
+    return Source(batches, continues=False, number=-(-count // batch_size))
 
 
 def shuffled(rows: Batch | Lines, batch_size: int, seed: int, length: int | None = None) -> Source:
@@ -244,15 +214,15 @@ def shuffled(rows: Batch | Lines, batch_size: int, seed: int, length: int | None
     def order(epoch):
         return np.random.default_rng((seed, epoch)).permutation(count)
 
-    def batches(steps, rows=ALL):
-        draws = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)[rows]
+    def batches(steps, columns):
+        draws = np.asarray(steps, np.int64)[:, None] * batch_size + np.arange(batch_size)[columns]
         epochs = draws // count
         indices = np.zeros_like(draws)
         for epoch in np.unique(epochs).tolist():
             indices = np.where(epochs == epoch, order(epoch)[draws % count], indices)
         return take(indices)
 
-    return batches
+    return Source(batches, continues=False)
 
 
 def parts(ids: Ids) -> Iterator[Integer[np.ndarray, " M"]]:

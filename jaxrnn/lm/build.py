@@ -7,8 +7,6 @@ import jax
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxrnn import gradients
-from jaxrnn.gradients import GradientAlgorithm
 from jaxrnn.lm.options import Init, Options
 from jaxrnn.network.rnn import RNN, Initializer, lecun_normal, orthogonal
 from jaxrnn.training.transforms import clipped_adagrad, clipped_sgd
@@ -62,12 +60,6 @@ def make_rnn(options: Options, vocabulary_size: int) -> RNN:
         use_bias=options.use_bias,
         **INITIALIZERS[options.init],
     )
-
-
-def make_algorithm(options: Options, rnn: RNN) -> GradientAlgorithm:
-    """Return the gradient algorithm; with `lines` every batch starts from the same carry."""
-    algorithm = gradients.build(options.algorithm, rnn)
-    return gradients.stateless(algorithm) if options.lines else algorithm
 
 
 def make_optimizer(

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrnn.lm.batches import EvalSet
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
 from jaxrnn.training.evaluation import batch_losses
+from jaxrnn.training.source import Source
 
 
 class Scored(NamedTuple):
@@ -32,7 +32,7 @@ class Scored(NamedTuple):
 
 
 def score(
-    rnn: RNN, params: Params, eval_set: EvalSet, *, population: bool = False
+    rnn: RNN, params: Params, eval_set: Source, *, population: bool = False
 ) -> Iterator[Scored]:
     """Evaluate a model part by part; the hidden state is carried from one part to the next.
 
@@ -42,18 +42,18 @@ def score(
         eval_set: the evaluation set.
         population: whether `params` are those of a population.
     """
-    shape = eval_set.batches(np.zeros(1, int)).inputs.shape[1:]
-    part = max(1, min(eval_set.number, _POSITIONS // math.prod(shape)))
+    shape, number = eval_set(0).inputs.shape, eval_set.number or 1
+    part = max(1, min(number, _POSITIONS // math.prod(shape)))
     members = (len(params.readout.W_hy),) if population else ()
     h_0 = rnn.initial_state(shape[0], params.readout.W_hy.dtype)
     h = jnp.broadcast_to(h_0, (*members, *h_0.shape))
-    for first in range(0, eval_set.number, part):
-        batches = eval_set.batches(np.arange(first, first + part))
+    for first in range(0, number, part):
+        batches = eval_set(np.arange(first, first + part))
         run = _population_losses if population else batch_losses
-        h, (totals, counts) = run(rnn, params, h, batches, eval_set.stateful)
+        h, (totals, counts) = run(rnn, params, h, batches, eval_set.continues)
         totals, counts = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
         positions = float(counts.reshape(-1, counts.shape[-1])[0].sum())
-        done = min(1.0, (first + part) / eval_set.number)
+        done = min(1.0, (first + part) / number)
         yield Scored(np.asarray(totals.sum(-1)), positions, done)
 
 
@@ -66,8 +66,8 @@ def mean_loss(scored: Iterable[Scored]) -> Float[np.ndarray, "*members"]:
 _POSITIONS = 2**20  # the largest number of positions in one jitted call
 
 
-@partial(jax.jit, static_argnames=("rnn", "stateful"))
-def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+@partial(jax.jit, static_argnames=("rnn", "continues"))
+def _population_losses(rnn: RNN, params: Params, h: Array, batches: Batch, continues: bool):
     """Compute the losses of every member of a population on the same batches."""
-    losses = partial(batch_losses, rnn, batches=batches, stateful=stateful)
+    losses = partial(batch_losses, rnn, batches=batches, continues=continues)
     return jax.vmap(lambda params, h: losses(params, h))(params, h)

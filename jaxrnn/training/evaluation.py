@@ -12,10 +12,11 @@ from jaxrnn.network import checks
 from jaxrnn.network.batch import Batch, check_is_batch, total_weight
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
+from jaxrnn.training.source import Source, check_continues
 
 
 def evaluate(
-    rnn: RNN, params: Params, batches: Batch, *, stateful: bool = True
+    rnn: RNN, params: Params, batches: Batch | Source, *, continues: bool | None = None
 ) -> Float[Array, ""]:
     """Compute the mean loss per position over N batches.
 
@@ -24,16 +25,17 @@ def evaluate(
     Args:
         rnn: the network.
         params: its parameters.
-        batches: consecutive chunks of sequences, or independent sequences; every leaf has a leading
-            axis N before those of a `Batch`, such as inputs (N, B, T).
-        stateful: whether the hidden state is carried from batch to batch. Otherwise every batch
-            starts from h = 0.
+        batches: a `Source` that has an end, or N batches as one `Batch`, whose leaves have a
+            leading axis N, such as inputs (N, B, T).
+        continues: whether the hidden state is carried from batch to batch. Otherwise every batch
+            starts from h = 0. The default is what the source says, and False for a `Batch`.
 
     Returns:
         The mean loss, a scalar, in the unit of the network's loss function.
 
     Raises:
-        ValueError: if every position has weight 0, by the mask or the lengths.
+        ValueError: if every position has weight 0, by the mask or the lengths, or if `continues`
+            contradicts the source.
 
     >>> import jax, numpy as np, jaxrnn
     >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
@@ -42,9 +44,12 @@ def evaluate(
     >>> round(float(jaxrnn.evaluate(rnn, params, jaxrnn.Batch(ids, ids))), 4)  # ln 5
     1.6094
     """
+    if isinstance(batches, Source):
+        check_continues(batches, continues)
+        batches, continues = batches.all(), batches.continues
     check_is_batch(batches)
     h_0 = rnn.initial_state(batches.inputs.shape[1], params.readout.W_hy.dtype)
-    _, (totals, weights) = batch_losses(rnn, params, h_0, batches, stateful)
+    _, (totals, weights) = batch_losses(rnn, params, h_0, batches, bool(continues))
     total = weights.sum()
     if checks.is_known(total) and total == 0:
         raise ValueError(
@@ -53,13 +58,13 @@ def evaluate(
     return totals.sum() / total.astype(totals.dtype)
 
 
-@partial(jax.jit, static_argnames=("rnn", "stateful"))
-def batch_losses(rnn: RNN, params: Params, h: Array, batches: Batch, stateful: bool):
+@partial(jax.jit, static_argnames=("rnn", "continues"))
+def batch_losses(rnn: RNN, params: Params, h: Array, batches: Batch, continues: bool):
     """Return the last h, and for each batch the sum of its losses and the sum of its weights."""
     h_0, summing = jnp.zeros_like(h), replace(rnn, reduction="sum")
 
     def forward(h, batch):
         loss, h_last = summing.loss(params, h, batch)
-        return h_last if stateful else h_0, (loss, total_weight(batch))
+        return h_last if continues else h_0, (loss, total_weight(batch))
 
     return lax.scan(forward, h, batches)

@@ -117,7 +117,7 @@ def diagnose(
     # Under jit `check_batch` does not check values, so non-finite ones do not raise an error here.
     checked, h = jax.jit(check_batch, static_argnums=0)(rnn, params, batch, carry.h)
     (loss, after), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
-    updated = jax.jit(make_train_step(algorithm, optimizer))(state, batch)[0].params
+    updated = jax.jit(make_train_step(algorithm, optimizer, continues=True))(state, batch)[0].params
     gradient, update = _leaf(GRADIENT, grads, "gradient of "), _leaf(UPDATE, updated)
     trouble = _leaf(GIVEN, state._replace(opt_state=()))
     trouble = trouble or _first(BATCH, by_name(to_time_major(checked._replace(lengths=None))))

@@ -1,20 +1,23 @@
 """Train steps: a pure update for any gradient algorithm and Optax optimiser, and a jitted loop."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm
+from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, restart
 from jaxrnn.network import checks
 from jaxrnn.network.batch import Batch, check_is_batch
 from jaxrnn.network.layer import wide
 from jaxrnn.network.stack import Params
+from jaxrnn.training.source import Source, check_continues
 
 
 class TrainState(NamedTuple):
@@ -23,7 +26,7 @@ class TrainState(NamedTuple):
     Attributes:
         params: the parameters.
         opt_state: the state of the optimiser.
-        carry: the hidden state and the rule's memory, for the next chunk of the sequences.
+        carry: the hidden state and the rule's memory with which the next batch starts.
         step: the number of updates so far.
     """
 
@@ -47,7 +50,31 @@ class Metrics(NamedTuple):
     finite: Bool[Array, "*steps"]
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+UpdateFn = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One update, a pure function (state, batch) -> (state, metrics), made by `make_train_step`."""
+
+    algorithm: GradientAlgorithm
+    optimizer: optax.GradientTransformation
+    continues: bool
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Return the state after the update, and the metrics of the batch before it."""
+        # Optax accepts any pytree, but its type annotations do not include it.
+        update = cast(Callable[..., Any], self.optimizer.update)
+        apply_updates = cast(Callable[..., Params], optax.apply_updates)
+        (loss, carry), grads = self.algorithm.value_and_grad(state.params, state.carry, batch)
+        updates, opt_state = update(grads, state.opt_state, state.params)
+        params = apply_updates(state.params, updates)
+        if not self.continues:
+            key = jax.random.fold_in(jax.random.key(0), state.step)
+            carry = restart(self.algorithm, params, carry, key=key)
+        finite = jnp.isfinite(jnp.stack(list(map(_sum, jax.tree.leaves((loss, grads, params))))))
+        metrics = Metrics(loss, optax.tree.norm(grads), finite.all())
+        return TrainState(params, opt_state, carry, state.step + 1), metrics
 
 
 def init_train_state(
@@ -89,16 +116,26 @@ def init_train_state(
 
 
 def make_train_step(
-    algorithm: GradientAlgorithm, optimizer: optax.GradientTransformation
+    algorithm: GradientAlgorithm,
+    optimizer: optax.GradientTransformation,
+    *,
+    continues: bool = False,
 ) -> TrainStep:
     """Make a train step: a pure function (state, batch) -> (state, metrics).
 
     The step computes the gradient with the rule and applies one update of the optimiser. It is not
     jitted; the caller jits it, or passes it to `make_train_loop`.
 
+    By default every batch holds new sequences: after the update the hidden state is 0 and the
+    influence or window of the rule is empty, as `jaxrnn.reset` makes them. What the rule has
+    learned stays, and it draws new random numbers. With `continues=True` the hidden state and the
+    whole memory pass on to the next batch.
+
     Args:
         algorithm: the gradient rule.
         optimizer: the Optax optimiser.
+        continues: whether each batch continues the sequences of the one before, as the chunks of a
+            long text do; `source.continues` for a `Source`.
 
     Returns:
         The step. Its batch has inputs (B, T) or (B, T, I), and the metrics are scalars.
@@ -111,22 +148,10 @@ def make_train_step(
     >>> ids = np.arange(12).reshape(3, 4) % 5  # B=3, T=4
     >>> step = jax.jit(jaxrnn.make_train_step(algorithm, optimizer))
     >>> state, metrics = step(state, jaxrnn.Batch(ids, ids))
-    >>> int(state.step), bool(metrics.finite)
-    (1, True)
+    >>> int(state.step), bool(metrics.finite), bool(state.carry.h.any())
+    (1, True, False)
     """
-    # Optax accepts any pytree, but its type annotations do not include it.
-    update = cast(Callable[..., Any], optimizer.update)
-    apply_updates = cast(Callable[..., Params], optax.apply_updates)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, carry), grads = algorithm.value_and_grad(state.params, state.carry, batch)
-        updates, opt_state = update(grads, state.opt_state, state.params)
-        params = apply_updates(state.params, updates)
-        finite = jnp.isfinite(jnp.stack(list(map(_sum, jax.tree.leaves((loss, grads, params))))))
-        metrics = Metrics(loss, optax.tree.norm(grads), finite.all())
-        return TrainState(params, opt_state, carry, state.step + 1), metrics
-
-    return step
+    return TrainStep(algorithm, optimizer, continues)
 
 
 def _sum(leaf: Array) -> Array:
@@ -139,33 +164,40 @@ def _sum(leaf: Array) -> Array:
 
 
 def make_train_loop(
-    step: TrainStep,
+    step: UpdateFn,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make a jitted function of many train steps, (state, batches, count=None) -> (state, metrics).
 
-    The leaves of the batches have a leading axis N, such as inputs (N, B, T); those of the metrics
-    have shape (N,). With a `count`, only the first `count` batches are used and the metrics of the
-    others are zero. One compiled program then serves any number of steps up to N, and the result is
-    the same to the last bit however the steps are divided into calls.
+    The batches are a `Source` or a `Batch` whose leaves have a leading axis N, such as inputs
+    (N, B, T). The leaves of the metrics have shape (N,). The state is donated: its buffers are
+    reused, so copy it first if you need the old state later.
 
-    The state is donated: its buffers are reused, so copy it first if you need the old state later.
+    With a source that has no end, `count` is the number of steps, and the first of them reads the
+    batch of the number `state.step`. All `count` batches are in memory at once. With a source that
+    has an end, all its batches are read from the first on.
+
+    With a `Batch`, only the first `count` of its batches are used, and the metrics of the others
+    are zero. One compiled program then serves any number of steps up to N, and the result is the
+    same to the last bit however the steps are divided into calls.
 
     Args:
         step: the train step, made by `make_train_step`.
 
     Returns:
-        The jitted loop. It raises `ValueError` if `count` is negative or exceeds N.
+        The jitted loop. It raises `ValueError` if `count` is negative or exceeds N, or if the
+        source's batches continue each other and the step does not carry the state on, or the other
+        way round.
 
     >>> import jax, numpy as np, jaxrnn
-    >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=5)
+    >>> task = jaxrnn.tasks.adding()
+    >>> rnn = jaxrnn.RNN(task.input_size, 4, task.output_size, loss_function=task.loss)
     >>> algorithm, optimizer = jaxrnn.gradients.bptt(rnn), jaxrnn.clipped_sgd(0.1)
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(batch_size=3)
     >>> state = jaxrnn.init_train_state(algorithm, optimizer, params, h)
-    >>> ids = np.arange(24).reshape(2, 3, 4) % 5  # N=2, B=3, T=4
     >>> loop = jaxrnn.make_train_loop(jaxrnn.make_train_step(algorithm, optimizer))
-    >>> state, metrics = loop(state, jaxrnn.Batch(ids, ids))
+    >>> state, metrics = loop(state, task.source(3, 6, key=jax.random.key(1)), 20)
     >>> int(state.step), metrics.loss.shape
-    (2, (2,))
+    (20, (20,))
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -184,6 +216,9 @@ def make_train_loop(
 
     @wraps(loop)
     def checked(state, batches, count=None):
+        if isinstance(batches, Source):
+            check_continues(batches, getattr(step, "continues", None))
+            batches, count = _read(batches, state, count), None
         check_is_batch(batches)
         number = len(batches.inputs)
         if count is not None and checks.is_known(count) and not 0 <= count <= number:
@@ -191,3 +226,14 @@ def make_train_loop(
         return loop(state, batches, count)
 
     return checked
+
+
+def _read(source: Source, state: TrainState, count: int | None) -> Batch:
+    """Return the batches of a source for `count` steps from this state on."""
+    if source.number is not None:
+        return source.all() if count is None else source(np.arange(count))
+    if count is None:
+        raise ValueError(
+            "the source has no end: give the number of steps, loop(state, source, 300)"
+        )
+    return source(int(state.step) + np.arange(count))

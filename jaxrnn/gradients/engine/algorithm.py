@@ -33,6 +33,19 @@ class Carry(NamedTuple):
     memory: Memory
 
 
+class Lasting(NamedTuple):
+    """A part of a rule's memory that outlives a sequence.
+
+    Where a new sequence begins, the rest of the memory starts anew. What a rule has learned and its
+    random keys must stay, and are wrapped in this type.
+
+    Attributes:
+        value: any pytree.
+    """
+
+    value: Any
+
+
 class InitFn(Protocol):
     """Return the carry before the first chunk."""
 
@@ -128,30 +141,39 @@ def check_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
     return key if typed else jax.random.wrap_key_data(key)
 
 
-def stateless(algorithm: GradientAlgorithm) -> GradientAlgorithm:
-    """Return a rule that starts every batch from the same carry, for independent sequences.
+def restart(
+    algorithm: GradientAlgorithm,
+    params: Params,
+    carry: Carry,
+    *,
+    h: Float[AnyArray, "L B H"] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Carry:
+    """Return the carry with which new sequences begin after those of this carry.
+
+    The state is h, and the memory is the one that `algorithm.init` returns, except for its
+    `Lasting` parts, which stay: what a rule has learned is not forgotten, and random numbers are
+    not drawn a second time.
 
     Args:
-        algorithm: the rule.
-
-    Returns:
-        The rule with a `value_and_grad` that returns its carry unchanged.
-
-    >>> import jax, jaxrnn
-    >>> rnn = jaxrnn.RNN(5, 4, 2)
-    >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
-    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
-    >>> rule = jaxrnn.gradients.stateless(jaxrnn.gradients.bptt(rnn))
-    >>> (_, carry), _ = rule.value_and_grad(params, rule.init(params, h), batch)
-    >>> bool((carry.h == h).all())
-    True
+        algorithm: the rule that returned the carry.
+        params: the parameters.
+        carry: the carry after the last chunk.
+        h: the state at the start, (num_layers, B, H); zeros by default.
+        key: a random key for `algorithm.init`. The rules of this package do not need it, since
+            their keys are `Lasting`.
     """
+    start = jnp.zeros_like(carry.h) if h is None else as_state(params, h)
+    key = jax.random.key(0) if key is None else key
+    new = algorithm.init(params, start, key=key)
 
-    def value_and_grad(params, carry, batch):
-        (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
-        return (loss, carry), grads
+    def lasts(node):
+        return isinstance(node, Lasting)
 
-    return GradientAlgorithm(algorithm.init, value_and_grad)
+    memory = jax.tree.map(
+        lambda new, old: old if lasts(new) else new, new.memory, carry.memory, is_leaf=lasts
+    )
+    return Carry(new.h, memory)
 
 
 def reset(
@@ -165,8 +187,10 @@ def reset(
 ) -> Carry:
     """Return a carry in which some rows restart, for example where an episode ends.
 
-    These rows get the state and the memory that `algorithm.init` returns, so the gradient of the
-    next chunk is that of a new sequence. The other rows are unchanged. The function can be jitted.
+    The next chunk of these rows begins a new sequence: from the state h, and with the memory of
+    `algorithm.init`. Two things of a memory stay, its `Lasting` parts: what the rule has learned
+    (the kernel of `kernl`, the prediction of `dni`), and its random keys, so that it draws new
+    numbers. The other rows are unchanged. The function can be jitted.
 
     Args:
         algorithm: the rule that returned the carry.
@@ -174,13 +198,13 @@ def reset(
         carry: the carry after the last chunk.
         rows: the rows to restart, (B,) booleans.
         h: the state from which these rows restart, (num_layers, B, H); zeros by default.
-        key: a random key, required by rules that draw random numbers.
+        key: a random key for a rule of your own whose memory has keys that are not `Lasting`.
 
     Returns:
         The carry for the next chunk.
 
     Raises:
-        ValueError: if rows are not B booleans, or the rule needs a key.
+        ValueError: if rows are not B booleans.
 
     >>> import jax, jaxrnn
     >>> rnn = jaxrnn.RNN(5, 4, 2)
@@ -197,8 +221,7 @@ def reset(
             f"rows must be booleans of shape ({batch_size},), one per row of the carry, got shape "
             f"{rows.shape} and dtype {rows.dtype}"
         )
-    start = jnp.zeros_like(carry.h) if h is None else as_state(params, h)
-    restarted = algorithm.init(params, start, key=key)
+    restarted = restart(algorithm, params, carry, h=h, key=key)
 
     def select(axis, new, old):
         if axis < 0:

@@ -3,17 +3,21 @@
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float
 
-from jaxrnn.gradients.engine.algorithm import Memory, check_key
+from jaxrnn.gradients.engine.algorithm import Lasting, Memory, check_key
 from jaxrnn.gradients.engine.lift import StackRule
 from jaxrnn.network.rnn import RNN, lecun_normal
 
 
 class Feedback(NamedTuple):
-    """The memory of a rule with random feedback: the matrix that replaces W_hyᵀ, and its own."""
+    """The memory of a rule with random feedback.
 
-    matrix: Float[Array, "O H"]
+    Attributes:
+        matrix: B (O, H), which replaces W_hyᵀ and stays the same.
+        memory: the memory of the rule.
+    """
+
+    matrix: Lasting
     memory: Memory
 
 
@@ -27,10 +31,11 @@ def random_feedback(rnn: RNN, rule: StackRule) -> StackRule:
     def init(cells, h, key):
         feedback_key, rule_key = jax.random.split(check_key(key))
         shape, dtype = (rnn.hidden_size, rnn.output_size), cells[-1].W_hh.dtype
-        return Feedback(lecun_normal(feedback_key, shape, dtype).T, rule.init(cells, h, rule_key))
+        matrix = lecun_normal(feedback_key, shape, dtype).T
+        return Feedback(Lasting(matrix), rule.init(cells, h, rule_key))
 
     def grads(cells, memory, errors):
-        errors = errors._replace(error=errors.d_outputs @ memory.matrix)
+        errors = errors._replace(error=errors.d_outputs @ memory.matrix.value)
         cell_grads, rule_memory = rule.grads(cells, memory.memory, errors)
         return cell_grads, memory._replace(memory=rule_memory)
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxrnn.gradients.engine.algorithm import GradientAlgorithm, Memory, check_key
+from jaxrnn.gradients.engine.algorithm import GradientAlgorithm, Lasting, Memory, check_key
 from jaxrnn.gradients.engine.lift import LayerRule, layer_by_layer, lift
 from jaxrnn.network import checks, layer
 from jaxrnn.network.layer import Cell, Tape, is_ids
@@ -47,11 +47,11 @@ class InfluenceMemory(NamedTuple):
 
     Attributes:
         influence: the influence, or the estimate of it, of each row of the batch.
-        draws: the keys of the rule's random numbers; None if it draws none.
+        draws: the `Draws` of the rule, which go on in the next sequence; None if it draws none.
     """
 
     influence: Influence
-    draws: Draws | None
+    draws: Lasting | None
 
 
 def influence_rule(
@@ -72,7 +72,8 @@ def influence_rule(
 
     Args:
         rnn: the network.
-        init: cell -> the influence before the first step, any pytree.
+        init: cell -> the influence before the first step, any pytree. What the rule learns across
+            sequences is wrapped in `jaxrnn.gradients.Lasting`.
         advance: (cell, influence, tape) -> the influence one step later. The tape is that of the
             step: `x` (I,) or an id, `h_prev` (H,) and `gain` (H,). With `noise`, the random numbers
             of the step are the fourth argument.
@@ -123,15 +124,16 @@ def influence_layer(
         if noise is None:
             return InfluenceMemory(influence, None)
         keys = jax.random.split(check_key(key), batch_size)
-        return InfluenceMemory(influence, Draws(keys, jnp.zeros(batch_size, jnp.int32)))
+        return InfluenceMemory(influence, Lasting(Draws(keys, jnp.zeros(batch_size, jnp.int32))))
 
     def grads(cell, memory, tape, error):
         def advance_row(influence, tape_t, draws):
             if noise is None:
                 return InfluenceMemory(advance(cell, influence, tape_t), None)
-            noise_t = noise(draws.keys, draws.steps, tape_t.gain.dtype)
+            keys, steps = draws.value
+            noise_t = noise(keys, steps, tape_t.gain.dtype)
             influence = advance(cell, influence, tape_t, noise_t)
-            return InfluenceMemory(influence, draws._replace(steps=draws.steps + 1))
+            return InfluenceMemory(influence, Lasting(Draws(keys, steps + 1)))
 
         def one_step(carry, step):
             memory, total = carry

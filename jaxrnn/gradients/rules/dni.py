@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
+from jaxrnn.gradients.engine.algorithm import GradientAlgorithm, Lasting
 from jaxrnn.gradients.engine.influence import keep_ended
 from jaxrnn.gradients.engine.lift import LayerRule, layer_by_layer, lift
 from jaxrnn.network import checks, layer
@@ -34,7 +34,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
 
     Approximate (biased), for one layer and for stacks, where the rule is applied layer by layer. A
     starts at zero, which gives the one-hop gradient. Each row of the batch learns its own A, which
-    passes from chunk to chunk.
+    passes from chunk to chunk and to the next sequence.
 
     Cost per layer: O(B H (I + H)) operations per step, O(B H²) memory.
 
@@ -54,14 +54,14 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.dni(rnn)
     >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
-    >>> carry.memory[0].shape  # A of each row: (B, H + 1, H)
+    >>> carry.memory[0].value.shape  # A of each row: (B, H + 1, H)
     (3, 5, 4)
     """
     checks.between("learning_rate", learning_rate, 0, 1)
 
     def init(cell, h, key):
         batch_size, hidden_size = h.shape
-        return jnp.zeros((batch_size, hidden_size + 1, hidden_size), cell.W_hh.dtype)
+        return Lasting(jnp.zeros((batch_size, hidden_size + 1, hidden_size), cell.W_hh.dtype))
 
     def grads(cell, memory, tape, error):
         W_hh_T = cell.W_hh.T
@@ -81,7 +81,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
             return keep_ended(A, new, tape_t.valid), delta
 
         steps = (tape, error)
-        memory, delta = lax.scan(one_step, layer.varying_like(memory, steps, cell), steps)
-        return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
+        A, delta = lax.scan(one_step, layer.varying_like(memory.value, steps, cell), steps)
+        return layer.contract(cell, tape, delta), layer.input_error(cell, delta), Lasting(A)
 
     return lift(rnn, layer_by_layer(LayerRule(init, grads)))

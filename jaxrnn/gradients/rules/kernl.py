@@ -20,27 +20,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
+from jaxrnn.gradients.engine.algorithm import GradientAlgorithm, Lasting
 from jaxrnn.gradients.engine.influence import Noise, influence_rule, no_trace, weight_inputs
 from jaxrnn.network import checks, layer
 from jaxrnn.network.rnn import RNN
 
 
 class Kernel(NamedTuple):
+    """The learned kernel between units, S[j, i], and its decay γ, with κ = exp(-γ)."""
+
+    S: Float[Array, "H H"]
+    gamma: Float[Array, " H"]
+
+
+class Trace(NamedTuple):
     """An eligibility trace, its kernel, and the quantities from which the kernel is learned.
 
     Attributes:
         trace: E_t.
-        S: the kernel between units, S[j, i].
-        gamma: γ, with κ = exp(-γ).
+        kernel: the `Kernel`, which passes on to the next sequence.
         d: d_t, the effect of all perturbations on h_t.
         omega: Ω_t, the decaying sum of the perturbations.
         Gamma: Γ_t = ∂Ω_t/∂γ.
     """
 
     trace: Float[Array, "N H"]
-    S: Float[Array, "H H"]
-    gamma: Float[Array, " H"]
+    kernel: Lasting
     d: Float[Array, " H"]
     omega: Float[Array, " H"]
     Gamma: Float[Array, " H"]
@@ -64,8 +69,8 @@ def kernl(
         d_t = J_t d_{t-1} + ξ_t,        Ω_t = κ Ω_{t-1} + ξ_t
 
     Approximate (biased), for one layer and for stacks, where the rule is applied layer by layer.
-    Each row of the batch learns its own kernel. If the network amplifies perturbations from step to
-    step, d_t grows without bound.
+    Each row of the batch learns its own kernel, which passes on to the next sequence. If the
+    network amplifies perturbations from step to step, d_t grows without bound.
 
     Cost per layer: O(B H (I + H)) operations per step and memory.
 
@@ -90,7 +95,7 @@ def kernl(
     >>> rule = jaxrnn.gradients.kernl(rnn)
     >>> carry = rule.init(params, h, key=jax.random.key(1))
     >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
-    >>> carry.memory[0].influence.S.shape  # (B, H, H)
+    >>> carry.memory[0].influence.kernel.value.S.shape  # (B, H, H)
     (3, 4, 4)
     """
     checks.between("learning_rate", learning_rate, 0, 1)
@@ -100,36 +105,30 @@ def kernl(
     def init(cell):
         H, dtype = len(cell.W_hh), cell.W_hh.dtype
         zero = jnp.zeros(H, dtype)
-        return Kernel(
-            trace=no_trace(cell),
-            S=jnp.eye(H, dtype=dtype),
-            gamma=jnp.full(H, -jnp.log(decay), dtype),
-            d=zero,
-            omega=zero,
-            Gamma=zero,
-        )
+        kernel = Kernel(jnp.eye(H, dtype=dtype), jnp.full(H, -jnp.log(decay), dtype))
+        return Trace(no_trace(cell), Lasting(kernel), d=zero, omega=zero, Gamma=zero)
 
     def advance(cell, past, tape, xi):
-        kappa = jnp.exp(-past.gamma)
+        S, gamma = past.kernel.value
+        kappa = jnp.exp(-gamma)
         d = layer.push_forward(cell, tape.gain, past.d, rnn.leak) + xi
         Gamma = kappa * (past.Gamma - past.omega)
         omega = kappa * past.omega + xi
-        residual = omega @ past.S - d
-        slopes = omega @ omega + jnp.max(Gamma**2 * (past.S**2).sum(1))  # for S, and for one γ
+        residual = omega @ S - d
+        slopes = omega @ omega + jnp.max(Gamma**2 * (S**2).sum(1))  # for S, and for one γ
         rate = learning_rate / slopes
-        return Kernel(
-            trace=kappa[None] * past.trace + jnp.outer(weight_inputs(cell, tape), tape.gain),
-            S=past.S - rate * jnp.outer(omega, residual),
-            gamma=jnp.maximum(0, past.gamma - rate * (past.S @ residual) * Gamma),
-            d=d,
-            omega=omega,
-            Gamma=Gamma,
+        trace = kappa[None] * past.trace + jnp.outer(weight_inputs(cell, tape), tape.gain)
+        kernel = Kernel(
+            S=S - rate * jnp.outer(omega, residual),
+            gamma=jnp.maximum(0, gamma - rate * (S @ residual) * Gamma),
         )
+        return Trace(trace, Lasting(kernel), d, omega, Gamma)
 
     def normal(key, step, dtype):
         return jax.random.normal(jax.random.fold_in(key, step), (rnn.hidden_size,), dtype)
 
-    def read(kernel, error):
-        return jnp.einsum("bpj,bji,bi->pj", kernel.trace, kernel.S, error)
+    def read(influence, error):
+        S, _ = influence.kernel.value
+        return jnp.einsum("bpj,bji,bi->pj", influence.trace, S, error)
 
     return influence_rule(rnn, init, advance, read, noise=noise or normal)

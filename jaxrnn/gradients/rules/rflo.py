@@ -51,7 +51,7 @@ def rflo(rnn: RNN, feedback: Literal["readout", "random"] = "readout") -> Gradie
     >>> rule = jaxrnn.gradients.rflo(rnn, feedback="random")
     >>> carry = rule.init(params, h, key=jax.random.key(1))
     >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
-    >>> carry.memory.matrix.shape  # (O, H)
+    >>> carry.memory.matrix.value.shape  # (O, H)
     (2, 4)
     """
     checks.one_of("feedback", feedback, FEEDBACK)

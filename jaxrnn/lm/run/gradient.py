@@ -7,7 +7,6 @@ import numpy as np
 
 from jaxrnn import gradients
 from jaxrnn.gradients import Claim
-from jaxrnn.lm import build
 from jaxrnn.lm.options import seed_key
 from jaxrnn.lm.run.state import Run, pick
 from jaxrnn.network.batch import Batch
@@ -53,13 +52,13 @@ def check_gradient(run: Run) -> GradientCheck:
     """
     rnn, params = run.rnn, run.on_one_device().state.params
     params = pick(params, 0) if run.population else params
-    algorithm, key = build.make_algorithm(run.options, rnn), seed_key(run.options.seed)
+    algorithm, key = gradients.build(run.options.algorithm, rnn), seed_key(run.options.seed)
     name = run.options.algorithm
     rule, _ = gradients.parse(name)
     claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim
     carry = jax.eval_shape(lambda: algorithm.init(params, rnn.initial_state(1), key=key))
     rows = max(1, _CARRIED // sum(leaf.size for leaf in jax.tree.leaves(carry)))
-    batch = jax.tree.map(lambda leaf: leaf[0, :rows], run.source(np.arange(1)))
+    batch = run.source(0, slice(rows))
     if claim == "exact":
         report = verify(algorithm, rnn, params, batch)
         return GradientCheck(name, claim, batch, report, None)

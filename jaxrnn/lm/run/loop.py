@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn import gradients
 from jaxrnn.lm import build
 from jaxrnn.lm.options import members
 from jaxrnn.lm.run.persistence import save, write_description, write_sample
@@ -73,7 +74,7 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     """Train a run, whose folder is locked if it has one."""
     options, loop = run.options, make_train_loop(run.step)
     every = options.evaluate_every or max(1, options.steps // 20)
-    block_size = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(np.arange(1)).inputs.shape)))
+    block_size = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(0).inputs.shape)))
     pace, next_number = min(PACE, options.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
     over = over_because(run)
@@ -147,7 +148,7 @@ def _advance(
         metrics = pick(metrics, slice(number + 1))
         state, _ = loop(jax.tree.map(jnp.copy, run.state), batches, number)
         whole = run._replace(state=state).on_one_device()
-        diagnosis = _diagnose(whole, pick(run.source(steps[number : number + 1]), 0))
+        diagnosis = _diagnose(whole, run.source(run.done + number))
     mask = batches.mask
     characters = number * batches.inputs[0].size if mask is None else int(mask[:number].sum())
     return run._replace(state=state), metrics, characters, diagnosis
@@ -172,7 +173,7 @@ def _diagnose(run: Run, batch: Batch) -> Trouble:
         finite = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
         member = int(np.all(finite, 0).argmax())
         state = pick(state, member)
-    algorithm = build.make_algorithm(run.options, run.rnn)
+    algorithm = gradients.build(run.options.algorithm, run.rnn)
     rate = members(run.options)[member].learning_rate
     optimizer = build.make_optimizer(run.options, rate)
     return nonfinite.diagnose(run.rnn, algorithm, optimizer, state, batch)

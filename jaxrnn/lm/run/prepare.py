@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrnn import gradients
 from jaxrnn.lm import batches, build, corpus
 from jaxrnn.lm.corpus import Corpus, Text
 from jaxrnn.lm.model import Model, unknown_words
@@ -21,6 +22,7 @@ from jaxrnn.lm.store.header import TextRecord
 from jaxrnn.lm.vocabulary import UNKNOWN
 from jaxrnn.network.stack import Params
 from jaxrnn.training.sharding import sharded
+from jaxrnn.training.source import Source
 from jaxrnn.training.step import TrainState, init_train_state, make_train_step
 
 _HELD_OUT = 1_000_000  # the largest number of symbols that are held out
@@ -100,7 +102,7 @@ def make(
     """
     vocabulary = read.vocabulary
     rnn = build.make_rnn(options, vocabulary.size)
-    rule = partial(build.make_algorithm, options)
+    rule = partial(gradients.build, options.algorithm)
     algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
     source, held_out = (_lines if options.lines else _stream)(read, options)
 
@@ -113,7 +115,8 @@ def make(
         return init_train_state(algorithm, optimizer, params, h, key=state_key)
 
     def step(rate, state, batch):
-        return make_train_step(algorithm, build.make_optimizer(options, rate))(state, batch)
+        optimizer = build.make_optimizer(options, rate)
+        return make_train_step(algorithm, optimizer, continues=source.continues)(state, batch)
 
     population = members(options)
     keys = [seed_key(member.seed) for member in population]
@@ -137,7 +140,7 @@ def make(
     return run, first_state
 
 
-def _stream(read: Corpus, options: Options) -> tuple[batches.Source, batches.EvalSet]:
+def _stream(read: Corpus, options: Options) -> tuple[Source, Source]:
     """Return the training batches and the evaluation set of one continuous text."""
     total, length = len(read.ids), length_of(options)
     held_out_size = max(2, min(math.ceil(options.held_out * total), _HELD_OUT))
@@ -146,7 +149,7 @@ def _stream(read: Corpus, options: Options) -> tuple[batches.Source, batches.Eva
     return source, batches.eval_set(held_out[:], options.batch_size, length)
 
 
-def _lines(read: Corpus, options: Options) -> tuple[batches.Source, batches.EvalSet]:
+def _lines(read: Corpus, options: Options) -> tuple[Source, Source]:
     """Return the training batches and the evaluation set of a text that is read line by line."""
     ends = read.vocabulary.ends
     rows = batches.find_lines(read.ids, ends) if ends else None

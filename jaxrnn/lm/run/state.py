@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn.lm import batches
 from jaxrnn.lm.model import Model
 from jaxrnn.lm.options import Options, number_of_members
 from jaxrnn.lm.run import placement
@@ -16,7 +15,8 @@ from jaxrnn.lm.store.header import TextRecord
 from jaxrnn.lm.vocabulary import Vocabulary
 from jaxrnn.network.rnn import RNN
 from jaxrnn.training.nonfinite import Trouble
-from jaxrnn.training.step import Metrics, TrainState, TrainStep
+from jaxrnn.training.source import Source
+from jaxrnn.training.step import Metrics, TrainState, UpdateFn
 
 
 class Run(NamedTuple):
@@ -29,7 +29,7 @@ class Run(NamedTuple):
         text: the name, path, encoding, SHA-256 and size of the text.
         step: the function that makes one train step.
         state: the train state; for a population each leaf has the members as its first axis.
-        source: a function from step numbers to batches.
+        source: the batches of training.
         held_out: the evaluation set.
         history: (step, held-out loss or losses) of each evaluation.
         folder: the path of the run's folder; None for a run in memory, and in all processes except
@@ -43,10 +43,10 @@ class Run(NamedTuple):
     rnn: RNN
     vocabulary: Vocabulary
     text: TextRecord
-    step: TrainStep
+    step: UpdateFn
     state: TrainState
-    source: batches.Source
-    held_out: batches.EvalSet
+    source: Source
+    held_out: Source
     history: tuple[tuple[int, Any], ...] = ()
     folder: Path | None = None
     remarks: tuple[str, ...] = ()
