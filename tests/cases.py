@@ -20,6 +20,11 @@ DEFAULT_INIT = tuple(
 BIAS = jax.nn.initializers.normal(0.3)  # one function, so that equal networks compile once
 
 
+# Without jit every operation of these would be a program of its own.
+apply = jax.jit(jaxrnn.RNN.apply, static_argnums=0)
+loss_of = jax.jit(jaxrnn.RNN.loss, static_argnums=0)
+
+
 class Case(NamedTuple):
     rnn: jaxrnn.RNN
     params: jaxrnn.Params

@@ -4,6 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+# A thread for each test process is enough: more wait for each other where cores are shared.
+# Before NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -80,5 +84,5 @@ def few_memory_mappings():
     """
     yield
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and len(mappings.read_text().splitlines()) > 20_000:
+    if mappings.exists() and len(mappings.read_text().splitlines()) > 40_000:
         jax.clear_caches()

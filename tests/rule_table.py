@@ -1,6 +1,6 @@
 """The table of rules and their claims. A new rule needs one more row in RULES."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -60,11 +60,15 @@ RULES = {
 }
 
 
-def rules(**claims) -> pytest.MarkDecorator:
-    """Parametrise over the rules that make these claims."""
+KINDS = ("bptt", "truncated_bptt(2)", "rtrl", "uoro", "dni")  # one rule of each way to compute
+
+
+def rules(*, quick: Container[str] = RULES, **claims) -> pytest.MarkDecorator:
+    """Parametrise over the rules that make these claims; those that are not `quick` are slow."""
     rows = [n for n, r in RULES.items() if all(getattr(r, k) == v for k, v in claims.items())]
+    parameters = [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in rows]
     # In this scope all of a rule's tests are run together, and find what was compiled for others.
-    return pytest.mark.parametrize("rule", rows, scope="module")
+    return pytest.mark.parametrize("rule", parameters, scope="module")
 
 
 @cache
@@ -73,4 +77,7 @@ def algorithm_of(rule: str, rnn: jaxrnn.RNN) -> jaxrnn.GradientAlgorithm:
     return RULES[rule].build(rnn)
 
 
+# What tells rules apart is tested for every rule, what they share, such as masks, for each kind:
+# there the others are slow.
 every_rule = rules()
+every_kind_of_rule = rules(quick=KINDS)

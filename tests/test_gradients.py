@@ -18,7 +18,7 @@ from cases import (
     relative_error,
 )
 from jax import lax
-from rule_table import RULES, Rule, T, algorithm_of, every_rule, rules
+from rule_table import KINDS, RULES, Rule, T, algorithm_of, every_kind_of_rule, every_rule, rules
 
 import jaxrnn
 from jaxrnn import gradients
@@ -52,7 +52,7 @@ def test_what_a_rule_claims_is_what_it_is_held_to():
         )
 
 
-@every_rule
+@every_kind_of_rule
 @pytest.mark.parametrize(("dtype", "mask"), [(jnp.float32, False), (jnp.float64, True)])
 def test_gradient_is_a_finite_pytree_like_params(rule, dtype, mask):
     case = make_case(num_layers=2, mask=mask, reduction="mean", dtype=dtype)
@@ -82,7 +82,7 @@ def test_one_step_from_a_fresh_carry_equals_autodiff(rule):
     assert_equal(grads, gradient(algorithm_of("autodiff", case.rnn), case)[1])
 
 
-@every_rule
+@every_kind_of_rule
 @pytest.mark.parametrize("ids", [False, True])
 def test_second_call_does_not_retrace(rule, ids):
     case = make_case(ids=ids, num_layers=2)
@@ -99,7 +99,7 @@ def test_second_call_does_not_retrace(rule, ids):
     assert len(traces) == 1
 
 
-@every_rule
+@every_kind_of_rule
 def test_vmap_over_parameter_seeds_equals_a_loop(rule):
     case = make_case(**USUAL)
     algorithm = algorithm_of(rule, case.rnn)
@@ -112,7 +112,7 @@ def test_vmap_over_parameter_seeds_equals_a_loop(rule):
     assert_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
-@every_rule
+@every_kind_of_rule
 def test_carry_can_be_scanned(rule):
     case = make_case(ids=True, reduction="sum")
     algorithm = algorithm_of(rule, case.rnn)
@@ -131,7 +131,7 @@ def test_carry_can_be_scanned(rule):
     assert_equal(scanned[0], carry)
 
 
-@every_rule
+@every_kind_of_rule
 def test_masked_positions_count_for_nothing(rule):
     """What stands at a masked position does not matter, and a mean is over the others."""
     case = make_case(**USUAL)
@@ -148,7 +148,7 @@ def test_masked_positions_count_for_nothing(rule):
     assert_equal((loss, grads), mean)
 
 
-@every_rule
+@every_kind_of_rule
 def test_nothing_counted_gives_zero_not_nan(rule):
     case = make_case(**USUAL)
     case = case._replace(batch=case.batch._replace(mask=jnp.zeros((3, T))))
@@ -156,7 +156,7 @@ def test_nothing_counted_gives_zero_not_nan(rule):
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves((loss, grads)))
 
 
-@every_rule
+@every_kind_of_rule
 def test_after_a_reset_a_rule_equals_itself_on_the_two_parts_apart(rule):
     """A row that starts anew has the gradient of a fresh carry, the others that of their own.
 
@@ -192,8 +192,10 @@ KEYS = tuple(jax.random.split(jax.random.key(7), 2))
 LENGTHS = np.array([[4, 2, 0], [1, 4, 3]])  # of three rows in two chunks of four steps
 
 
-@rules(chunking=True)
-@pytest.mark.parametrize("network", [{"leak": 0.6}, {"ids": True}], ids=str)
+@rules(quick=KINDS, chunking=True)
+@pytest.mark.parametrize(
+    "network", [{"leak": 0.6}, pytest.param({"ids": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_a_row_with_a_length_is_that_row_by_itself(rule, network):
     """Row by row and step by step without padding, over two chunks: loss, gradient and carry."""
     case = make_case(T=8, **network)
@@ -261,7 +263,7 @@ def only(carry: jaxrnn.Carry, axes: jaxrnn.Carry, b: int) -> jaxrnn.Carry:
     return jax.tree.map(take, carry, axes)
 
 
-@every_rule
+@every_kind_of_rule
 def test_a_rule_neither_promotes_ranks_nor_dtypes_implicitly(rule):
     case = make_case(**USUAL, leak=0.5, dtype=jnp.float16)
     batch = case.batch._replace(lengths=np.array([6, 3, 0]))
@@ -444,7 +446,18 @@ def describe(network: dict) -> str:
     return ",".join(f"{k}={v if not callable(v) else 'custom'}" for k, v in network.items())
 
 
-@pytest.mark.parametrize("network", NETWORKS + EDGES, ids=describe)
+# In the quick tests: each activation, with ids and features, leaks, stacks and masks among them.
+QUICK = [*NETWORKS[1::2], EDGES[1], EDGES[3], EDGES[7]]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(network, marks=[pytest.mark.slow] * (network not in QUICK))
+        for network in NETWORKS + EDGES
+    ],
+    ids=describe,
+)
 def test_exact_rules_equal_autodiff(network):
     case = make_case(**network)
     expected = gradient(algorithm_of("autodiff", case.rnn), case)
@@ -460,8 +473,22 @@ def neighbours(outputs, targets):
     return jnp.square(outputs - jnp.roll(outputs, 1, axis=1) - targets).sum(-1)
 
 
-@pytest.mark.parametrize("rule", ["bptt", "checkpointed_bptt"])
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error", neighbours])
+@pytest.mark.parametrize(
+    ("rule", "loss"),
+    [
+        ("bptt", "softmax_cross_entropy"),
+        ("bptt", neighbours),
+        *[
+            pytest.param(rule, loss, marks=pytest.mark.slow)
+            for rule, loss in [
+                ("bptt", "squared_error"),
+                ("checkpointed_bptt", "softmax_cross_entropy"),
+                ("checkpointed_bptt", "squared_error"),
+                ("checkpointed_bptt", neighbours),
+            ]
+        ],
+    ],
+)
 @pytest.mark.parametrize("length", [130, 128])  # of bptt's segments the last is shorter; or equal
 def test_backpropagation_in_segments_is_exact(rule, loss, length):
     how = {"num_layers": 2, "leak": 0.7, "mask": True, "reduction": "mean", "loss_function": loss}
@@ -581,6 +608,7 @@ def test_the_outputs_of_a_large_vocabulary_are_never_all_held(full_optimisation)
     assert held("bptt", **case) < all_of_them < held("autodiff", **case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "exponent"), [("bptt", 1), ("checkpointed_bptt", 1 / 2)])
 def test_memory_grows_with_this_power_of_the_steps(rule, exponent):
     sizes = {"H": 16, "I": 1, "O": 1, "loss_function": "squared_error"}
@@ -588,6 +616,7 @@ def test_memory_grows_with_this_power_of_the_steps(rule, exponent):
     assert np.log2(long / short) / 4 == pytest.approx(exponent, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "exponent"),
     [
@@ -641,7 +670,13 @@ WINDOWS = [rule.window for rule in RULES.values() if rule.window is not None]
 @pytest.mark.parametrize("window", [*WINDOWS, T + 3])
 @pytest.mark.parametrize(
     "network",
-    [{"ids": True}, {"num_layers": 2, "mask": True}, {"num_layers": 3, "leak": 0.3}],
+    [
+        {"num_layers": 2, "mask": True},
+        *[
+            pytest.param(network, marks=pytest.mark.slow)
+            for network in ({"ids": True}, {"num_layers": 3, "leak": 0.3})
+        ],
+    ],
     ids=describe,
 )
 def test_truncated_bptt_is_the_gradient_of_its_defining_graph(window, network):
@@ -650,7 +685,7 @@ def test_truncated_bptt_is_the_gradient_of_its_defining_graph(window, network):
     assert_equal(grads, gradient_of_the_defining_graph(case, window))
 
 
-@rules(chunking=True)
+@rules(quick=KINDS, chunking=True)
 def test_sum_over_chunks_does_not_depend_on_where_they_are_cut(rule):
     assert_equal_for_any_chunks(rule, num_layers=2, ids=True, leak=0.4, mask=True)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, assert_equal, gradient, make_case
+from cases import Case, apply, assert_equal, gradient, loss_of, make_case
 
 import jaxrnn
 from jaxrnn.lm.build import INITIALIZERS
@@ -46,7 +46,9 @@ def forward_in_numpy(rnn, params, inputs, h):
 )
 def test_apply_is_the_recurrence(activation, network):
     rnn, params, h, batch = make_case(activation=activation, **network)
-    assert_equal(rnn.apply(params, batch.inputs, h), forward_in_numpy(rnn, params, batch.inputs, h))
+    assert_equal(
+        apply(rnn, params, batch.inputs, h), forward_in_numpy(rnn, params, batch.inputs, h)
+    )
 
 
 def losses_in_numpy(rnn, outputs, targets):
@@ -70,9 +72,7 @@ def test_loss_is_the_masked_mean_or_sum(loss, reduction, mask):
 
 def test_softmax_cross_entropy_and_its_gradient_survive_large_outputs():
     case = make_case(readout_init=jax.nn.initializers.constant(1e4))
-    algorithm = jaxrnn.gradients.bptt(case.rnn)
-    carry = algorithm.init(case.params, case.h)
-    (loss, _), grads = algorithm.value_and_grad(case.params, carry, case.batch)
+    (loss, _), grads = gradient(jaxrnn.gradients.bptt(case.rnn), case)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads)))
 
 
@@ -146,8 +146,8 @@ def test_the_state_of_a_row_does_not_change_after_its_length(ids):
     inputs = np.array(batch.inputs)
     inputs[padding] = -7 if ids else np.nan
     padded = jaxrnn.Batch(inputs, np.where(padding, -100, batch.targets), None, lengths)
-    loss, h_last = rnn.loss(params, h, padded)
-    outputs, h_applied = rnn.apply(params, inputs, h, lengths)
+    loss, h_last = loss_of(rnn, params, h, padded)
+    outputs, h_applied = apply(rnn, params, inputs, h, lengths)
     assert_equal(h_applied, h_last)
     total = 0.0
     for b, length in enumerate(lengths):
@@ -155,12 +155,12 @@ def test_the_state_of_a_row_does_not_change_after_its_length(ids):
         if length == 0:
             assert_equal(h_last[:, b], h[:, b])
             continue
-        row_loss, row_last = rnn.loss(params, h[:, b : b + 1], row)
+        row_loss, row_last = loss_of(rnn, params, h[:, b : b + 1], row)
         assert_equal(h_last[:, b : b + 1], row_last)
-        assert_equal(outputs[b, :length], rnn.apply(params, row.inputs, h[:, b : b + 1])[0][0])
+        assert_equal(outputs[b, :length], apply(rnn, params, row.inputs, h[:, b : b + 1])[0][0])
         total += row_loss
     assert_equal(loss, total)
-    mean, _ = dataclasses.replace(rnn, reduction="mean").loss(params, h, padded)
+    mean, _ = loss_of(dataclasses.replace(rnn, reduction="mean"), params, h, padded)
     assert_equal(mean, total / lengths.sum())
 
 
@@ -178,7 +178,8 @@ def test_unroll_stops_each_row_at_its_length():
         states, h_last = rnn.unroll(cell, batch.inputs[1:2, :2], h[1:2])
         return jnp.sin(states).sum() + jnp.square(h_last).sum()
 
-    assert_equal(jax.grad(loss, (0, 1))(cell, h[0]), jax.grad(alone, (0, 1))(cell, h[0]))
+    padded, expected = (jax.jit(jax.grad(f, (0, 1)))(cell, h[0]) for f in (loss, alone))
+    assert_equal(padded, expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -201,9 +202,9 @@ def test_a_mean_over_many_positions_does_not_vanish_in_low_precision(rule, dtype
 
 def test_state_passed_on_continues_the_sequence():
     rnn, params, h, batch = make_case(num_layers=2)
-    whole, h_last = rnn.apply(params, batch.inputs, h)
-    first, h_between = rnn.apply(params, batch.inputs[:, :2], h)
-    second, h_end = rnn.apply(params, batch.inputs[:, 2:], h_between)
+    whole, h_last = apply(rnn, params, batch.inputs, h)
+    first, h_between = apply(rnn, params, batch.inputs[:, :2], h)
+    second, h_end = apply(rnn, params, batch.inputs[:, 2:], h_between)
     assert_equal((jnp.concatenate([first, second], 1), h_end), (whole, h_last))
 
 
@@ -303,8 +304,8 @@ def test_unroll_has_the_gradient_of_autodiff_for_any_loss_of_its_states(network,
 
     arguments = (params.cells[0], batch.inputs, h[0])
     argnums = (0, 2) if ids else (0, 1, 2)
-    by_hand = jax.value_and_grad(lambda *a: loss(rnn.unroll, *a), argnums)(*arguments)
-    by_autodiff = jax.value_and_grad(lambda *a: loss(plain, *a), argnums)(*arguments)
+    by_hand = jax.jit(jax.value_and_grad(lambda *a: loss(rnn.unroll, *a), argnums))(*arguments)
+    by_autodiff = jax.jit(jax.value_and_grad(lambda *a: loss(plain, *a), argnums))(*arguments)
     assert jax.tree.leaves(by_hand)[0].dtype == dtype
     assert_equal(by_hand, by_autodiff, 1e-12 if dtype == jnp.float64 else 1e-5)
 
@@ -313,7 +314,7 @@ def test_unroll_and_the_readout_give_the_outputs_of_apply():
     rnn, params, h, batch = make_case(use_bias=False)
     states, h_last = rnn.unroll(params.cells[0], batch.inputs, h[0])
     outputs = states @ params.readout.W_hy
-    assert_equal((outputs, h_last[None]), rnn.apply(params, batch.inputs, h))
+    assert_equal((outputs, h_last[None]), apply(rnn, params, batch.inputs, h))
 
 
 def test_unroll_uses_its_hand_written_derivative():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -51,10 +52,18 @@ def arrays(file):
 # Resuming
 
 
-@pytest.mark.parametrize("lines", [False, True], ids=["stream", "lines"])
-@pytest.mark.parametrize("rule", jaxrnn.gradients.RULES)
-def test_a_resumed_run_ends_with_the_same_bytes(rule, lines, text, tmp_path):
+RESUMED = [*itertools.product(jaxrnn.gradients.RULES, ["stream", "lines"])]
+QUICK = [(rule, "stream") for rule in ("bptt", "truncated_bptt", "rtrl", "uoro", "dni")]
+QUICK += [("uoro", "lines")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (row not in QUICK)) for row in RESUMED],
+)
+def test_a_resumed_run_ends_with_the_same_bytes(rule, kind, text, tmp_path):
     """The run resumes from a checkpoint in the middle. Everything after it is deleted before."""
+    lines = kind == "lines"
     run_options = dataclasses.replace(
         SMALL, algorithm=rule, lines=lines, length=None if lines else 3, keep=99
     )

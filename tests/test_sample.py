@@ -20,13 +20,17 @@ STACK = jaxrnn.RNN(5, 7, 5, num_layers=2, readout_init=jax.nn.initializers.norma
 PROMPT, KEY = np.array([[1, 2]]), jax.random.key(0)
 
 
+APPLY = jax.jit(RNN.apply)
+
+
 def greedy_by_hand(prompt, length):
     """Append the most likely id `length` times, each after a forward pass over the whole row."""
-    ids = np.asarray(prompt)
-    for _ in range(length):
-        outputs, _ = RNN.apply(PARAMS, ids, RNN.initial_state(len(ids)))
-        ids = np.concatenate([ids, np.asarray(outputs[:, -1:]).argmax(-1)], 1)
-    return ids[:, np.shape(prompt)[1] :]
+    start = np.shape(prompt)[1]
+    ids = np.pad(prompt, ((0, 0), (0, length)))  # of one length; what follows has no influence
+    for t in range(start, start + length):
+        outputs, _ = APPLY(PARAMS, ids, RNN.initial_state(len(ids)))
+        ids[:, t] = np.asarray(outputs[:, t - 1]).argmax(-1)
+    return ids[:, start:]
 
 
 def test_temperature_zero_takes_the_most_likely_id_each_time():

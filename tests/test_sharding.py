@@ -12,7 +12,7 @@ import pytest
 from cases import assert_equal, gradient, make_case
 from jax import lax
 from jax.sharding import PartitionSpec
-from rule_table import RULES, algorithm_of, every_rule
+from rule_table import KINDS, RULES, algorithm_of, every_kind_of_rule
 
 import jaxrnn
 from jaxrnn.gradients.engine.algorithm import batch_axes
@@ -20,7 +20,9 @@ from jaxrnn.training import sharding
 
 MASKED = {"ids": True, "mask": True, "reduction": "mean"}
 STACKED = {"num_layers": 2, "leak": 0.7, "loss_function": "squared_error"}
-CASES = [(name, MASKED) for name in RULES] + [(name, STACKED) for name in ("bptt", "uoro")]
+CASES = [
+    pytest.param(name, MASKED, marks=[pytest.mark.slow] * (name not in KINDS)) for name in RULES
+] + [pytest.param(name, STACKED, marks=pytest.mark.slow) for name in ("bptt", "uoro")]
 
 
 @pytest.mark.parametrize(("rule", "network"), CASES, ids=str)
@@ -57,7 +59,7 @@ def test_a_step_has_one_all_reduce():
     assert len(re.findall(r"all-reduce(-start)?\(", program.as_text() or "")) == 1
 
 
-@every_rule
+@every_kind_of_rule
 def test_in_the_callers_shard_map_a_gradient_is_summed_over_the_devices(rule):
     """`jax.grad` sums it too for replicated parameters under the default `check_vma=True`."""
     case = make_case(B=4, num_layers=2)

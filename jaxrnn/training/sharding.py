@@ -105,7 +105,7 @@ def sharded(
     >>> params = rnn.init(jax.random.key(0))
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> carry = algorithm.init(params, rnn.initial_state(batch_size=3))
-    >>> (loss, carry), grads = algorithm.value_and_grad(params, carry, batch)
+    >>> (loss, carry), grads = jax.jit(algorithm.value_and_grad)(params, carry, batch)
     >>> grads.cells[0].W_xh.shape
     (5, 4)
     """

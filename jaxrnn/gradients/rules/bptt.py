@@ -46,7 +46,7 @@ def bptt(rnn: RNN) -> GradientAlgorithm:
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.bptt(rnn)
-    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, rule.init(params, h), batch)
     >>> exact = jax.grad(rnn.loss, has_aux=True)(params, h, batch)[0]
     >>> bool(jax.numpy.allclose(grads.cells[0].W_hh, exact.cells[0].W_hh, atol=1e-6))
     True

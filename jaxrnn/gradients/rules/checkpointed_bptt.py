@@ -34,7 +34,7 @@ def checkpointed_bptt(rnn: RNN) -> GradientAlgorithm:
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.checkpointed_bptt(rnn)
-    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, rule.init(params, h), batch)
     >>> grads.cells[0].W_hh.shape
     (4, 4)
     """

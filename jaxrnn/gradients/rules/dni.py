@@ -53,7 +53,7 @@ def dni(rnn: RNN, learning_rate: float = 0.05) -> GradientAlgorithm:
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.dni(rnn)
-    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, rule.init(params, h), batch)
     >>> carry.memory[0].value.shape  # A of each row: (B, H + 1, H)
     (3, 5, 4)
     """

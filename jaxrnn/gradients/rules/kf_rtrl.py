@@ -67,7 +67,7 @@ def kf_rtrl(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.kf_rtrl(rnn)
     >>> carry = rule.init(params, h, key=jax.random.key(1))
-    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, carry, batch)
     >>> carry.memory[0].influence.A.shape  # (B, H, H)
     (3, 4, 4)
     """

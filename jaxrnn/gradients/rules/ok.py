@@ -65,7 +65,7 @@ def ok(rnn: RNN, rank: int = 1, *, noise: Noise | None = None) -> GradientAlgori
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.ok(rnn, rank=2)
     >>> carry = rule.init(params, h, key=jax.random.key(1))
-    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, carry, batch)
     >>> carry.memory[0].influence.A.shape  # (B, rank, H, H)
     (3, 2, 4, 4)
     """

@@ -50,7 +50,7 @@ def rflo(rnn: RNN, feedback: Literal["readout", "random"] = "readout") -> Gradie
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.rflo(rnn, feedback="random")
     >>> carry = rule.init(params, h, key=jax.random.key(1))
-    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, carry, batch)
     >>> carry.memory.matrix.value.shape  # (O, H)
     (2, 4)
     """

@@ -62,7 +62,7 @@ def snap(rnn: RNN, n: int = 1) -> GradientAlgorithm:
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.snap(rnn, n=1)
-    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, rule.init(params, h), batch)
     >>> carry.memory[0].influence.shape  # (B, N, H): one number per weight
     (3, 10, 4)
     """

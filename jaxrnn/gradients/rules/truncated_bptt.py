@@ -68,7 +68,7 @@ def truncated_bptt(rnn: RNN, window: int = 8) -> GradientAlgorithm:
     >>> params, h = rnn.init(jax.random.key(0)), rnn.initial_state(3)
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.truncated_bptt(rnn, window=2)
-    >>> (loss, carry), grads = rule.value_and_grad(params, rule.init(params, h), batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, rule.init(params, h), batch)
     >>> carry.memory.tapes[0].h_prev.shape  # (window, B, H)
     (2, 3, 4)
     """

@@ -66,7 +66,7 @@ def uoro(rnn: RNN, *, noise: Noise | None = None) -> GradientAlgorithm:
     >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
     >>> rule = jaxrnn.gradients.uoro(rnn)
     >>> carry = rule.init(params, h, key=jax.random.key(1))
-    >>> (loss, carry), grads = rule.value_and_grad(params, carry, batch)
+    >>> (loss, carry), grads = jax.jit(rule.value_and_grad)(params, carry, batch)
     >>> carry.memory[0].influence.theta.shape  # (B, N, H)
     (3, 10, 4)
     """
