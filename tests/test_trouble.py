@@ -159,7 +159,7 @@ def test_an_overflow_in_the_backward_pass_is_located(layers):
     assert report.leaf == "cells[0].W_xh"
     assert 1e27 < (report.largest or 0) < np.finfo(np.float32).max
     assert report.advice == (f"length={(report.steps_back or 0) // 2}", "activation='tanh'",
-                            "another init")  # fmt: skip
+                            "another `init`")  # fmt: skip
 
 
 # The gradient, the rule's memory, the update
@@ -194,7 +194,7 @@ def test_an_influence_that_overflows_is_reported_as_memory_of_the_rule():
     assert report.stage == "the rule's memory"
     assert report.what.startswith("memory[0].influence[0, ")
     assert report.advice[0] == "algorithm='bptt'"
-    assert report.advice[-1] == "lower learning_rate or clip"
+    assert report.advice[-1] == "lower `learning_rate` or `clip`"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_update_that_overflows_is_reported_for_the_optimiser(rule, network, l
     assert (report.stage, report.leaf) == ("the optimiser's update", leaf)
     assert report.what.startswith(leaf)
     assert report.largest == jnp.abs(by_name(grads)[leaf]).max()
-    assert report.advice[0] == "lower learning_rate or clip"
+    assert report.advice[0] == "lower `learning_rate` or `clip`"
 
 
 # Values that are not finite before the step
@@ -333,7 +333,12 @@ def test_line_breaks_do_not_split_an_option_at_its_hyphens():
 
 
 def test_the_command_names_its_flags_and_the_library_the_options(capsys):
-    advice = ("length=499", "activation='tanh'", "another init", "lower learning_rate or clip")
+    advice = (
+        "length=499",
+        "activation='tanh'",
+        "another `init`",
+        "lower `learning_rate` or `clip`",
+    )
     report = nonfinite.Trouble("the forward pass", "outputs", advice=advice)
     assert " ".join(str(report).split()).endswith(f"Try {', '.join(advice)}.")
     console.trouble(report)

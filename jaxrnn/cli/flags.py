@@ -23,7 +23,7 @@ def with_flags(message: str, names: Collection[str]) -> str:
     '--steps must be at least 1, got 0'
     >>> with_flags("give overwrite=True, or encoding='utf-16'", ["overwrite", "encoding"])
     'give --overwrite, or --encoding utf-16'
-    >>> with_flags("lower learning_rate or clip", ["learning_rate", "clip"])
+    >>> with_flags("lower `learning_rate` or `clip`", ["learning_rate", "clip"])
     'lower --learning-rate or --clip'
     """
     apart = r"(?<![\w./'\"=-])"  # not within a path, a quotation or another name
@@ -38,8 +38,7 @@ def with_flags(message: str, names: Collection[str]) -> str:
             return flag(name if value == "True" else f"no_{name}")
         return f"{flag(name)} {value.strip(chr(39))}"
 
-    if re.fullmatch(rf"(lower|another) ({any_name})( or ({any_name}))*", message):
-        return re.sub(rf"\b({any_name})\b", lambda m: flag(m[1]), message)
+    message = re.sub(rf"`({any_name})`", lambda m: flag(m[1]), message)
     message = re.sub(rf"{apart}({any_name})=('[^']*'|[^\s,;:]*[^\s,;:.])", with_value, message)
     message = re.sub(rf"^({any_name})(?= (?:must|and|is|was)\b)", lambda m: flag(m[1]), message)
     return re.sub(rf"{apart}({long_name})(?![\w./(=])", lambda m: flag(m[1]), message)

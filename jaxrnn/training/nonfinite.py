@@ -290,7 +290,7 @@ def _advice(
 ) -> tuple[str, ...]:
     """Return what to try, the most specific first, with the names of `jaxrnn.lm.Options`."""
     explodes = flow is None or not credit_growth(flow).overall <= 1.01
-    slower = "lower learning_rate or clip" if int(state.step) else "another init"
+    slower = "lower `learning_rate` or `clip`" if int(state.step) else "another `init`"
     unbounded = rnn.activation in ("relu", "identity")
     tanh = ("activation='tanh'",) if unbounded and (explodes or trouble.stage == FORWARD) else ()
     half = (trouble.steps_back or 0) // 2 if explodes else 0
@@ -302,7 +302,7 @@ def _advice(
         MEMORY: ("algorithm='bptt'", *tanh, slower),
         BACKWARD: (*shorter, *tanh, slower),
         GRADIENT: ("jaxrnn.verify on the rule", slower),
-        UPDATE: ("lower learning_rate or clip",),
+        UPDATE: ("lower `learning_rate` or `clip`",),
         LOOP: (slower,),
     }
     return remedies[trouble.stage]

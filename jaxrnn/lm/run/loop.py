@@ -12,7 +12,7 @@ import numpy as np
 from jaxrnn import gradients
 from jaxrnn.lm import build
 from jaxrnn.lm.options import members
-from jaxrnn.lm.run.persistence import save, write_description, write_sample
+from jaxrnn.lm.run.persistence import save, write_run_json, write_sample
 from jaxrnn.lm.run.placement import all_gather, on_one, rows_here, spread_rows
 from jaxrnn.lm.run.state import Block, Run, over_because, pick
 from jaxrnn.lm.scoring import mean_loss, score
@@ -61,7 +61,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
             # Remove what a killed process wrote after this step or failed to remove.
             directory.rewind(run.folder, run.done, run.history, run.options.keep)
             # The path of the text may have changed.
-            write_description(run)
+            write_run_json(run)
             yield from _train(run, stop)
     except OSError as error:
         raise ValueError(

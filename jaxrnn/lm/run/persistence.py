@@ -76,7 +76,7 @@ def keep(run: Run, path: str | Path, *, overwrite: bool = False) -> Run:
         return run
 
     def fill(new):
-        write_description(run._replace(folder=new))
+        write_run_json(run._replace(folder=new))
         atomic.write(new / "metrics.jsonl", "")
         save(whole._replace(folder=new))
 
@@ -84,7 +84,7 @@ def keep(run: Run, path: str | Path, *, overwrite: bool = False) -> Run:
     return run._replace(folder=folder)
 
 
-def write_description(run: Run) -> None:
+def write_run_json(run: Run) -> None:
     """Write run.json of a run that has a folder, unless it has the same content already."""
     assert run.folder is not None
     vocabulary = VocabularyRecord(run.vocabulary.size, run.vocabulary.sha256)
