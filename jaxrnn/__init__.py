@@ -3,6 +3,7 @@
 The network:
     RNN                the network: sizes, activation, leak, loss and initialisers
     Params             its parameters: a tuple of `Cell` and a `Readout`
+    save, load         parameters to and from a file
     Batch              inputs, targets, mask and lengths
     Source             batches by number, which know whether they follow on from each other
     chunks             cut a batch along time, for online rules
@@ -66,6 +67,8 @@ from jaxrnn.gradients.engine.algorithm import GradientAlgorithm as GradientAlgor
 from jaxrnn.gradients.engine.algorithm import reset as reset
 from jaxrnn.network.batch import Batch as Batch
 from jaxrnn.network.checks import memory_limit as memory_limit
+from jaxrnn.network.file import load as load
+from jaxrnn.network.file import save as save
 from jaxrnn.network.layer import Cell as Cell
 from jaxrnn.network.rnn import RNN as RNN
 from jaxrnn.network.stack import Params as Params
@@ -130,11 +133,13 @@ __all__ = [
     "gradients",
     "init_train_state",
     "lm",
+    "load",
     "make_mesh",
     "make_train_loop",
     "make_train_step",
     "memory_limit",
     "reset",
+    "save",
     "sharded",
     "tasks",
     "verify",

@@ -1,5 +1,7 @@
 """Names, norms and JSON values of pytrees."""
 
+import html
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -38,3 +40,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def html_table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], below: Sequence[str] = ()
+) -> str:
+    """Return a table in HTML for a notebook, with lines of text below it."""
+
+    def row(cells, tag):
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    lines = "<br>".join(map(html.escape, below))
+    return f"<table>{row(titles, 'th')}{body}</table><p>{lines}</p>"

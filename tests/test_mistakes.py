@@ -79,11 +79,22 @@ MISTAKES = {
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids + 2))": "targets hold the id 2",
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), h=h[:, :1])": "h has shape (1, 1, 4)",
     "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids), reference=grads)": "the reference",
+    "jaxrnn.verify(rnn, bptt(rnn), params, jaxrnn.Batch(x, ids))": "rnn must be a jaxrnn.RNN, got",
+    "jaxrnn.verify(bptt, rnn, params, jaxrnn.Batch(x, ids))": "candidate is the builder of bptt",
+    "jaxrnn.verify(grads, rnn, params, jaxrnn.Batch(x, ids, 0 * ids))": "has weight 0, so loss",
+    "jaxrnn.make_train_step(bptt, None)": "algorithm must be a GradientAlgorithm, got a function",
+    "rtrl.init(params, h[0])": "h has shape (3, 4), but needs (num_layers, B, H) = (1, B, 4)",
+    "rnn.states(params, x, h[0])": "h has shape (3, 4), but needs (num_layers, B, H) = (1, B, 4)",
+    "jaxrnn.save('params', {'W': x})": "params must be jaxrnn.Params, got a dict: pass",
+    "jaxrnn.chunks(jaxrnn.Batch(x, ids), 0)": "length must be a whole number of at least 1, got 0",
+    "jaxrnn.load('nowhere.safetensors')": "FileNotFoundError('No such file or directory",
     "jaxrnn.finite_difference(directions=0)": "directions must be at least 1, got 0",
     "jaxrnn.complex_step(elements=-1)": "elements must be at least 0, got -1",
     "jaxrnn.check_grad(grads, float)": "args must not be empty",
     "jaxrnn.check_grad(grads, lambda x: float(x), x)": "JAX cannot differentiate the loss",
     "jaxrnn.gradient_flow(rnn, params, jaxrnn.Batch(x, ids), lags=9)": "lags must lie in 1 … 6",
+    "compare([bptt(rnn)])": "algorithms must be a dict {name: algorithm, …}, got a list: the names",
+    "compare({'mine': bptt(rnn)}, mask=0 * ids)": "every position of this batch has weight 0, so",
     "compare({})": "algorithms is empty: give {name: algorithm, …}",
     "compare({'mine': bptt})": "algorithms['mine'] must be a GradientAlgorithm, got a function: bu",
     "compare({'mine': bptt(rnn)}, draws=1)": "draws must be a whole number of at least 2, got 1",
@@ -142,8 +153,8 @@ thirds = np.arange(9) % 3
 bptt = jaxrnn.gradients.bptt
 odd = jaxrnn.GradientAlgorithm(
     bptt(rnn).init, lambda params, carry, batch: ((0.0, carry), params.cells))
-compare = lambda rules, **options: jaxrnn.compare(
-    rules, rnn, params, jaxrnn.Batch(x, ids), key=key, **options)
+compare = lambda rules, mask=None, **options: jaxrnn.compare(
+    rules, rnn, params, jaxrnn.Batch(x, ids, mask), key=key, **options)
 grads = lambda params, batch: (0.0, params.cells)
 large = jaxrnn.RNN(500, 500, 2)
 big, long = large.init(key), jaxrnn.Batch(np.zeros((9, 999), int), np.zeros((9, 999), int))

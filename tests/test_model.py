@@ -197,7 +197,8 @@ def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, mo
         ]
     else:
         rows = [vocabulary.encode(f"\n{line}\n") for line in text.split("\n") if line]
-    *before, (done, score) = model.evaluate(lm_model, Text.from_string(text))
+    *before, (done, score) = model.scores(lm_model, Text.from_string(text))
+    assert model.evaluate(lm_model, Text.from_string(text)) == score
     shares = [share for share, _ in before] + [done]
     assert score.symbols == sum(len(row) - 1 for row in rows)
     total = sum(loss_of(lm_model, row) for row in rows)
@@ -211,7 +212,7 @@ def test_a_score_is_the_loss_of_every_symbol(level, lines, positions, models, mo
 
 def test_unknown_words_are_counted(models):
     for lines in (False, True):
-        *_, (_, score) = model.evaluate(
+        score = model.evaluate(
             models["word", lines], Text.from_string("The zebra. A quagga, the end!")
         )
         assert score.unknown == 2
@@ -264,5 +265,5 @@ def test_a_model_of_one_symbol_predicts_it_with_certainty():
         lm.prepare(Text.from_string("a" * 50), Options(hidden_size=2, batch_size=2, length=5))
     )
     assert model.write(lm_model, length=5, prompt="a") == ["aaaaaa"]
-    *_, (_, score) = model.evaluate(lm_model, Text.from_string("aaa"))
+    score = model.evaluate(lm_model, Text.from_string("aaa"))
     assert (score.nats, score.symbols) == (0.0, 2)

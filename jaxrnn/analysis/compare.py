@@ -19,12 +19,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxrnn.analysis.cost import Cost, compile_with_cost, seconds_of
 from jaxrnn.gradients import GradientAlgorithm, autodiff
+from jaxrnn.gradients.engine.algorithm import check_algorithm
 from jaxrnn.network import checks
-from jaxrnn.network.batch import Batch, check_is_batch
+from jaxrnn.network.batch import Batch, check_counts, check_is_batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name, length, plain
+from jaxrnn.tree import by_name, html_table, length, plain
 
 AT_ONCE = 8  # number of draws that are computed in parallel
 
@@ -104,6 +105,16 @@ class Comparison(NamedTuple):
             lines.append(f"se: the bias to expect from the noise of {draws} draws alone")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        """Return the table of `print`."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        titles = (*TITLES[:2], "± standard error", *TITLES[2:])
+        below = f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's"
+        return html_table(titles, map(_cells, self.rows), [below])
+
 
 WIDTH = 80
 TITLES = ("rule", "bias", "variance", "cosine", "Mflop", "MiB", "µs/step", "ratio")
@@ -156,6 +167,7 @@ def compare(
     """
     _check(algorithms, draws, rounds)
     check_is_batch(batch)
+    check_counts(batch)
     params = jax.tree.map(jnp.asarray, params)
     start = rnn.initial_state(len(batch.inputs)) if h is None else h
     batch, start = check_batch(rnn, params, batch, start)
@@ -246,15 +258,15 @@ def _estimate(draws: Float[np.ndarray, "n size"], exact: Float[np.ndarray, " siz
 
 
 def _check(algorithms: Mapping[str, GradientAlgorithm], draws: int, rounds: int) -> None:
+    if not isinstance(algorithms, Mapping):
+        raise ValueError(
+            f"algorithms must be a dict {{name: algorithm, …}}, got a {type(algorithms).__name__}: "
+            f"the names are those of the table"
+        )
     if not algorithms:
         raise ValueError("algorithms is empty: give {name: algorithm, …}, with at least one")
     for name, algorithm in algorithms.items():
-        if not isinstance(algorithm, GradientAlgorithm):
-            raise ValueError(
-                f"algorithms[{name!r}] must be a GradientAlgorithm, got a "
-                f"{type(algorithm).__name__}: build a rule, as in jaxrnn.gradients.bptt(rnn), or "
-                f"make one with jaxrnn.GradientAlgorithm(init, value_and_grad)"
-            )
+        check_algorithm(f"algorithms[{name!r}]", algorithm)
     checks.whole("draws", draws, 2)
     checks.whole("rounds", rounds, 1)
 

@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 
 from jaxrnn.analysis.lags import affordable_lags, split_by_lag
 from jaxrnn.network import checks, layer
-from jaxrnn.network.batch import Batch, check_is_batch
+from jaxrnn.network.batch import Batch, check_counts, check_is_batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.forward_pass import forward_pass
 from jaxrnn.network.layer import Cell, Tape
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name
+from jaxrnn.tree import by_name, html_table
 
 
 class GradientFlow(NamedTuple):
@@ -41,6 +41,37 @@ class GradientFlow(NamedTuple):
     credit: Float[np.ndarray, "L K B T"]
     singular_values: Float[np.ndarray, "L K H"]
     share: dict[str, Float[np.ndarray, " K"]]
+
+    def __repr__(self) -> str:
+        """Return, for each layer, how the credit grows with the lag, and the sizes."""
+        layers, lags, batch_size, steps = self.credit.shape
+        lines = [
+            f"GradientFlow over {lags} lags of {batch_size} sequences of {steps} steps; median "
+            f"‖dℓ_t/dh_(t-k)‖:"
+        ]
+        for number in range(min(layers, 8)):
+            first, last = self._median(number, 0), self._median(number, lags - 1)
+            lines.append(
+                f"  layer {number}: from {first:.3g} to {last:.3g} at k={lags - 1}, "
+                f"times {_per_step(first, last, lags):.3g} a step"
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the credit and the largest singular value over lags, for a notebook."""
+        layers, lags = self.credit.shape[:2]
+        shown = sorted(
+            {*range(min(lags, 4)), *(2**n for n in range(2, 9) if 2**n < lags), lags - 1}
+        )
+        titles = ["lag", *(f"layer {l}: {what}" for l in range(layers) for what in _MEASURES)]
+        rows = []
+        for k in shown:
+            values = ((self._median(l, k), self.singular_values[l, k, 0]) for l in range(layers))
+            rows.append([str(k), *(f"{value:.3g}" for pair in values for value in pair)])
+        return html_table(titles, rows, ["below 1 a step the gradient vanishes, above it explodes"])
+
+    def _median(self, layer: int, lag: int) -> float:
+        return float(np.nanmedian(self.credit[layer, lag]))
 
     def plot(self, path: str | Path) -> None:
         """Plot credit, singular values and shares over the lag, and save the figure.
@@ -82,6 +113,14 @@ class GradientFlow(NamedTuple):
         figure.savefig(path, dpi=120)
 
 
+_MEASURES = ("median ‖dℓ_t/dh_(t-k)‖", "largest singular value of ∂h_T/∂h_(T-k)")
+
+
+def _per_step(first: float, last: float, lags: int) -> float:
+    """Return the factor by which the credit grows with each lag, as a geometric mean."""
+    return (last / first) ** (1 / (lags - 1)) if lags > 1 and first > 0 else float("nan")
+
+
 def gradient_flow(
     rnn: RNN,
     params: Params,
@@ -121,6 +160,7 @@ def gradient_flow(
     1.0
     """
     check_is_batch(batch)
+    check_counts(batch)
     if not all(map(checks.is_known, jax.tree.leaves((params, batch, h)))):
         raise ValueError(
             "gradient_flow uses NumPy and cannot be traced: call it outside of jax.jit, jax.vmap "

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrnn.network import layer
@@ -12,6 +13,7 @@ from jaxrnn.network.forward_pass import forward_pass
 from jaxrnn.network.layer import is_ids
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
+from jaxrnn.tree import html_table
 
 
 class Walkthrough(NamedTuple):
@@ -53,6 +55,34 @@ class Walkthrough(NamedTuple):
     dh_raw: Float[Array, "T H"]
     dh_0: Float[Array, " H"]
     grads: Params
+
+    def __repr__(self) -> str:
+        """Return the sizes, the loss and the names of the quantities."""
+        (T, I), H, O = self.x.shape, self.h.shape[1], self.y.shape[1]
+        return (
+            f"Walkthrough of {T} steps (I={I}, H={H}, O={O}), loss {float(self.loss):.6g} = "
+            f"{' + '.join(f'{float(loss):.4g}' for loss in self.loss_t[:4])}"
+            f"{' + …' if T > 4 else ''}\n"
+            f"  forward   x h_prev h y p loss_t loss\n"
+            f"  backward  dy error dh_next dh gain dh_raw dh_0 grads"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table with one row for each step, for a notebook."""
+        names = ("h", "p", "dy", "dh", "gain", "dh_raw")
+        arrays = [np.asarray(getattr(self, name)) for name in names]
+        shown = min(len(self.x), 20)
+        rows = [
+            [str(t), f"{float(self.loss_t[t]):.4g}", *(_numbers(array[t]) for array in arrays)]
+            for t in range(shown)
+        ]
+        below = [f"loss {float(self.loss):.6g}; {shown} of {len(self.x)} steps"]
+        return html_table(("t", "loss_t", *names), rows, below)
+
+
+def _numbers(row: np.ndarray) -> str:
+    """Return the first elements of a vector with three digits."""
+    return f"{' '.join(f'{value:.3g}' for value in row[:6])}{' …' if len(row) > 6 else ''}"
 
 
 def walkthrough(

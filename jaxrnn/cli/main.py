@@ -284,7 +284,7 @@ def evaluate(
     """
     model = lm.load(path, newest=newest)
     console.remarks(model.remarks)
-    scores = lm.evaluate(model, corpus.open_text(file, encoding))
+    scores = lm.scores(model, corpus.open_text(file, encoding))
     console.scored(model, console.with_share(scores))
     return 0
 

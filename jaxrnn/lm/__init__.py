@@ -1,4 +1,37 @@
-"""Language models: vocabulary, training runs that can be resumed, evaluation and sampling."""
+"""Language models: vocabulary, training runs that can be resumed, evaluation and sampling.
+
+Wherever a text is asked for, a str or a Path is the path of a file, and `Text.from_string(text)` is
+a text in memory.
+
+Training:
+    Options            the options of a run, with their valid values: see `help(Options)`
+    start              begin a run in a folder: text, options -> Run
+    resume             continue a run from its newest checkpoint
+    prepare            begin a run in memory, without a folder
+    keep               give a run in memory a folder
+    train              make the steps of a run, an iterator over `Block`
+    check_gradient     compare the rule of a run with `jax.grad`, a `GradientCheck`
+    over_because       why a run is over: "steps", "patience" or ""
+    Run, Block         a run at some step, and what some of its steps brought
+
+Models:
+    load               the best model of a run, or the newest
+    to_model           the current model of a `Run`
+    options_of         the options of a run
+    evaluate           the `Score` of a model on a text
+    scores             the same part by part, for a long text
+    write              texts that a model samples
+    stream             the same piece by piece
+    continuation       the most likely continuation of a text
+    Model, Score
+
+Ids and batches:
+    Text               a text in a file or in memory
+    Vocabulary         the symbols of a text: characters, bytes or words
+    batches            sources of batches from ids: `stream`, `shuffled`, `eval_set`, …
+    sample             sample ids from any network
+    beam_search        the most likely ids of any network
+"""
 
 from jaxrnn.lm import batches as batches
 from jaxrnn.lm.corpus import Text as Text
@@ -6,6 +39,7 @@ from jaxrnn.lm.model import Model as Model
 from jaxrnn.lm.model import Score as Score
 from jaxrnn.lm.model import continuation as continuation
 from jaxrnn.lm.model import evaluate as evaluate
+from jaxrnn.lm.model import scores as scores
 from jaxrnn.lm.model import stream as stream
 from jaxrnn.lm.model import write as write
 from jaxrnn.lm.options import Options as Options
@@ -47,6 +81,7 @@ __all__ = [
     "prepare",
     "resume",
     "sample",
+    "scores",
     "start",
     "stream",
     "to_model",

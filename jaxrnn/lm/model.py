@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,19 @@ class Model(NamedTuple):
     step: int
     held_out: float | None
     remarks: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the network, the symbols, the step and the held-out loss."""
+        symbol = {"char": "characters", "byte": "bytes", "word": "words"}[self.vocabulary.level]
+        loss = "no evaluation at this step"
+        if self.held_out is not None:
+            loss = f"held out {self.held_out:.4f} nats = {units(self.held_out, self.vocabulary)}"
+        return (
+            f"Model of {self.vocabulary.size:,} {symbol} after {self.step:,} steps: {loss}\n"
+            f"  {self.rnn!r}\n"
+            f"  trained by {self.options.algorithm} with {self.options.optimizer}"
+            f"{', line by line' if self.options.lines else ''}"
+        )
 
 
 class Score(NamedTuple):
@@ -137,12 +150,30 @@ def stream(
     return texts()
 
 
-def write(model: Model, **how: Any) -> list[str]:
+def write(
+    model: Model,
+    *,
+    prompt: str | None = None,
+    length: int = 500,
+    count: int = 1,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+) -> list[str]:
     """Sample texts from a model.
 
     Args:
         model: the model.
-        **how: the keyword arguments of `stream`: prompt, length, count, temperature and so on.
+        prompt: the beginning of each text, as in `stream`, like all other arguments.
+        length: the largest number of symbols to sample.
+        count: the number of texts.
+        temperature: below 1 the likely symbols become more likely; 0 takes the likeliest.
+        top_k: sample only from the k likeliest symbols.
+        top_p: sample only from the likeliest symbols that have this probability together.
+        stop: a string at which each text ends; it is not part of the text.
+        seed: the random seed.
 
     Returns:
         The `count` texts, each beginning with the prompt.
@@ -150,7 +181,18 @@ def write(model: Model, **how: Any) -> list[str]:
     Raises:
         ValueError: as `stream` does.
     """
-    return ["".join(parts) for parts in zip(*stream(model, **how), strict=True)]
+    pieces = stream(
+        model,
+        prompt=prompt,
+        length=length,
+        count=count,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=stop,
+        seed=seed,
+    )
+    return ["".join(parts) for parts in zip(*pieces, strict=True)]
 
 
 def continuation(
@@ -178,11 +220,29 @@ def continuation(
     return _decode(model, prompt, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
-def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
-    """Evaluate a model on a text, part by part.
+def evaluate(model: Model, text: Text | str | Path) -> Score:
+    """Evaluate a model on a text.
 
     The hidden state is carried through the whole text. A model of lines starts each line from
-    h = 0.
+    h = 0. `scores` does the same part by part, for a text that takes long.
+
+    Args:
+        model: the model.
+        text: the path of a file in UTF-8, or a `Text`, such as `Text.from_string("to be")`.
+
+    Returns:
+        The score of the whole text.
+
+    Raises:
+        ValueError: if the text cannot be read, is too short, or has a character that is not in the
+            vocabulary.
+    """
+    *_, (_, score) = scores(model, text)
+    return score
+
+
+def scores(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
+    """Evaluate a model on a text, part by part, as `evaluate` does at once.
 
     Args:
         model: the model.
@@ -209,7 +269,7 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
         eval_set = batches.eval_set(read.ids, 1, _LONG)
     unknown = unknown_words(read)
 
-    def scores():
+    def parts_of_text():
         parts = []
         for part in score(model.rnn, model.params, eval_set):
             parts.append(part)
@@ -217,7 +277,7 @@ def evaluate(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Sco
             nats = float(mean_loss(parts))
             yield part.done, Score(nats, symbols, read.characters, unknown)
 
-    return scores()
+    return parts_of_text()
 
 
 def unknown_words(read: Corpus) -> int:

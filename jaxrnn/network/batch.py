@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Int, Integer
 
 from jaxrnn.network import checks, layer
@@ -63,6 +64,16 @@ def check_is_batch(batch: Any) -> None:
         raise ValueError(
             f"batch must be a jaxrnn.Batch, got a {type(batch).__name__}: "
             f"jaxrnn.Batch(inputs, targets)"
+        )
+
+
+def check_counts(batch: Batch) -> None:
+    """Raise `ValueError` if no position of a batch counts, so that loss and gradient are 0."""
+    masks = (batch.mask, batch.lengths)
+    if any(each is not None and checks.is_known(each) and not np.any(each) for each in masks):
+        raise ValueError(
+            "every position of this batch has weight 0, so loss and gradient are 0: give a mask "
+            "and lengths that leave some"
         )
 
 

@@ -6,7 +6,7 @@ Arrays are batch-major, (B, T, ·), at the public interface and time-major, (T, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cache
 from typing import Literal
 
@@ -52,7 +52,7 @@ def orthogonal(
     return jax.nn.initializers.orthogonal()(key, shape, dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RNN:
     """The description of a vanilla (Elman) RNN: frozen, hashable and without arrays.
 
@@ -87,6 +87,8 @@ class RNN:
 
     >>> import jax, jaxrnn
     >>> rnn = jaxrnn.RNN(input_size=5, hidden_size=4, output_size=2)
+    >>> rnn
+    RNN(input_size=5, hidden_size=4, output_size=2)  # 50 parameters
     >>> rnn.init(jax.random.key(0)).cells[0].W_xh.shape
     (5, 4)
     """
@@ -123,6 +125,23 @@ class RNN:
                 LOSSES,
                 " or a function (outputs, targets) -> per-position loss",
             )
+
+    @property
+    def num_params(self) -> int:
+        """The number of parameters: of every weight and bias."""
+        H, O, bias = self.hidden_size, self.output_size, int(self.use_bias)
+        inputs = self.input_size + (self.num_layers - 1) * H  # of all layers together
+        return (inputs + self.num_layers * (H + bias)) * H + (H + bias) * O
+
+    def __repr__(self) -> str:
+        """Return the sizes, the arguments that are not at their defaults, and `num_params`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = ", ".join(
+            f"{field.name}={getattr(given[field.name], '__name__', repr(given[field.name]))}"
+            for field in fields(self)
+            if given[field.name] != field.default
+        )
+        return f"RNN({shown})  # {self.num_params:,} parameters"
 
     @property
     def dynamics(self) -> Dynamics:
@@ -268,6 +287,45 @@ class RNN:
         x, valid = to_time_major((inputs, within_lengths(lengths, inputs.shape[1])))
         trajectories, h_last = forward(self.dynamics, params.cells, x, h, valid)
         return read_out(params.readout, trajectories[-1].states).swapaxes(0, 1), h_last
+
+    def states(
+        self,
+        params: Params,
+        inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
+        h: Float[AnyArray, "L B H"] | None = None,
+        lengths: Integer[AnyArray, " B"] | None = None,
+    ) -> Float[Array, "L B T H"]:
+        """Compute the hidden states of all layers at all steps.
+
+        `jax.grad` through this function computes the gradients of `params` and h by the equations
+        of `jaxrnn.gradients.bptt`, for any loss of the states.
+
+        Args:
+            params: the parameters.
+            inputs: features (B, T, I), or token ids (B, T).
+            h: the state before the first step, (num_layers, B, H); zeros by default.
+            lengths: the number of steps of each row, (B,), as in `apply`.
+
+        Returns:
+            The states h_1 … h_T, (num_layers, B, T, H).
+
+        Raises:
+            ValueError: if an argument does not fit the network.
+
+        >>> import jax, jaxrnn
+        >>> rnn = jaxrnn.RNN(5, 4, 2, num_layers=2)
+        >>> params = rnn.init(jax.random.key(0))
+        >>> rnn.states(params, jax.numpy.ones((3, 6, 5))).shape
+        (2, 3, 6, 4)
+        """
+        h = self.initial_state(len(inputs)) if h is None else h
+        inputs, h, lengths = check_inputs(self, params, inputs, h, lengths)
+        x, valid = to_time_major((inputs, within_lengths(lengths, inputs.shape[1])))
+        states = []
+        for cell, h_0 in zip(params.cells, h, strict=True):
+            x, _ = layer.unroll(cell, x, h_0, valid, self.dynamics)
+            states.append(x.swapaxes(0, 1))
+        return jnp.stack(states)
 
     def loss(
         self, params: Params, h: Float[AnyArray, "L B H"], batch: Batch

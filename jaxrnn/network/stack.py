@@ -6,6 +6,7 @@ The input of layer l + 1 is the states of layer l. All arrays are time-major, (T
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
@@ -25,6 +26,29 @@ class Params(NamedTuple):
 
     cells: tuple[Cell, ...]
     readout: Readout
+
+    def __repr__(self) -> str:
+        """Return the shapes, one line for each layer, and the number of parameters."""
+        leaves = [leaf for leaf in jax.tree.leaves(self) if hasattr(leaf, "dtype")]
+        dtypes = " and ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        number = f": {sum(leaf.size for leaf in leaves):,} numbers of {dtypes}" if leaves else ""
+        rows = [f"Params{number}"]
+        cells = self.cells if isinstance(self.cells, tuple) else ()
+        for index, cell in enumerate(cells):
+            if index < 3 or index >= len(cells) - 3:
+                rows.append(f"  cells[{index}]  {_shapes(cell)}")
+            elif index == 3:
+                rows.append(f"  … {len(cells) - 6} more …")
+        return "\n".join([*rows, f"  readout   {_shapes(self.readout)}"])
+
+
+def _shapes(leaves: Any) -> str:
+    """Return the names and shapes of a `Cell` or a `Readout`, or what stands in place of arrays."""
+    if not hasattr(leaves, "_asdict"):
+        return repr(leaves)
+    return "  ".join(
+        f"{name} {getattr(leaf, 'shape', leaf)}" for name, leaf in leaves._asdict().items()
+    )
 
 
 def forward(

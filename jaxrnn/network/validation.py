@@ -19,8 +19,19 @@ from jaxrnn.network.stack import Params
 
 
 def as_state(params: Params, h: AnyArray) -> Inexact[Array, "L B H"]:
-    """Return h in the parameters' dtype."""
-    return checks.as_floats("h", h, params.readout.W_hy.dtype)
+    """Return h in the parameters' dtype.
+
+    Raises:
+        ValueError: if h is not (num_layers, B, H).
+    """
+    h = checks.as_floats("h", h, params.readout.W_hy.dtype)
+    layers, hidden_size = len(params.cells), len(params.readout.W_hy)
+    if h.ndim != 3 or h.shape[::2] != (layers, hidden_size):
+        raise ValueError(
+            f"h has shape {h.shape}, but needs (num_layers, B, H) = ({layers}, B, {hidden_size}): "
+            f"start with rnn.initial_state(batch_size)"
+        )
+    return h
 
 
 def as_inputs(

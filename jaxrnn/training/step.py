@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, restart
+from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, check_algorithm, restart
 from jaxrnn.network import checks
 from jaxrnn.network.batch import Batch, check_is_batch
 from jaxrnn.network.layer import wide
@@ -108,6 +108,7 @@ def init_train_state(
     >>> int(state.step)
     0
     """
+    check_algorithm("algorithm", algorithm)
     carry = algorithm.init(params, h, key=key)
     opt_state = cast(Callable[..., optax.OptState], optimizer.init)(params)
     state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32))
@@ -151,6 +152,7 @@ def make_train_step(
     >>> int(state.step), bool(metrics.finite), bool(state.carry.h.any())
     (1, True, False)
     """
+    check_algorithm("algorithm", algorithm)
     return TrainStep(algorithm, optimizer, continues)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn.tree import plain
+from jaxrnn.tree import html_table, plain
 from jaxrnn.verification.leaf import EXACT, Leaf, in_full
 
 # The largest residual with which a gradient counts as a weighted sum of its lags.
@@ -168,6 +168,15 @@ class Report(NamedTuple):
             for row in rows
         ]
         return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.diagnosis])
+
+    def __repr__(self) -> str:
+        """Return the diagnosis; `print` shows the table of the leaves."""
+        return f"Report against {self.reference}\n{self.diagnosis}"
+
+    def _repr_html_(self) -> str:
+        """Return the table of the leaves, the remarks and the diagnosis for a notebook."""
+        rows = [cells(leaf) for leaf in self.leaves]
+        return html_table(HEADER, rows, [*self.remarks(), *self.diagnosis.splitlines()])
 
     def remarks(self) -> list[str]:
         """Return the lines below the table: reference, losses, lag profiles and notes."""

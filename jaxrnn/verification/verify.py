@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxrnn.gradients import Carry, GradientAlgorithm, autodiff
+from jaxrnn.gradients import RULES, Carry, GradientAlgorithm, autodiff
 from jaxrnn.network import checks
-from jaxrnn.network.batch import Batch, check_is_batch, position_weights
+from jaxrnn.network.batch import Batch, check_counts, check_is_batch, position_weights
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
@@ -82,7 +82,20 @@ def verify(
     wrong: truncated at 2 in cells[0].W_xh, cells[0].W_hh, cells[0].b_h: errors reach 2 ...
     """
     checks.one_of("dtype", dtype, ("float64", "float32"))
+    if not isinstance(rnn, RNN):
+        raise ValueError(
+            f"rnn must be a jaxrnn.RNN, got a {type(rnn).__name__}: "
+            f"verify(candidate, rnn, params, batch)"
+        )
+    for name, function in (("candidate", candidate), ("reference", reference)):
+        for rule, row in RULES.items():
+            if getattr(function, "func", function) is row.build:  # `func`: of a partial
+                raise ValueError(
+                    f"{name} is the builder of {rule}, not an algorithm: "
+                    f"jaxrnn.gradients.{rule}(rnn)"
+                )
     check_is_batch(batch)
+    check_counts(batch)
     with jax.enable_x64(True):
         h_0 = rnn.initial_state(len(batch.inputs)) if h is None else h
         candidate_args = _cast((params, h_0, batch), dtype)

@@ -111,6 +111,16 @@ def without_memory(
     return Carry(as_state(params, h), ())
 
 
+def check_algorithm(name: str, algorithm: Any) -> None:
+    """Raise `ValueError` unless an argument of this name is a `GradientAlgorithm`."""
+    if not isinstance(algorithm, GradientAlgorithm):
+        raise ValueError(
+            f"{name} must be a GradientAlgorithm, got a {type(algorithm).__name__}: build a rule, "
+            f"as in jaxrnn.gradients.bptt(rnn), or make one with "
+            f"jaxrnn.GradientAlgorithm(init, value_and_grad)"
+        )
+
+
 def check_memory(carry: Carry, expected: Memory) -> None:
     """Raise `ValueError` unless `carry.memory` has the structure and shapes of `expected`."""
     remedy = "start with algorithm.init(params, h, key=key)"

@@ -52,6 +52,15 @@ class Run(NamedTuple):
     remarks: tuple[str, ...] = ()
     layout: Layout | None = None
 
+    def __repr__(self) -> str:
+        """Return the step, the text, the network and the last evaluation."""
+        evaluated = f", held out {self.history[-1][1]} nats" if self.history else ""
+        return (
+            f"Run on {self.text.name} at step {self.done:,} of {self.options.steps:,}{evaluated}\n"
+            f"  {self.rnn!r}\n"
+            f"  in {self.folder or 'memory'}, by {self.options.algorithm}"
+        )
+
     @property
     def population(self) -> bool:
         """Whether many models are trained at once."""
