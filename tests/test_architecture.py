@@ -1,17 +1,22 @@
 """Tests of the package's structure: imports go in one direction, public names are unambiguous."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
 import jaxrnn
 from jaxrnn import tasks
+from jaxrnn.gradients.table import options_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxrnn"
@@ -130,3 +135,35 @@ def test_the_public_types_have_the_documented_fields():
     assert jaxrnn.GradientAlgorithm._fields == ("init", "value_and_grad")
     assert jaxrnn.Batch._fields == ("inputs", "targets", "mask", "lengths")
     assert jaxrnn.TrainState._fields == ("params", "opt_state", "carry", "step")
+
+
+# Tables of contents
+
+
+@pytest.mark.parametrize("module", [jaxrnn, jaxrnn.gradients, jaxrnn.lm])
+def test_the_docstring_of_a_package_names_all_that_is_public(module):
+    words = set(re.findall(r"\w+", module.__doc__ or ""))
+    assert set(module.__all__) - {"__version__"} <= words
+
+
+def test_the_help_of_the_options_names_each_with_its_default_and_values():
+    rows = dict(
+        re.findall(r"^        (\w+)  +(.*)$", jaxrnn.lm.Options.__doc__ or "", re.MULTILINE)
+    )
+    hints = get_type_hints(jaxrnn.lm.Options)
+    for field in dataclasses.fields(jaxrnn.lm.Options):
+        row = rows.pop(field.name)
+        values = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+        assert all(f'"{value}"' in row for value in values), row
+        if field.default not in (None, False):
+            shown = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+            assert shown in row, row
+    assert not rows
+
+
+def test_the_help_of_the_gradients_shows_each_rule_with_its_options():
+    for name, rule in jaxrnn.gradients.RULES.items():
+        options = "".join(
+            f", {option}={json.dumps(value)}" for option, value in options_of(rule).items()
+        )
+        assert f"    {name}(rnn{options})" in (jaxrnn.gradients.__doc__ or "")

@@ -2,30 +2,35 @@
 
 Every rule is a function of an `RNN` and its options. It returns a `GradientAlgorithm`, a pair of
 pure functions `init` and `value_and_grad`. See `help(jaxrnn.gradients.<rule>)` for its equations,
-cost and paper.
+cost and paper. Rules with a * draw random numbers: their `init` needs a key.
 
 Exact, for one layer and for stacks:
-    autodiff           `jax.value_and_grad` of `rnn.loss`: the reference
-    bptt               backpropagation through time, written by hand
-    checkpointed_bptt  BPTT that stores √T states and recomputes the others
-    parallel_bptt      BPTT by an associative scan in O(log T) steps
+    autodiff(rnn)             `jax.value_and_grad` of `rnn.loss`: the reference
+    bptt(rnn)                 backpropagation through time, written by hand
+    checkpointed_bptt(rnn)    BPTT that stores √T states and recomputes the others
+    parallel_bptt(rnn)        BPTT by an associative scan in O(log T) steps
 
 Truncated, the exact gradient of a graph that is cut after some steps:
-    truncated_bptt     BPTT through `window` recurrent steps
+    truncated_bptt(rnn, window=8)
+                              BPTT through `window` recurrent steps, 0 for the one-hop gradient
 
 Forward in time and exact for one layer, approximate in stacks:
-    rtrl               real-time recurrent learning: the influence of every weight
+    rtrl(rnn)                 real-time recurrent learning: the influence of every weight
 
 Forward in time and unbiased for one layer, approximate in stacks:
-    uoro               a random rank-one estimate of the influence
-    kf_rtrl            a random Kronecker product
-    ok                 an optimal random sum of Kronecker products
+    uoro(rnn) *               a random rank-one estimate of the influence
+    kf_rtrl(rnn) *            a random Kronecker product
+    ok(rnn, rank=1) *         an optimal random sum of `rank` Kronecker products
 
 Forward in time and approximate:
-    snap               SnAp-n: the influence on units within n steps
-    rflo               an eligibility trace that decays by the leak
-    kernl              an eligibility trace that is read through a learned kernel
-    dni                a learned linear prediction of the future credit
+    snap(rnn, n=1)            SnAp-n: the influence on units within n steps
+    rflo(rnn, feedback="readout")
+                              an eligibility trace that decays by the leak; feedback="random" *
+                              for a random matrix in place of W_hyᵀ
+    kernl(rnn, learning_rate=0.1, decay=0.5) *
+                              an eligibility trace that is read through a learned kernel
+    dni(rnn, learning_rate=0.05)
+                              a learned linear prediction of the future credit
 
 Types and functions:
     GradientAlgorithm  the type of every rule

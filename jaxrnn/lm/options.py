@@ -21,7 +21,47 @@ _MOST_LINE = 10_000  # the longest line, in symbols, that is read whole if `leng
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a new run. A None is replaced by a default that depends on other options."""
+    """The options of a new run. A None is replaced by a default that depends on other options.
+
+    The text:
+        level            "char", "byte" or "word": what one symbol is
+        vocabulary_size  the number of words, None for 8000; with level="word"
+        lines            True: each line is a sequence of its own, read from h = 0
+        held_out         0.1, the share of the text that is held out for evaluation
+        batch_size       32 rows in a batch (B)
+        length           the time steps in a batch (T): None for 64, or for the longest line
+
+    The network:
+        hidden_size      256 units in each layer (H)
+        num_layers       1 layer
+        activation       "tanh", "relu", "sigmoid" or "identity"
+        leak             1.0 is the vanilla network; above 0
+        use_bias         True: there are biases b_h and b_y
+        init             "default", "uniform", "small-normal" or "normal": the initial weights
+
+    Learning:
+        algorithm        "bptt", or any rule of `jaxrnn.gradients.RULES`: "ok(rank=4)"
+        optimizer        "adam", "rmsprop", "adagrad" or "sgd"
+        learning_rate    its peak; None for 0.003 (adam), 0.002 (rmsprop) or 0.1
+        learning_rates   several: one model for each, all at once
+        schedule         "cosine", "linear", "exponential" or "constant": its decay
+        warmup           0 steps over which it rises
+        weight_decay     0.0; with optimizer="adam"
+        clip             None for 1 (norm; adam, rmsprop), 5 (adagrad) or 1 (sgd; each element)
+        steps            4000 updates
+        seed             0, for the weights, the order of lines and the samples
+        seeds            1 model; more are trained at once, with consecutive seeds
+
+    Evaluation and files:
+        evaluate_every   steps between evaluations, None for a twentieth of all
+        patience         stop after so many evaluations without an improvement; None for never
+        save_every       60.0 seconds between checkpoints
+        keep             2 checkpoints of the newest evaluations, and the best one
+
+    >>> import jaxrnn
+    >>> jaxrnn.lm.Options(hidden_size=512, algorithm="truncated_bptt(window=8)").optimizer
+    'adam'
+    """
 
     level: Level = "char"
     """What one symbol is: a character, a byte, or a word (with marks for the ends of sentences)."""
