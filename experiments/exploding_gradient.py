@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
 
 import jaxrnn
+from jaxrnn import plotting
 
 Activation = Literal["relu", "tanh", "identity"]
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh", "identity")
@@ -221,27 +221,28 @@ def plot(
     radii: dict[int, np.ndarray], growths: dict[tuple[str, int], np.ndarray], path: Path
 ) -> None:
     """Plot g against ρ: every 30th draw of the small network, and quartiles of both sizes."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(ACTIVATIONS), sharex=True, sharey=True)
-    for axes, activation in zip(panels, ACTIVATIONS, strict=True):
-        for H, colour in {SMALL_H: "tab:blue", LARGE_H: "tab:orange"}.items():
-            radius, g = radii[H].ravel(), growths[activation, H].ravel()
-            live = g > 0
-            gone = f" ({np.mean(~live):.0%} gone)" if np.mean(live) < 0.99 else ""
-            centres, (low, median, high) = binned_quartiles(radius[live], g[live])
-            if H == SMALL_H:
-                axes.plot(radius[::30], g[::30], ".", color="gray", markersize=1.5, alpha=0.5)
-            axes.fill_between(centres, low, high, color=colour, alpha=0.3, linewidth=0)
-            axes.plot(centres, median, color=colour, linewidth=2, label=f"H = {H}{gone}")
-        axes.axline((1, 1), (10, 10), color="black", linestyle="--", linewidth=1, label="g = ρ")
-        axes.axhline(1, color="black", linestyle=":", linewidth=1)
-        axes.set(xscale="log", yscale="log", xlim=(0.1, 10), ylim=(0.03, 10), title=activation)
-        axes.set_xlabel("spectral radius ρ of W_hh")
-        axes.legend(fontsize=9, loc="upper left")
-    panels[0].set_ylabel(
-        "growth of the gradient per step, g\n(median and quartiles; above 1 it explodes)"
-    )
-    figure.savefig(path, dpi=100)
+    with plotting.picture(path, 11, 4.2) as figure:
+        panels = figure.subplots(1, len(ACTIVATIONS), sharex=True, sharey=True)
+        for axes, activation in zip(panels, ACTIVATIONS, strict=True):
+            for H, colour in {SMALL_H: plotting.BLUE, LARGE_H: plotting.ORANGE}.items():
+                radius, g = radii[H].ravel(), growths[activation, H].ravel()
+                live = g > 0
+                gone = f" ({np.mean(~live):.0%} gone)" if np.mean(live) < 0.99 else ""
+                centres, (low, median, high) = binned_quartiles(radius[live], g[live])
+                if H == SMALL_H:
+                    axes.plot(
+                        radius[::30], g[::30], ".", color=plotting.GRAY, markersize=1.5, alpha=0.5
+                    )
+                axes.fill_between(centres, low, high, color=colour, alpha=0.3, linewidth=0)
+                axes.plot(centres, median, color=colour, linewidth=2, label=f"H = {H}{gone}")
+            axes.axline((1, 1), (10, 10), color="black", linestyle="--", linewidth=1, label="g = ρ")
+            axes.axhline(1, color="black", linestyle=":", linewidth=1)
+            axes.set(xscale="log", yscale="log", xlim=(0.1, 10), ylim=(0.03, 10), title=activation)
+            axes.set_xlabel("spectral radius ρ of W_hh")
+            axes.legend(fontsize=9, loc="upper left")
+        panels[0].set_ylabel(
+            "growth of the gradient per step, g\n(median and quartiles; above 1 it explodes)"
+        )
 
 
 def binned_quartiles(radius: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

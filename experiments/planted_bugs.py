@@ -31,9 +31,9 @@ from typing import Literal
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxrnn
+from jaxrnn import plotting
 
 Dtype = Literal["float64", "float32"]
 
@@ -466,27 +466,58 @@ def with_guard(rnn, h_0, guard):
     return candidate
 
 
-def plot(calls, path):
-    """Plot how often each bug got each name, of the cases in which it changed the gradient."""
-    called = sorted({name for counts in calls.values() for name in counts} - {"changes nothing"})
-    shares = np.zeros((len(calls), len(called)))
-    for row, counts in enumerate(calls.values()):
-        total = sum(count for name, count in counts.items() if name != "changes nothing")
-        for name in counts.keys() & set(called):
-            shares[row, called.index(name)] = counts[name] / max(total, 1)
-    order = sorted(range(len(called)), key=lambda column: tuple(-shares[:, column]))
-    figure = Figure(figsize=(11, 11), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares[:, order], cmap="Blues", vmin=0, vmax=1)
-    axes.set_yticks(range(len(calls)), list(calls))
-    axes.set_xticks(range(len(called)), [called[i] for i in order], rotation=90)
-    axes.set(ylabel="planted bug", xlabel="name in the report")
-    axes.xaxis.set_label_position("top")
-    axes.axhline(len(NAMED) - 0.5, color="gray", linewidth=0.7)
-    figure.colorbar(
-        image, shrink=0.5, label="share of the cases in which the bug changed the gradient"
-    )
-    figure.savefig(path, dpi=110)
+def is_name_of(bug, called):
+    """Return whether a report called a bug of the catalogue by its name."""
+    return bug in NAMED and called.startswith(NAMED[bug]) and ";" not in called
+
+
+def plot(report, path):
+    """Plot what became of the planted bugs and of the right gradients."""
+    bugs = {
+        "called by its name": plotting.BLUE,
+        "unknown": plotting.SKY,
+        "another name": plotting.AMBER,
+        "missed": plotting.ORANGE,
+    }
+    answers = {"right": plotting.BLUE, "cannot tell": plotting.SKY, "accused": plotting.ORANGE}
+    counts = {"in the catalogue": Counter(), "not in it": Counter()}
+    for bug, calls in report["called"].items():
+        row = counts["in the catalogue" if bug in NAMED else "not in it"]
+        for called, number in calls.items():
+            if called == "not found":
+                row["missed"] += number
+            elif is_name_of(bug, called):
+                row["called by its name"] += number
+            elif called != "changes nothing":
+                row["unknown" if called == "unknown" else "another name"] += number
+    right = {
+        name: {
+            "right": row["asked"] - row["accused"] - row["cannot tell"],
+            "cannot tell": row["cannot tell"],
+            "accused": row["accused"],
+        }
+        for name, row in report["right gradients"].items()
+    }
+    with plotting.picture(path, 11, 3.2) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, rows, colors, title in (
+            (panels[0], counts, bugs, "Planted bugs"),
+            (panels[1], right, answers, "Right gradients"),
+        ):
+            left = np.zeros(len(rows))
+            for answer, color in colors.items():
+                numbers = np.array([row[answer] for row in rows.values()], float)
+                total = f"{answer}: {numbers.sum():,.0f}"
+                if numbers.any() or color == plotting.ORANGE:
+                    axes.barh(list(rows), numbers, left=left, color=color, label=total)
+                left += numbers
+            axes.invert_yaxis()
+            wrong = list(colors)[-1]
+            number = sum(row[wrong] for row in rows.values())
+            axes.set(
+                title=f"{title}: {number} of {left.sum():,.0f} {wrong}", xlabel="number of cases"
+            )
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)
 
 
 def main():
@@ -505,10 +536,7 @@ def main():
     nothing = sum(counts["changes nothing"] for counts in calls.values())
     missed = sum(counts["not found"] for counts in calls.values())
     named = sum(
-        count
-        for bug, name in NAMED.items()
-        for called, count in calls[bug].items()
-        if called.startswith(name) and ";" not in called
+        count for bug in NAMED for called, count in calls[bug].items() if is_name_of(bug, called)
     )
     nameable = sum(
         count
@@ -540,7 +568,7 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "planted_bugs.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(calls, path.with_suffix(".png"))
+    plot(result, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 import jaxrnn
+from jaxrnn import plotting
 
 RULES = list(jaxrnn.gradients.RULES)
 TEXT = "anna bob clara dora emil frida gustav hanna ida jonas karla lotte martin nina\n" * 9
@@ -203,24 +203,24 @@ def full_disk(folder: Path, expected: Any) -> dict[str, Any]:
 
 def plot(kills: list[Any], path: Path) -> None:
     """Plot the step of each kill, for each rule, and whether the resumed run ended the same."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for i, rule in enumerate(RULES):
-        for lines, marker in ((False, "|"), (True, "x")):
-            of_rule = [k for k in kills if k["rule"] == rule and k["lines"] == lines]
-            steps = [k["step"] for k in of_rule]
-            colors = ["C0" if k["same bytes"] else "C3" for k in of_rule]
+    same = sum(kill["same bytes"] for kill in kills)
+    with plotting.picture(path, 8, 4.5) as figure:
+        axes = figure.subplots()
+        for equal, marker, color in ((True, "o", plotting.BLUE), (False, "X", plotting.ORANGE)):
+            rows = [kill for kill in kills if kill["same bytes"] == equal]
+            label = f"{'the same' if equal else 'other'} bytes: {len(rows)}"
+            heights = [
+                RULES.index(kill["rule"]) + (0.15 if kill["lines"] else -0.15) for kill in rows
+            ]
             axes.scatter(
-                steps, [i + (0.2 if lines else -0.2)] * len(steps), c=colors, marker=marker
+                [kill["step"] for kill in rows], heights, 18, color, marker=marker, label=label
             )
-    same = sum(k["same bytes"] for k in kills)
-    axes.set_yticks(range(len(RULES)), RULES)
-    axes.set(xlabel="step of the newest intact checkpoint at the kill", xlim=(-5, STEPS + 5))
-    axes.set_title(
-        f"{len(kills)} kills (| stream, × lines): {same} resumed runs ended with the same bytes",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=110)
+        axes.set_yticks(range(len(RULES)), RULES)
+        axes.set(xlabel="last saved step before the kill", xlim=(-5, STEPS + 5))
+        axes.set_title(
+            f"{same} of {len(kills)} killed runs, resumed, end with the bytes of undisturbed ones"
+        )
+        figure.legend(loc="outside lower right", ncols=2)
 
 
 def main() -> None:

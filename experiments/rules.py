@@ -38,9 +38,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from matplotlib.figure import Figure
 
 import jaxrnn
+from jaxrnn import plotting
 
 Build = Callable[[jaxrnn.RNN], jaxrnn.GradientAlgorithm]
 
@@ -275,78 +275,87 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def plot(
-    results: dict[str, Any],
-    by_size: dict[int, Any],
-    losses: dict[str, np.ndarray],
-    floors: dict[str, float],
-    sizes: Sizes,
-    path: Path,
-) -> None:
-    """Plot the cosines as a heat map, the variance over H, and the learning curves."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
-    colours, noise, curves = (
-        figure.add_subplot(grid[cell]) for cell in ((0, 0), (0, 1), (1, slice(0, 2)))
-    )
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Plot what each rule ends at, how near it is to the exact gradient, and its noise over H."""
+    with plotting.picture(path, 12, 8) as figure:
+        grid = figure.add_gridspec(2, 2, width_ratios=(3, 2))
+        plot_losses(report, figure.add_subplot(grid[0, :]))
+        plot_cosines(report, figure.add_subplot(grid[1, 0]))
+        plot_noise(report, figure.add_subplot(grid[1, 1]))
 
-    columns = [(task, moment) for task in results for moment in sizes.moments]
-    values = np.array(
-        [
-            [results[task][m]["rules"][rule]["cosine"] for task, m in columns]
-            for rule in sizes.rules
-        ],
-        float,
-    )
-    colours.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        ink = "white" if abs(value) > 0.6 else "black"
-        colours.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
-    colours.set_yticks(range(len(sizes.rules)), sizes.rules, fontsize=8)
-    labels = [f"{task}\n{moment}" for task, moment in columns]
-    colours.set_xticks(range(len(columns)), labels, fontsize=8)
-    colours.set_title(
-        "cosine to the exact gradient (1 is best), by task and updates "
-        f"(H={sizes.hidden}, leak 0.5)",
-        fontsize=10,
-    )
 
-    hidden_sizes = list(by_size)
-    for rule in [rule for rule in sizes.rules if rule in UNBIASED]:
-        variances = [by_size[H][rule]["variance"] for H in hidden_sizes]
-        noise.plot(hidden_sizes, variances, "o-", label=rule, markersize=4)
-    noise.set(
-        xscale="log",
-        yscale="log",
-        xlabel="H",
-        ylabel="variance / ‖exact gradient‖²\n(lower is better)",
-    )
-    noise.set_xticks(hidden_sizes, map(str, hidden_sizes))
-    noise.set_xticks([], minor=True)
-    noise.set_title(f"variance of unbiased rules (add task, {sizes.draws} draws)", fontsize=10)
-    noise.legend(fontsize=8)
-
-    number = min(60, sizes.updates)
-    centres = (np.arange(number) + 0.5) * sizes.updates / number
-    for i, (rule, values) in enumerate(losses.items()):
-        low, median, high = np.quantile(blocks(values, number), [0.25, 0.5, 0.75], axis=0)
-        curves.fill_between(centres, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
-        curves.plot(centres, median, color=f"C{i}", linewidth=1.5, label=rule)
-    for name, floor in floors.items():
-        curves.axhline(floor, color="black", linestyle=":", linewidth=1)
-        curves.annotate(
-            f"{name}: {floor:.4f}", (sizes.updates, floor), fontsize=8, ha="right", va="bottom"
+def plot_losses(report: dict[str, Any], axes: Any) -> None:
+    """Plot the last loss of every seed, a column for each rule, the best rule first."""
+    learning, sizes = report["learning"], report["sizes"]
+    last = learning["last_tenth"]
+    names = sorted(last, key=lambda rule: np.median(last[rule]))
+    for column, rule in enumerate(names):
+        shifts = np.linspace(-0.25, 0.25, len(last[rule]))
+        axes.scatter(
+            column + shifts, last[rule], 8, plotting.SKY, label=None if column else "a seed"
         )
-    curves.set(xlabel="updates", ylabel="loss (nats, lower is better)", xlim=(0, sizes.updates))
-    curves.set_title(
-        f"add task, delays {DELAYS[0]} and {DELAYS[1]}, H={sizes.hidden}: median and quartiles of "
-        f"{sizes.seeds} seeds. Dotted: lowest loss if no coin, the first or both are known",
-        fontsize=10,
+        label = None if column else "median"
+        axes.plot(
+            column,
+            np.median(last[rule]),
+            "_",
+            color=plotting.BLUE,
+            markersize=30,
+            mew=3,
+            label=label,
+        )
+    known = {
+        "nothing": "no coin is known",
+        "first": "the coin of 6 steps ago is",
+        "both": "both are",
+    }
+    for name, floor in learning["floors"].items():
+        axes.axhline(floor, color=plotting.GRAY, linestyle=":", zorder=0)
+        text = f"best loss if {known[name]}"
+        axes.annotate(
+            text, (len(names) - 0.4, floor), fontsize=8, va="center", annotation_clip=False
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="loss at the end\n(nats, lower is better)", xlim=(-0.6, len(names) - 0.4))
+    first, second = learning["delays"]
+    axes.set_title(
+        f"Which rules learn what lies {second} steps back? Add task, delays {first} and {second}, "
+        f"H={sizes['hidden']}, {sizes['seeds']} seeds"
     )
-    curves.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.34))
-    for axes in (noise, curves):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    axes.legend(loc="center left")
+
+
+def plot_cosines(report: dict[str, Any], axes: Any) -> None:
+    """Plot the cosine to the exact gradient as a table, before and after training."""
+    sizes, quality = report["sizes"], report["quality"]
+    moments = [str(sizes["moments"][0]), str(sizes["moments"][-1])]
+    columns = [(task, moment) for task in quality for moment in moments]
+    values = [
+        [quality[t][m]["rules"][rule]["cosine"] for t, m in columns] for rule in sizes["rules"]
+    ]
+    axes.imshow(np.array(values, float), vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
+    for (row, column), value in np.ndenumerate(np.array(values, float)):
+        ink = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_yticks(range(len(sizes["rules"])), sizes["rules"])
+    axes.set_xticks(range(len(columns)), [f"{task}\n{moment}" for task, moment in columns])
+    axes.spines[:].set_visible(False)
+    axes.set_title("Cosine to the exact gradient, by task and updates")
+
+
+def plot_noise(report: dict[str, Any], axes: Any) -> None:
+    """Plot the variance of the unbiased rules over H."""
+    sizes, over_H = report["sizes"], report["over_H"]
+    hidden_sizes = [int(H) for H in over_H]
+    for rule in [rule for rule in sizes["rules"] if rule in UNBIASED]:
+        variances = [over_H[H][rule]["variance"] for H in over_H]
+        axes.plot(hidden_sizes, variances, "o-", label=rule, markersize=4)
+    axes.set(xscale="log", yscale="log", xlabel="hidden units H")
+    axes.set(ylabel="variance / ‖exact gradient‖²\n(lower is better)")
+    axes.set_xticks(hidden_sizes, map(str, hidden_sizes))
+    axes.set_xticks([], minor=True)
+    axes.set_title(f"Noise of unbiased rules ({sizes['draws']} draws)")
+    axes.legend()
 
 
 def main() -> None:
@@ -373,7 +382,7 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "rules.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(results, by_size, losses, floors, sizes, arguments.out / "rules.png")
+    plot(json.loads(json.dumps(report)), arguments.out / "rules.png")
 
 
 if __name__ == "__main__":

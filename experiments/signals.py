@@ -33,9 +33,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxrnn
+from jaxrnn import plotting
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL")
 ORDERLY = ("SIGINT", "SIGTERM", "SIGHUP")  # the run saves, and ends with status 128 + signal number
@@ -149,26 +149,24 @@ def ended_well(row: dict[str, Any]) -> bool:
 
 def plot(trials: list[dict[str, Any]], first_step: float, path: Path) -> None:
     """Plot the time until all processes have ended over the time of the signal."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, marker in zip(SIGNALS, "ox+sd", strict=True):
-        of_signal = [row for row in trials if row["signal"] == name]
-        axes.scatter(
-            [row["moment"] for row in of_signal],
-            [row["seconds to the end"] for row in of_signal],
-            s=18,
-            marker=marker,
-            label=f"{name}: {sum(map(ended_well, of_signal))} of {len(of_signal)} as required",
+    with plotting.picture(path, 8, 4.2) as figure:
+        axes = figure.subplots()
+        for name, marker in zip(SIGNALS, "ox+sd", strict=True):
+            of_signal = [row for row in trials if row["signal"] == name]
+            label = f"{name}: {sum(map(ended_well, of_signal))} of {len(of_signal)} as required"
+            moments = [row["moment"] for row in of_signal]
+            seconds = [row["seconds to the end"] for row in of_signal]
+            axes.scatter(moments, seconds, 18, marker=marker, label=label)
+        axes.axvline(first_step, color=plotting.GRAY, linestyle="--")
+        axes.axhline(PATIENCE, color=plotting.GRAY)
+        axes.annotate("limit", (0, PATIENCE), va="bottom", color=plotting.GRAY)
+        axes.annotate(" first step", (first_step, 9), color=plotting.GRAY)
+        axes.set(
+            xlabel="time of the signal to the supervisor, seconds after the start",
+            ylabel="seconds until all processes have ended\n(lower is better)",
+            ylim=(0, PATIENCE * 1.08),
         )
-    axes.axvline(first_step, color="gray", linewidth=0.8, linestyle="--")
-    axes.axhline(PATIENCE, color="gray", linewidth=0.8)
-    axes.set(
-        xlabel="time of the signal to the supervisor, seconds after the start (dashed: first step)",
-        ylabel="seconds until all processes have ended\n(lower is better, 10 is the limit)",
-        ylim=(0, PATIENCE * 1.05),
-    )
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+        figure.legend(loc="outside right upper")
 
 
 def main() -> None:

@@ -43,9 +43,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from matplotlib.figure import Figure
 
 import jaxrnn
+from jaxrnn import plotting
 
 ONE_WORD = ("vector", "\n")
 CORPUS = ("vector", *["ectoaxg"] * 14, "\n")
@@ -219,46 +219,47 @@ def print_tables(results: dict[str, dict[str, Any]]) -> None:
 
 def plot(outcomes: dict[str, Outcome], path: Path) -> None:
     """Plot the loss curve of every seed, and a histogram of the final P("vector" | "v")."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    colours = {"one-hop, longer": "tab:orange", "BPTT, clipped at 1": "tab:blue"}
-    for name, colour in colours.items():
-        losses = outcomes[name].losses
-        passes = np.arange(1, losses.shape[1] + 1)
-        low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
-        left.plot(passes, losses.T, color=colour, linewidth=0.4, alpha=0.3)
-        left.fill_between(passes, low, high, color=colour, alpha=0.2, linewidth=0)
-        left.plot(passes, median, color=colour, linewidth=2, label=name.split(",")[0])
-    left.axhline(BIGRAM_LOSS, color="black", linestyle=":", label="best bigram model")
-    left.axvline(
-        outcomes["one-hop"].losses.shape[1],
-        color="gray",
-        linestyle="--",
-        label="last pass of the source",
-    )
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="passes",
-        ylabel="mean loss per word (nats, lower is better)",
-    )
-    left.set_title("loss of every seed (thin), median and quartiles", fontsize=10)
+    with plotting.picture(path, 10, 4) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        colours = {"one-hop, longer": plotting.ORANGE, "BPTT, clipped at 1": plotting.BLUE}
+        for name, colour in colours.items():
+            losses = outcomes[name].losses
+            passes = np.arange(1, losses.shape[1] + 1)
+            low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=0)
+            left.plot(passes, losses.T, color=colour, linewidth=0.4, alpha=0.3)
+            left.fill_between(passes, low, high, color=colour, alpha=0.2, linewidth=0)
+            left.plot(passes, median, color=colour, linewidth=2, label=name.split(",")[0])
+        left.axhline(BIGRAM_LOSS, color="black", linestyle=":", label="best bigram model")
+        left.axvline(
+            outcomes["one-hop"].losses.shape[1],
+            color=plotting.GRAY,
+            linestyle="--",
+            label="last pass of the source",
+        )
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="passes",
+            ylabel="mean loss per word (nats, lower is better)",
+        )
+        left.set_title("loss of every seed (thin), median and quartiles", fontsize=10)
 
-    colours = {"one-hop": "moccasin", **colours}
-    right.hist(
-        [outcomes[name].probability for name in colours],
-        bins=list(np.linspace(0, 1, 11)),
-        color=[*colours.values()],
-        label=[f"{name}: {outcomes[name].losses.shape[1]} passes" for name in colours],
-    )
-    right.set(xlabel='P("vector" | "v") after the last pass', ylabel="number of seeds", xlim=(0, 1))
-    right.set_title(
-        f"probability of the word, {len(outcomes['one-hop'].losses)} seeds per setting", fontsize=10
-    )
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+        colours = {"one-hop": plotting.AMBER, **colours}
+        right.hist(
+            [outcomes[name].probability for name in colours],
+            bins=list(np.linspace(0, 1, 11)),
+            color=[*colours.values()],
+            label=[f"{name}: {outcomes[name].losses.shape[1]} passes" for name in colours],
+        )
+        right.set(
+            xlabel='P("vector" | "v") after the last pass', ylabel="number of seeds", xlim=(0, 1)
+        )
+        right.set_title(
+            f"probability of the word, {len(outcomes['one-hop'].losses)} seeds per setting",
+            fontsize=10,
+        )
+        for axes in (left, right):
+            axes.legend(fontsize=8)
 
 
 def main() -> None:

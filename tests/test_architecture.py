@@ -23,7 +23,7 @@ PACKAGE = ROOT / "jaxrnn"
 
 # Each module or subpackage of jaxrnn imports only from the lines above its own.
 ORDER = [
-    {"tree"},
+    {"tree", "plotting"},
     {"network"},
     {"gradients"},
     {"analysis"},

@@ -25,15 +25,15 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments.benchmarks.measure import slope, where
+from jaxrnn import plotting
 
 
 class Group(NamedTuple):
@@ -151,37 +151,28 @@ def parallel(steps: int, rounds: int) -> dict:
     }
 
 
-def plot(by_size: dict[str, dict], by_time: dict[str, dict], path: Path) -> None:
-    """Plot time and memory over H, and memory over T."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    time, memory, backward = figure.subplots(1, 3)
-    for i, (name, costs) in enumerate(by_size.items()):
-        for axes, measure, scale in ((time, "seconds", 1e3), (memory, "bytes", 2**-20)):
-            exponent = costs["exponents"][measure]
-            axes.plot(
-                costs["H"],
-                np.multiply(costs[measure], scale),
-                "o-",
-                color=f"C{i}",
-                markersize=3,
-                label=f"{name}: {exponent:.2f}",
-            )
-    for name, costs in by_time.items():
-        label = f"{name}: {costs['exponent']:.2f}"
-        backward.plot(
-            costs["T"], np.multiply(costs["bytes"], 2**-20), "o-", markersize=3, label=label
-        )
-    time.set(xlabel="H", ylabel="time of 4 steps (ms, lower is better)")
-    memory.set(xlabel="H", ylabel="working memory and arguments\n(MiB, lower is better)")
-    backward.set(xlabel="T", ylabel="working memory (MiB, lower is better)")
-    for axes in (time, memory, backward):
-        axes.set(xscale="log", yscale="log")
-        if axes is not backward:
-            axes.set_xticks([32, 64, 128, 256, 512], ["32", "64", "128", "256", "512"])
-            axes.set_xticks([], minor=True)
-        axes.legend(fontsize=7, title="exponent", title_fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Plot the exponents with which time and memory grow, a row for each rule."""
+    over_H, over_T = report["over_H"], report["over_T"]
+    with plotting.picture(path, 11, 3.8) as figure:
+        units, steps = figure.subplots(1, 2, width_ratios=(2, 1))
+        for measure, marker, color, label in (
+            ("seconds", "o", plotting.BLUE, "time of 4 steps"),
+            ("bytes", "D", plotting.ORANGE, "memory"),
+        ):
+            exponents = [costs["exponents"][measure] for costs in over_H.values()]
+            units.plot(exponents, list(over_H), marker, color=color, label=label)
+        units.set_title("With H hidden units costs grow as H to the power of …")
+        exponents = [costs["exponent"] for costs in over_T.values()]
+        steps.plot(exponents, list(over_T), "D", color=plotting.ORANGE, label="memory")
+        steps.set_title("With T steps, as T to the power of …")
+        for axes, largest in ((units, 4), (steps, 1)):
+            axes.set_xticks(np.linspace(0, largest, 5 if largest == 4 else 3))
+            axes.set(xlim=(0, 1.06 * largest), xlabel="exponent, measured (lower is better)")
+            axes.grid(axis="x", color=plotting.GRAY, alpha=0.4)
+            axes.margins(y=0.15)
+            axes.invert_yaxis()
+            axes.legend()
 
 
 def main() -> None:
@@ -215,7 +206,7 @@ def main() -> None:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "growth.json").write_text(json.dumps(report, indent=1) + "\n")
-    plot(by_size, by_time, arguments.out / "growth.png")
+    plot(report, arguments.out / "growth.png")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments.benchmarks import measure
-from jaxrnn import RNN, Batch, Params, exchange
+from jaxrnn import RNN, Batch, Params, exchange, plotting
 
 
 class Size(NamedTuple):
@@ -272,22 +271,19 @@ def _thousands(speed: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Plot the characters per second of every contender at each size."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(CONTENDERS):
-        speeds = [row["characters per second"].get(name, np.nan) for row in rows]
-        positions = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
-        bars = axes.bar(positions, speeds, width=0.15, label=name)
-        labels = ["" if np.isnan(speed) else _thousands(speed) for speed in speeds]
-        axes.bar_label(bars, labels, fontsize=8, padding=2)
-    sizes = ["O={O} H={H} T={T} B={B}".format(**row["size"]) for row in rows]
-    axes.set_xticks(range(len(rows)), sizes)
-    axes.set(yscale="log", ylabel="characters per second (higher is better)")
-    axes.margins(y=0.15)
-    figure.legend(loc="outside upper center", ncols=len(CONTENDERS))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    """Plot how many characters each contender trains on in a second, a panel for each size."""
+    with plotting.picture(path, 11, 2.9) as figure:
+        for axes, row in zip(figure.subplots(1, len(rows)), rows, strict=True):
+            speeds = {name: row["characters per second"].get(name, 0) / 1e3 for name in CONTENDERS}
+            colors = [plotting.BLUE if "jaxrnn" in name else plotting.GRAY for name in CONTENDERS]
+            bars = axes.barh(list(speeds), list(speeds.values()), color=colors)
+            labels = [f"{speed:,.0f}" if speed else "not run" for speed in speeds.values()]
+            axes.bar_label(bars, labels, padding=3, fontsize=9)
+            axes.invert_yaxis()
+            axes.margins(x=0.22)
+            axes.set_title("O={O} H={H} T={T} B={B}".format(**row["size"]))
+            axes.label_outer()
+        figure.supxlabel("thousand characters per second (higher is better)", fontsize=10)
 
 
 def main() -> None:

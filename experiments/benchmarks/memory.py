@@ -28,12 +28,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxrnn
 from experiments.benchmarks import measure, peers
 from experiments.benchmarks.measure import Size
-from jaxrnn import Batch, Params
+from jaxrnn import Batch, Params, plotting
 
 OVER = {
     "T": [Size(65, 128, 4**n, 8) for n in range(3, 7)],
@@ -152,38 +151,40 @@ def table(rows: list[dict[str, Any]], growth_over: dict[str, dict[str, Any]]) ->
 
 def plot(rows: list[dict[str, Any]], growth_over: dict[str, dict[str, Any]], path: Path) -> None:
     """Plot the programs over T and over B, and the processes at the largest sizes."""
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    *lines, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.4])
-    for axes, (axis, growth) in zip(lines, growth_over.items(), strict=True):
-        for name, costs in growth["bytes"].items():
-            label = f"{name}: {growth['exponents'][name]:.2f}"
-            axes.plot(growth[axis], np.divide(costs, MIB), "o-", markersize=4, label=label)
-        others = {name: size for name, size in growth["sizes"][0].items() if name != axis}
-        title = ", ".join(f"{name}={size}" for name, size in others.items())
-        axes.set(
-            xscale="log", yscale="log", xlabel=axis, ylabel="working memory (MiB, lower is better)"
-        )
-        axes.set_title(title, fontsize=9)
-        axes.set_xticks(growth[axis], growth[axis])
-        axes.set_xticks([], minor=True)
-        axes.legend(fontsize=8, title="exponent", title_fontsize=8)
-    for i, name in enumerate(CONTENDERS):
-        positions = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
-        process = [row["process"].get(name, np.nan) / MIB for row in rows]
-        program = [row["program"].get(name, np.nan) / MIB for row in rows]
-        container = bars.bar(positions, process, width=0.14, color=f"C{i}", label=name)
-        labels = ["" if np.isnan(size) else f"{size:.0f}" for size in process]
-        bars.bar_label(container, labels, fontsize=7, padding=2)
-        label = "working memory of the program" if name == "torch" else None
-        bars.plot(positions, program, "_", color="black", markersize=13, label=label)
-    sizes = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
-    bars.set_xticks(range(len(rows)), sizes, fontsize=8)
-    bars.set(ylabel="memory of the process (MiB, lower is better)")
-    bars.margins(y=0.4)
-    bars.legend(fontsize=8, ncols=2, loc="upper left")
-    for axes in (*lines, bars):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with plotting.picture(path, 14, 4.2) as figure:
+        *lines, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.4])
+        for axes, (axis, growth) in zip(lines, growth_over.items(), strict=True):
+            for name, costs in growth["bytes"].items():
+                label = f"{name}: {growth['exponents'][name]:.2f}"
+                axes.plot(growth[axis], np.divide(costs, MIB), "o-", markersize=4, label=label)
+            others = {name: size for name, size in growth["sizes"][0].items() if name != axis}
+            title = ", ".join(f"{name}={size}" for name, size in others.items())
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel=axis,
+                ylabel="working memory (MiB, lower is better)",
+            )
+            axes.set_title(title, fontsize=9)
+            axes.set_xticks(growth[axis], growth[axis])
+            axes.set_xticks([], minor=True)
+            axes.legend(fontsize=8, title="exponent", title_fontsize=8)
+        for i, name in enumerate(CONTENDERS):
+            positions = np.arange(len(rows)) + 0.16 * (i - (len(CONTENDERS) - 1) / 2)
+            process = [row["process"].get(name, np.nan) / MIB for row in rows]
+            program = [row["program"].get(name, np.nan) / MIB for row in rows]
+            container = bars.bar(
+                positions, process, width=0.14, color=plotting.COLORS[i], label=name
+            )
+            labels = ["" if np.isnan(size) else f"{size:.0f}" for size in process]
+            bars.bar_label(container, labels, fontsize=7, padding=2)
+            label = "working memory of the program" if name == "torch" else None
+            bars.plot(positions, program, "_", color="black", markersize=13, label=label)
+        sizes = ["O={O} H={H}\nT={T} B={B}".format(**row["size"]) for row in rows]
+        bars.set_xticks(range(len(rows)), sizes, fontsize=8)
+        bars.set(ylabel="memory of the process (MiB, lower is better)")
+        bars.margins(y=0.4)
+        bars.legend(fontsize=8, ncols=2, loc="upper left")
 
 
 def main() -> None:

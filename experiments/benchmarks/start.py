@@ -33,7 +33,7 @@ start = START
 times = {}
 import jaxrnn
 times["imported"] = time.time() - start
-from jaxrnn import corpus
+from jaxrnn.lm import corpus
 run = jaxrnn.lm.prepare(corpus.open_text(None), jaxrnn.lm.Options())
 times["prepared"] = time.time() - start
 next(jaxrnn.lm.train(run))
