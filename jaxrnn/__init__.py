@@ -18,10 +18,12 @@ Gradients:
 
 Verification:
     verify             compare a gradient of an RNN with a reference, and name its bugs
-    check_grad         the same for any function of a pytree
+    verify_claim       check a rule for what it claims: exact, truncated, unbiased, approximate
+    check_grad         as `verify`, for any function of a pytree
     finite_difference  a reference that only evaluates the loss
     complex_step       the same by a complex step
     Report             what `verify` returns
+    ClaimReport        what `verify_claim` returns for a rule that is not exact
     Finding, Leaf, LagProfile, Reference
 
 Analysis:
@@ -85,6 +87,8 @@ from jaxrnn.training.step import make_train_loop as make_train_loop
 from jaxrnn.training.step import make_train_step as make_train_step
 from jaxrnn.training.transforms import clipped_adagrad as clipped_adagrad
 from jaxrnn.training.transforms import clipped_sgd as clipped_sgd
+from jaxrnn.verification.claims import ClaimReport as ClaimReport
+from jaxrnn.verification.claims import verify_claim as verify_claim
 from jaxrnn.verification.leaf import Leaf as Leaf
 from jaxrnn.verification.references import Reference as Reference
 from jaxrnn.verification.references import complex_step as complex_step
@@ -103,6 +107,7 @@ __all__ = [
     "Batch",
     "Carry",
     "Cell",
+    "ClaimReport",
     "Comparison",
     "Cost",
     "Finding",
@@ -143,6 +148,7 @@ __all__ = [
     "sharded",
     "tasks",
     "verify",
+    "verify_claim",
     "walkthrough",
 ]
 

@@ -125,12 +125,15 @@ def test_the_gradient_check_before_training_names_the_rule_and_its_kind(tmp_path
         "truncated_bptt": "exact for its truncated graph alone",
     }
     short = ("--steps", "1", "--length", "12")
+    (tmp_path / "own.py").write_text(OWN)
+    claims |= {"own.py:one_hop": "an approximate rule"}
     commands = [
-        ("train", "fox.txt", *SMALL[:4], *short, "--algorithm", rule, "--out", rule)
-        for rule in claims
+        ("train", "fox.txt", *SMALL[:4], *short, "--algorithm", rule, "--out", f"run-{number}")
+        for number, rule in enumerate(claims)
     ]
     for answer, (rule, claim) in zip(run_commands(commands, tmp_path), claims.items(), strict=True):
         assert answer.status == 0, answer.stderr
+        assert f"rule      {rule}: " in answer.stdout
         line = (
             rf"gradient  {rule} against jax.grad on the first batch \(4, 12\): cosine -?\d\.\d+; "
         )
@@ -501,7 +504,7 @@ SIZES = ("--hidden-size", "6", "--length", "7")
 
 def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     sizes = (*SIZES, "--num-layers", "2", "--mask")
-    wrong = ("--algorithm", "truncated_bptt(window=2)", "--save", "report.json")
+    wrong = ("--algorithm", "truncated_bptt(window=2)", "--claim", "exact", "--save", "report.json")
     right, wrong = run_commands(
         [("check", *sizes), ("check", *sizes, *wrong, "--flow", "flow.png")], tmp_path
     )
@@ -513,6 +516,42 @@ def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     assert report["ok"] is False
     assert report["findings"][0]["bug"] == "truncated at 2"
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+OWN = """
+import jax
+from jaxrnn.gradients import GradientAlgorithm, backward_rule, uoro
+
+def one_hop(rnn):
+    return backward_rule(rnn, lambda cell, tape, error: tape.gain * error)
+
+def scaled(rnn, by=1.05):
+    exact = uoro(rnn)
+    def value_and_grad(params, carry, batch):
+        answer, grads = exact.value_and_grad(params, carry, batch)
+        return answer, jax.tree.map(lambda leaf: by * leaf, grads)
+    return GradientAlgorithm(exact.init, value_and_grad)
+"""
+
+CLAIMS = {
+    ("uoro",): (0, "right for an unbiased rule: the mean over 1,024 draws"),
+    ("rflo",): (0, "right for an approximate rule, which promises no more than the loss: its cosi"),
+    ("truncated_bptt(window=2)",): (0, "reference: the exact gradient's parts at the lags 0 … 2"),
+    ("own.py:one_hop",): (1, "wrong: one-hop in cells[0].W_xh"),
+    ("own:one_hop", "--claim", "approximate"): (0, "right for an approximate rule"),
+    ("own.py:scaled", "--claim", "unbiased"): (1, "wrong: biased in readout.W_hy, readout.b_y"),
+    ("own.py:sclaed",): (2, "own.py has no function sclaed (did you mean scaled?)"),
+}
+
+
+def test_check_asks_of_a_rule_what_it_claims(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    commands = [("check", "--algorithm", *claim, *SIZES) for claim in CLAIMS]
+    for answer, (status, message) in zip(
+        run_commands(commands, tmp_path), CLAIMS.values(), strict=True
+    ):
+        assert answer.status == status, answer.stdout + answer.stderr
+        assert message in (answer.stderr if status == 2 else answer.stdout)
 
 
 FUNCTIONS = {

@@ -1,22 +1,23 @@
 """The parts of `jaxrnn check`: its options, a random network and batch, and the user's function."""
 
-import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxrnn.gradients.own import is_own, load
+from jaxrnn.gradients.table import options_of, parse
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.options import Init, seed_key
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
+from jaxrnn.verification.claims import ClaimReport, verify_claim
 from jaxrnn.verification.problem import Dtype
 from jaxrnn.verification.references import Reference, complex_step, finite_difference
+from jaxrnn.verification.report import Report
+from jaxrnn.verification.verify import verify
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class CheckOptions:
     """The gradient to check, and the network and batch to check it on."""
 
     algorithm: str = "bptt"
-    """The gradient rule to check, written as in jaxrnn train."""
+    """The gradient rule to check, written as in jaxrnn train, or a rule of your own, FILE.py:NAME
+    or MODULE:NAME, a function rnn -> GradientAlgorithm."""
+    claim: Literal["exact", "unbiased", "approximate"] | None = None
+    """What the rule is checked for; default its own claim, and exact for a rule of your own."""
     function: str | None = None
     """Check your own function (params, batch) -> (loss, gradient) instead, given as MODULE:NAME.
     The module may lie in the current folder."""
@@ -127,30 +131,27 @@ def named_reference(options: CheckOptions) -> Reference | None:
     return references[options.reference]()
 
 
-def load_function(function: str) -> Callable[..., Any]:
-    """Load the user's function from MODULE:NAME, in the current folder or an installed package.
+def check_claim(options: CheckOptions, setup: CheckSetup) -> Report | ClaimReport:
+    """Check a rule against its claim, or the user's function against the reference.
+
+    A reference or a dtype other than the default asks for the comparison with that reference.
 
     Raises:
-        ValueError: if the module or function does not exist, or importing the module fails.
+        ValueError: if the rule or function cannot be loaded, or options contradict each other.
     """
-    module_name, colon, name = function.partition(":")
-    if not (colon and module_name and name):
-        raise ValueError(
-            f"--function must be MODULE:NAME, such as backward:grads, got {function!r}"
-        )
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name.removesuffix(".py").replace("/", "."))
-    except Exception as error:  # the user's module may raise anything while it is imported
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot import {module_name} from {folder}: {reason}") from error
-    candidate = getattr(module, name, None)
-    if not callable(candidate):
-        others = [key for key, value in vars(module).items() if callable(value)]
-        others = [key for key in others if not key.startswith("_")]
-        raise ValueError(
-            f"{module_name} has no function {name}; it has {', '.join(others) or 'none'}"
-        )
-    return candidate
+    rnn, params, h, batch = setup
+    reference = named_reference(options)
+    candidate: Any
+    if options.function is not None:
+        if options.claim is not None:
+            raise ValueError("claim is for --algorithm: a --function must be exact")
+        candidate, claim, window = load(options.function), "exact", None
+    else:
+        rule, arguments = parse(options.algorithm)
+        candidate = rule.build(rnn, **arguments)
+        claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim
+        claim = options.claim or ("exact" if is_own(options.algorithm) else claim)
+        window = (options_of(rule) | arguments).get("window") if claim == "truncated" else None
+    if claim == "exact" or reference is not None or options.dtype != "float64":
+        return verify(candidate, rnn, params, batch, h=h, reference=reference, dtype=options.dtype)
+    return verify_claim(candidate, rnn, params, batch, claim=claim, window=window, h=h)

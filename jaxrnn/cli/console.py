@@ -18,12 +18,14 @@ from rich.table import Table
 from jaxrnn import lm
 from jaxrnn.analysis.walkthrough import Walkthrough
 from jaxrnn.cli.flags import with_flags
+from jaxrnn.gradients.own import is_own
 from jaxrnn.lm.model import Model, Score, units
 from jaxrnn.lm.options import number_of_members
 from jaxrnn.lm.store import directory
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
+from jaxrnn.verification.claims import ClaimReport
 from jaxrnn.verification.report import HEADER, Report, cells
 
 LONGEST = 2000  # maximum length of a message, in characters
@@ -84,6 +86,9 @@ def network(training: lm.Run) -> None:
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(rnn)))
     sizes = " → ".join([str(rnn.input_size), *layers, str(rnn.output_size)])
     say("network", f"{sizes}{leak}, {size:,} parameters")
+    rule, claim = training.options.algorithm, lm.claim_of(training)
+    own = " (a rule of your own counts as approximate)" if is_own(rule) else ""
+    say("rule", f"{rule}: {_NATURES[claim]}{own}")
     if training.population:
         members = number_of_members(training.options)
         rates = training.options.learning_rates
@@ -95,6 +100,12 @@ _CLAIMS = {
     "truncated": "exact for its truncated graph alone",
     "unbiased": "one draw of an unbiased rule",
     "approximate": "an approximate rule",
+}
+_NATURES = {
+    "exact": "exact",
+    "truncated": "the exact gradient of a graph that is cut after some steps",
+    "unbiased": "unbiased, its mean over random draws is the exact gradient",
+    "approximate": "approximate, it differs from the exact gradient",
 }
 
 
@@ -120,9 +131,9 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def report(result: Report) -> None:
+def report(result: Report | ClaimReport) -> None:
     """Print a report: as a table on a terminal, as plain text elsewhere."""
-    if not stdout.is_terminal:
+    if not stdout.is_terminal or isinstance(result, ClaimReport):
         print(result)
         return
     rows = [cells(leaf) for leaf in result.leaves]

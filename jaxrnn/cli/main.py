@@ -19,10 +19,10 @@ from typing import Annotated, NoReturn
 import jax
 import numpy as np
 
-from jaxrnn import gradients, lm
+from jaxrnn import lm
 from jaxrnn.analysis.gradient_flow import gradient_flow
 from jaxrnn.analysis.walkthrough import walkthrough
-from jaxrnn.cli.check import CheckOptions, draw_setup, load_function, named_reference
+from jaxrnn.cli.check import CheckOptions, check_claim, draw_setup
 from jaxrnn.cli.distributed import (
     LOST,
     MISTAKE,
@@ -45,7 +45,6 @@ from jaxrnn.lm.store.header import to_json
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
-from jaxrnn.verification.verify import verify
 
 try:
     import tyro
@@ -367,34 +366,24 @@ def check(
 ) -> int:
     """Check whether a gradient is right, and name the bug if it is wrong; exit with 1 if it is.
 
-    The gradient of a random network on a random batch is compared with a reference, leaf by leaf.
+    The gradient of a random network on a random batch is compared with a reference, leaf by leaf. A
+    rule is checked for what it claims: exact, truncated, unbiased in the mean over many draws, or
+    approximate, where the cosine to the exact gradient is printed.
 
     Args:
         options: The gradient to check, and the network and batch.
         save: Save the whole report to this file, as JSON.
         flow: Plot to this PNG file how far back in time the gradient reaches.
     """
-    rnn, params, h, batch = draw_setup(options)
-    if options.function is None:
-        candidate = gradients.build(options.algorithm, rnn)
-    else:
-        candidate = load_function(options.function)
+    setup = draw_setup(options)
     with console.working("comparing"):
-        report = verify(
-            candidate,
-            rnn,
-            params,
-            batch,
-            h=h,
-            reference=named_reference(options),
-            dtype=options.dtype,
-        )
+        report = check_claim(options, setup)
     console.report(report)
     if save is not None:
         save.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         console.say("saved", str(save))
     if flow is not None:
-        gradient_flow(rnn, params, batch, h=h).plot(flow)
+        gradient_flow(setup.rnn, setup.params, setup.batch, h=setup.h).plot(flow)
         console.say("saved", str(flow))
     return 0 if report.ok else 1
 

@@ -4,9 +4,11 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
+from jaxrnn.gradients.own import build_own, is_own
 from jaxrnn.gradients.rules.autodiff import autodiff
 from jaxrnn.gradients.rules.bptt import bptt
 from jaxrnn.gradients.rules.checkpointed_bptt import checkpointed_bptt
@@ -68,9 +70,12 @@ def parse(text: str) -> tuple[Rule, dict[str, Any]]:
 
     Args:
         text: the name of a rule, followed by options in parentheses if there are any: "ok(rank=4)".
+            A rule of your own is "MODULE:NAME" or "FILE.py:NAME", a function (rnn, **options) that
+            builds it. It is imported when it is built, not here.
 
     Returns:
-        The row of `RULES`, and the options as a dict.
+        The row of `RULES`, and the options as a dict. A rule of your own makes no claim, and its
+        row says "approximate".
 
     Raises:
         ValueError: if the text cannot be read, or the rule or an option does not exist.
@@ -83,6 +88,10 @@ def parse(text: str) -> tuple[Rule, dict[str, Any]]:
         ...
     ValueError: ok has no option rnk (did you mean rank?): it takes ok(rank=1)
     """
+    if is_own(text):
+        module, _, rest = text.partition(":")
+        name, options = _split(rest)
+        return Rule(partial(build_own, module, name), "approximate", "approximate"), options
     name, options = _split(text)
     if name not in RULES:
         raise ValueError(

@@ -11,6 +11,7 @@ Training:
     keep               give a run in memory a folder
     train              make the steps of a run, an iterator over `Block`
     check_gradient     compare the rule of a run with `jax.grad`, a `GradientCheck`
+    claim_of           what the rule of a run claims to be, such as "exact"
     over_because       why a run is over: "steps", "patience" or ""
     Run, Block         a run at some step, and what some of its steps brought
 
@@ -45,6 +46,7 @@ from jaxrnn.lm.model import write as write
 from jaxrnn.lm.options import Options as Options
 from jaxrnn.lm.run.gradient import GradientCheck as GradientCheck
 from jaxrnn.lm.run.gradient import check_gradient as check_gradient
+from jaxrnn.lm.run.gradient import claim_of as claim_of
 from jaxrnn.lm.run.load import load as load
 from jaxrnn.lm.run.load import options_of as options_of
 from jaxrnn.lm.run.loop import train as train
@@ -72,6 +74,7 @@ __all__ = [
     "batches",
     "beam_search",
     "check_gradient",
+    "claim_of",
     "continuation",
     "evaluate",
     "keep",

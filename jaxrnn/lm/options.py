@@ -95,7 +95,8 @@ class Options:
     algorithm: str = "bptt"
     """The gradient rule, with its options in parentheses: "truncated_bptt(window=8)". One of
     autodiff, bptt, checkpointed_bptt, dni, kernl, kf_rtrl, ok, parallel_bptt, rflo, rtrl, snap,
-    truncated_bptt, uoro."""
+    truncated_bptt, uoro; or a rule of your own, FILE.py:NAME or MODULE:NAME, a function rnn ->
+    GradientAlgorithm."""
     optimizer: Literal["adam", "rmsprop", "adagrad", "sgd"] = "adam"
     """The optimiser. adagrad and sgd (gradient descent) have the settings of min-char-rnn."""
     learning_rate: float | None = None

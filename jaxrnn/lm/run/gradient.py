@@ -38,6 +38,12 @@ class GradientCheck(NamedTuple):
     cosine: float | None
 
 
+def claim_of(run: Run) -> Claim:
+    """Return what the gradient rule of a run claims for its network, such as "exact"."""
+    rule, _ = gradients.parse(run.options.algorithm)
+    return rule.claim_in_stacks if run.rnn.num_layers > 1 else rule.claim
+
+
 def check_gradient(run: Run) -> GradientCheck:
     """Compare the gradient rule of a run with `jax.grad` on the first batch of the run.
 
@@ -54,8 +60,7 @@ def check_gradient(run: Run) -> GradientCheck:
     params = pick(params, 0) if run.population else params
     algorithm, key = gradients.build(run.options.algorithm, rnn), seed_key(run.options.seed)
     name = run.options.algorithm
-    rule, _ = gradients.parse(name)
-    claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim
+    claim = claim_of(run)
     carry = jax.eval_shape(lambda: algorithm.init(params, rnn.initial_state(1), key=key))
     rows = max(1, _CARRIED // sum(leaf.size for leaf in jax.tree.leaves(carry)))
     batch = run.source(0, slice(rows))

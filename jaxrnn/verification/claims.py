@@ -1,0 +1,279 @@
+"""Check a gradient rule against its own claim: exact, truncated, unbiased or approximate.
+
+With the gradient g of a rule, the exact gradient r and the error e = g - r of each of N draws,
+
+    ‖E e‖² ≈ U = mean of ⟨e_i, e_j⟩ over i ≠ j        sd(U)² ≈ 2 mean of ⟨e_i, e_j⟩² / N (N - 1)
+
+U is an unbiased estimate of the squared bias, so an unbiased rule has U of the size of sd(U).
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxrnn.analysis.lags import split_by_lag
+from jaxrnn.gradients import Claim, GradientAlgorithm
+from jaxrnn.network import checks
+from jaxrnn.network.batch import Batch, check_is_batch
+from jaxrnn.network.checks import AnyArray
+from jaxrnn.network.rnn import RNN, check_batch
+from jaxrnn.network.stack import Params
+from jaxrnn.tree import by_name, length, plain
+from jaxrnn.verification.leaf import EXACT
+from jaxrnn.verification.report import Report
+from jaxrnn.verification.verify import verify
+
+AT_ONCE = 8  # number of draws that are computed in parallel
+LIMIT = 8.0  # the largest U / sd(U) of a rule that counts as unbiased
+
+
+class LeafEstimate(NamedTuple):
+    """The bias and the cosine of one leaf of the gradient, or of the whole gradient.
+
+    Attributes:
+        name: the name of the leaf, or "all".
+        bias: ‖mean of g - r‖ / ‖r‖.
+        expected: the bias that the noise of the draws alone gives an unbiased rule, √(variance/N).
+        visible: the smallest bias that the draws show to be one.
+        cosine: the mean cosine between g and r.
+        unbiased: whether the mean agrees with r within its standard error.
+    """
+
+    name: str
+    bias: float
+    expected: float
+    visible: float
+    cosine: float
+    unbiased: bool
+
+
+class ClaimReport(NamedTuple):
+    """The result of comparing a rule that is not exact with its claim.
+
+    Attributes:
+        claim: "unbiased" or "approximate".
+        draws: the number of gradients; 1 for a rule without random numbers.
+        loss: the loss of the rule.
+        reference_loss: the exact loss.
+        leaves: the estimate for each leaf, and for the whole gradient as the last.
+    """
+
+    claim: Claim
+    draws: int
+    loss: float
+    reference_loss: float
+    leaves: tuple[LeafEstimate, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the loss is right and the gradient is finite and what the rule claims."""
+        return self.diagnosis.startswith("right")
+
+    def __bool__(self) -> bool:
+        """Return `ok`."""
+        return self.ok
+
+    @property
+    def diagnosis(self) -> str:
+        """One line that begins with "right" or "wrong"."""
+        if not abs(self.loss - self.reference_loss) <= EXACT * abs(self.reference_loss):
+            return (
+                f"wrong: loss: the losses differ, {self.loss:.8g} where the reference has "
+                f"{self.reference_loss:.8g}"
+            )
+        if bad := [leaf.name for leaf in self.leaves if not math.isfinite(leaf.bias)]:
+            return f"wrong: not finite in {', '.join(bad)}"
+        whole = self.leaves[-1]
+        if self.claim == "approximate":
+            return (
+                f"right for an approximate rule, which promises no more than the loss: its cosine "
+                f"to the exact gradient is {whole.cosine:.4f} here"
+            )
+        if bad := [leaf.name for leaf in self.leaves if not leaf.unbiased]:
+            return (
+                f"wrong: biased in {', '.join(bad)}: the mean over {self.draws:,} draws differs "
+                f"from the exact gradient by more than its standard error explains"
+            )
+        return (
+            f"right for an unbiased rule: the mean over {self.draws:,} draws is the exact gradient "
+            f"within its standard error; a bias above {whole.visible:.2g} would have been seen"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values for JSON; numbers that are not finite become None."""
+        return plain(self) | {"ok": self.ok, "diagnosis": self.diagnosis}
+
+    def __str__(self) -> str:
+        """Return a table of the leaves, and the diagnosis."""
+        rows = [("leaf", "bias", "by noise", "cosine")]
+        for leaf in self.leaves:
+            noise = f"{leaf.expected:.2g}" if self.draws > 1 else "-"
+            rows.append((leaf.name, f"{leaf.bias:.2g}", noise, f"{leaf.cosine:.4f}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        return "\n".join([*lines, self.diagnosis])
+
+
+def verify_claim(
+    algorithm: GradientAlgorithm,
+    rnn: RNN,
+    params: Params,
+    batch: Batch,
+    *,
+    claim: Claim,
+    window: int | None = None,
+    h: Float[AnyArray, "L B H"] | None = None,
+    draws: int = 1024,
+    seed: int = 0,
+) -> Report | ClaimReport:
+    """Check a rule against what it claims about its gradient, in float64.
+
+    An exact rule is compared with `jax.grad`, a truncated one with the sum of the exact gradient's
+    parts at the lags 0 … window, each to 1e-12. Of an unbiased rule, the mean over many draws is
+    compared with the exact gradient. An approximate rule must have the right loss and a finite
+    gradient, and its cosine to the exact gradient is measured.
+
+    Args:
+        algorithm: the rule.
+        rnn: the network.
+        params: the parameters.
+        batch: inputs (B, T) or (B, T, I), targets, optionally mask and lengths.
+        claim: "exact", "truncated", "unbiased" or "approximate".
+        window: for "truncated", the recurrent steps that an error goes back.
+        h: the state before the first step, (num_layers, B, H); zeros by default.
+        draws: how many gradients to draw from a rule with random numbers, at least 2.
+        seed: the random seed of the draws.
+
+    Returns:
+        The report of `verify` for exact and truncated rules, or for a gradient whose structure is
+        wrong; otherwise a `ClaimReport`. Both have `ok` and `diagnosis`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the arrays do not fit the network.
+
+    >>> import jax, jaxrnn
+    >>> rnn = jaxrnn.RNN(5, 4, 2)
+    >>> batch = jaxrnn.Batch(jax.numpy.ones((3, 6, 5)), jax.numpy.ones((3, 6), int))
+    >>> params, rule = rnn.init(jax.random.key(0)), jaxrnn.gradients.rflo(rnn)
+    >>> verify_claim(rule, rnn, params, batch, claim="approximate").ok
+    True
+    >>> verify_claim(rule, rnn, params, batch, claim="exact").ok
+    False
+    """
+    checks.one_of("claim", claim, ("exact", "truncated", "unbiased", "approximate"))
+    checks.whole("draws", draws, 2)
+    check_is_batch(batch)
+    compare = partial(verify, algorithm, rnn, params, batch, h=h)
+    if claim == "exact":
+        return compare()
+    if claim == "truncated":
+        if window is None:
+            raise ValueError("a truncated rule is compared at its window: give window=…")
+        title = f"the exact gradient's parts at the lags 0 … {window}, in float64"
+        return compare(reference=_truncated(rnn, h, window))._replace(reference=title)
+    with jax.enable_x64(True):
+        params, batch, start = jax.tree.map(
+            _wide, (params, batch, rnn.initial_state(len(batch.inputs)) if h is None else h)
+        )
+        batch, start = check_batch(rnn, params, batch, start)
+        try:
+            (shape, _), leaves = jax.eval_shape(
+                lambda: algorithm.value_and_grad(
+                    params, algorithm.init(params, start, key=jax.random.key(0)), batch
+                )
+            )
+            fits = shape[0].shape == () if isinstance(shape, tuple) else shape.shape == ()
+            fits &= jax.tree.map(jnp.shape, leaves) == jax.tree.map(jnp.shape, params)
+        except Exception:  # a rule of the user's own may raise anything: `verify` says where
+            fits = False
+        if not fits:
+            return compare()
+        return _estimates(algorithm, rnn, params, batch, start, claim, draws, seed)
+
+
+def _wide(leaf: Any) -> Array:
+    array = jnp.asarray(leaf)
+    return array.astype("float64") if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _truncated(rnn: RNN, h: Any, window: int) -> Any:
+    """Return a function (params, batch) -> (loss, gradient at the lags up to `window`)."""
+
+    def value_and_grad(params, batch):
+        start = rnn.initial_state(len(batch.inputs)) if h is None else jnp.asarray(h)
+        checked, start = check_batch(rnn, params, batch, start)
+        loss, grads = jax.value_and_grad(lambda params: rnn.loss(params, start, checked)[0])(params)
+        lags = min(window + 1, batch.inputs.shape[1])
+        parts = split_by_lag(rnn, params, start, checked, lags).parts
+        cells = jax.tree.map(lambda part: part.sum(0), parts)
+        return loss, grads._replace(cells=cells)
+
+    return value_and_grad
+
+
+def _estimates(
+    algorithm: GradientAlgorithm,
+    rnn: RNN,
+    params: Params,
+    batch: Batch,
+    h: Array,
+    claim: Claim,
+    draws: int,
+    seed: int,
+) -> ClaimReport:
+    """Draw gradients, and compare their mean and their cosines with the exact gradient."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+
+    @jax.jit
+    def draw_all(keys):
+        def draw(key):
+            carry = algorithm.init(params, h, key=key)
+            (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
+            return loss, grads
+
+        return lax.map(draw, keys, batch_size=AT_ONCE)
+
+    first, second = (algorithm.init(params, h, key=key) for key in keys[:2])
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), first, second)
+    losses, grads = draw_all(keys[:1] if jax.tree.all(same) else keys)
+    loss, exact = jax.jit(jax.value_and_grad(lambda p: rnn.loss(p, h, batch)[0]))(params)
+    g = {name: np.asarray(leaf).reshape(len(losses), -1) for name, leaf in by_name(grads).items()}
+    r = {name: np.asarray(leaf).ravel() for name, leaf in by_name(exact).items()}
+    leaves = [_estimate(name, g[name], r[name]) for name in r]
+    leaves.append(
+        _estimate("all", np.concatenate([g[n] for n in r], 1), np.concatenate(list(r.values())))
+    )
+    worst = losses[jnp.argmax(jnp.abs(losses - loss))]
+    return ClaimReport(claim, len(losses), float(worst), float(loss), tuple(leaves))
+
+
+def _estimate(
+    name: str, g: Float[np.ndarray, "N size"], r: Float[np.ndarray, " size"]
+) -> LeafEstimate:
+    """Compare N draws of a leaf with the exact one."""
+    scale = length(r) or 1.0
+    if not np.isfinite(g).all():
+        return LeafEstimate(name, math.nan, math.nan, math.nan, math.nan, False)
+    g, r, count = g / scale, r / scale, len(g)
+    errors = g - r
+    bias = float(np.linalg.norm(errors.mean(0)))
+    lengths = np.linalg.norm(g, axis=1)
+    cosine = float((g @ r / np.where(lengths == 0, 1, lengths)).mean()) if r.any() else math.nan
+    if count == 1:
+        return LeafEstimate(name, bias, 0.0, EXACT, cosine, bias <= EXACT)
+    products = errors @ errors.T
+    pairs = products[~np.eye(count, dtype=bool)]
+    spread = math.sqrt(2 * float(np.mean(pairs**2)) / (count * (count - 1)))
+    variance = float(np.sum((errors - errors.mean(0)) ** 2)) / (count - 1)
+    unbiased = bias <= EXACT or float(pairs.mean()) <= LIMIT * spread
+    visible = max(EXACT, math.sqrt(LIMIT * spread))
+    return LeafEstimate(name, bias, math.sqrt(variance / count), visible, cosine, unbiased)
