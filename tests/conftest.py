@@ -84,5 +84,5 @@ def few_memory_mappings():
     """
     yield
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and len(mappings.read_text().splitlines()) > 40_000:
+    if mappings.exists() and len(mappings.read_text().splitlines()) > 30_000:
         jax.clear_caches()

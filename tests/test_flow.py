@@ -82,8 +82,13 @@ def test_shares_sum_to_one_and_fewer_lags_give_the_same_credit():
 
 
 def test_a_plot_is_a_picture(tmp_path):
-    flow_of(make_case(num_layers=2)).plot(tmp_path / "flow.png")
+    flow = flow_of(make_case(num_layers=2))
+    figure = flow.plot(tmp_path / "flow.png")
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+    assert len(figure.axes) == 3
+    assert all(1 < len(axes.lines) <= 8 for axes in figure.axes)  # seven, and one for orientation
+    assert flow.plot(ax=figure.subplots(1, 3)) is figure
+    assert len(figure.axes) == 6
 
 
 @pytest.mark.parametrize("lags", [0, 7])

@@ -5,9 +5,10 @@ Bengio 2013). Here they are separated by the lag k: the credit dℓ_t/dh_{t-k}, 
 ∂h_t/∂h_{t-k}, and the part of dL/dW at lag k.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxrnn import plotting
 from jaxrnn.analysis.lags import affordable_lags, split_by_lag
 from jaxrnn.network import checks, layer
 from jaxrnn.network.batch import Batch, check_counts, check_is_batch
@@ -24,6 +26,10 @@ from jaxrnn.network.layer import Cell, Tape
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name, html_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class GradientFlow(NamedTuple):
@@ -73,47 +79,74 @@ class GradientFlow(NamedTuple):
     def _median(self, layer: int, lag: int) -> float:
         return float(np.nanmedian(self.credit[layer, lag]))
 
-    def plot(self, path: str | Path) -> None:
-        """Plot credit, singular values and shares over the lag, and save the figure.
+    def plot(
+        self, path: str | Path | None = None, *, ax: "Sequence[Axes] | None" = None
+    ) -> "Figure":
+        """Plot credit, singular values and shares over the lag, each for at most seven lines.
 
         Args:
-            path: the file to write, with the ending of a format that matplotlib knows.
+            path: the file to write, with the ending of a format that matplotlib knows; by default
+                none is written.
+            ax: three axes of matplotlib to draw in; by default those of a new figure.
+
+        Returns:
+            The figure.
 
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("a plot needs matplotlib: pip install 'jaxrnn[cli]'") from error
-        figure = Figure(figsize=(12, 3.8), layout="constrained")
-        reach, jacobian, share = figure.subplots(1, 3)
+        with plotting.style():
+            if ax is None:
+                ax = plotting.new_figure(12, 3.8).subplots(1, 3)
+            assert ax is not None
+            credit, jacobian, share = ax
+            self._plot_credit(credit)
+            self._plot_jacobian(jacobian)
+            self._plot_share(share)
+            for axes in ax:
+                axes.set(xlabel="lag k, in steps")
+                if len(axes.lines) > 1:
+                    axes.legend()
+            figure = credit.figure
+            if path is not None:
+                figure.savefig(path, dpi=110)
+        return figure
+
+    def _plot_credit(self, axes: "Axes") -> None:
         layers, lags = self.credit.shape[:2]
-        k = np.arange(lags)
-        for number, (credit, values) in enumerate(
-            zip(self.credit, self.singular_values, strict=True)
-        ):
-            name, color = f"layer {number}", f"C{number}"
-            low, middle, high = np.nanquantile(credit.reshape(lags, -1), [0.25, 0.5, 0.75], axis=1)
-            reach.plot(k, middle, color=color, label=name)
-            reach.fill_between(k, low, high, color=color, alpha=0.2, linewidth=0)
-            jacobian.plot(k, values[:, 0], color=color, label=f"{name}: largest")
-            jacobian.plot(k, np.median(values, axis=1), color=color, linestyle="--", label="median")
-        for leaf, shares in self.share.items():
-            share.plot(k, shares, label=leaf, marker="." if lags < 30 else None)
-        jacobian.axhline(1, color="gray", linewidth=0.7)
-        share.axhline(0, color="gray", linewidth=0.7)
-        reach.set(title="‖dℓ_t/dh_{t-k}‖, median and quartiles", yscale="log")
-        jacobian.set(title="singular values of ∂h_T/∂h_{T-k}", yscale="log")
-        share.set(title="share of each leaf's gradient")
-        for axes in (reach, jacobian, share):
-            axes.set(xlabel="lag k")
-            if layers > 1 or axes is not reach:
-                axes.legend(fontsize=8)
-        figure.savefig(path, dpi=120)
+        for number in range(min(layers, len(plotting.COLORS))):
+            quartiles = np.nanquantile(
+                self.credit[number].reshape(lags, -1), [0.25, 0.5, 0.75], axis=1
+            )
+            color = plotting.COLORS[number]
+            axes.plot(np.arange(lags), quartiles[1], color=color, label=f"layer {number}")
+            axes.fill_between(
+                np.arange(lags), quartiles[0], quartiles[2], color=color, alpha=0.2, linewidth=0
+            )
+        axes.set(yscale="log", ylabel="‖d loss at t / d state at t - k‖")
+        axes.set_title("How far back the loss reaches (quartiles)")
 
+    def _plot_jacobian(self, axes: "Axes") -> None:
+        layers, lags = self.credit.shape[:2]
+        for number in range(min(layers, len(plotting.COLORS))):
+            values, color = self.singular_values[number], plotting.COLORS[number]
+            name = f"layer {number}: " if layers > 1 else ""
+            axes.plot(np.arange(lags), values[:, 0], color=color, label=f"{name}largest")
+            if layers <= 3:
+                median = np.median(values, axis=1)
+                axes.plot(np.arange(lags), median, "--", color=color, label=f"{name}median")
+        axes.axhline(1, color=plotting.GRAY, linewidth=0.7)
+        axes.set(yscale="log", ylabel="singular values of d state at T / d state at T - k")
+        axes.set_title("Below 1 gradients vanish, above they explode")
 
-_MEASURES = ("median ‖dℓ_t/dh_(t-k)‖", "largest singular value of ∂h_T/∂h_(T-k)")
+    def _plot_share(self, axes: "Axes") -> None:
+        leaves = [leaf for leaf in self.share if leaf.endswith(("W_xh", "W_hh"))]
+        for leaf in leaves[: len(plotting.COLORS)]:
+            values = self.share[leaf]
+            axes.plot(np.arange(len(values)), values, "." if len(values) == 1 else "-", label=leaf)
+        axes.axhline(0, color=plotting.GRAY, linewidth=0.7)
+        axes.set(ylabel="share of the leaf's gradient")
+        axes.set_title("Which lags make up the gradient")
 
 
 def _per_step(first: float, last: float, lags: int) -> float:

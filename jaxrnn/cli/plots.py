@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-from jaxrnn import lm
+from jaxrnn import lm, plotting
 from jaxrnn.lm.options import number_of_members
 from jaxrnn.lm.store import directory
 
@@ -27,20 +26,16 @@ def curves(paths: list[Path], picture: Path) -> None:
     Raises:
         ValueError: if a run has no losses yet, or one that cannot be plotted.
     """
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure  # imported here because the import is slow
-
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    colors = (f"C{number}" for number in itertools.count())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the median of nans is nan
-        for path in paths:
-            _curves_of(path, axes, colors, f"{path.name}: " if len(paths) > 1 else "")
-    quartiles = ", median and quartiles" if max(map(_members_of, paths)) > 1 else ""
-    axes.set(xlabel="step", ylabel=f"loss, nats per symbol{quartiles}")
-    axes.legend(fontsize=8)
-    figure.savefig(picture, dpi=120)
+    with plotting.picture(picture, 7.5, 4.5) as figure:
+        axes = figure.subplots()
+        colors = itertools.cycle(plotting.COLORS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the median of nans is nan
+            for path in paths:
+                _curves_of(path, axes, colors, f"{path.name}: " if len(paths) > 1 else "")
+        quartiles = ", median and quartiles" if max(map(_members_of, paths)) > 1 else ""
+        axes.set(xlabel="step", ylabel=f"loss, nats per symbol{quartiles} (lower is better)")
+        axes.legend()
 
 
 def _curves_of(path: Path, axes: Any, colors: Iterator[str], name: str) -> None:
