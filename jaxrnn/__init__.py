@@ -48,6 +48,7 @@ Around it:
     tasks              synthetic tasks with known answers
     exchange           parameters to and from PyTorch, Flax and min-char-rnn
     lm                 language models of a text: data, runs, sampling
+    plotting           the style of all plots, with colours for colour-blind people
 """
 
 from importlib.metadata import version
@@ -55,6 +56,7 @@ from importlib.metadata import version
 from jaxrnn import exchange as exchange
 from jaxrnn import gradients as gradients
 from jaxrnn import lm as lm
+from jaxrnn import plotting as plotting
 from jaxrnn import tasks as tasks
 from jaxrnn.analysis.compare import Comparison as Comparison
 from jaxrnn.analysis.compare import compare as compare
@@ -143,6 +145,7 @@ __all__ = [
     "make_train_loop",
     "make_train_step",
     "memory_limit",
+    "plotting",
     "reset",
     "save",
     "sharded",

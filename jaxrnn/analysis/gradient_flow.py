@@ -107,7 +107,8 @@ class GradientFlow(NamedTuple):
                 axes.set(xlabel="lag k, in steps")
                 if len(axes.lines) > 1:
                     axes.legend()
-            figure = credit.figure
+            figure = credit.get_figure(root=True)
+            assert figure is not None
             if path is not None:
                 figure.savefig(path, dpi=110)
         return figure
@@ -147,6 +148,9 @@ class GradientFlow(NamedTuple):
         axes.axhline(0, color=plotting.GRAY, linewidth=0.7)
         axes.set(ylabel="share of the leaf's gradient")
         axes.set_title("Which lags make up the gradient")
+
+
+_MEASURES = ("median ‖dℓ_t/dh_(t-k)‖", "largest singular value of ∂h_T/∂h_(T-k)")
 
 
 def _per_step(first: float, last: float, lags: int) -> float:
