@@ -6,10 +6,7 @@ matplotlib, of the extra `cli`, is imported when a plot is drawn.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any
 
 # Okabe & Ito, Color Universal Design (2008), without their yellow, which is too light for a line.
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = COLORS = (
@@ -52,16 +49,16 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of this width and height in inches, without a window."""
+def new_figure(width: int | float, height: int | float) -> Any:
+    """Return an empty `Figure` of matplotlib, of this width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 @contextmanager
-def picture(path: str | Path, width: float, height: float) -> Iterator["Figure"]:
-    """Yield an empty figure in this style, and save it when the context ends.
+def picture(path: str | Path, width: int | float, height: int | float) -> Iterator[Any]:
+    """Yield an empty `Figure` in this style, and save it when the context ends.
 
     Args:
         path: the file to write, with the ending of a format that matplotlib knows.

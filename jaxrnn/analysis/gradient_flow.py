@@ -5,10 +5,9 @@ Bengio 2013). Here they are separated by the lag k: the credit dℓ_t/dh_{t-k}, 
 ∂h_t/∂h_{t-k}, and the part of dL/dW at lag k.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +25,6 @@ from jaxrnn.network.layer import Cell, Tape
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
 from jaxrnn.tree import by_name, html_table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 class GradientFlow(NamedTuple):
@@ -79,18 +74,16 @@ class GradientFlow(NamedTuple):
     def _median(self, layer: int, lag: int) -> float:
         return float(np.nanmedian(self.credit[layer, lag]))
 
-    def plot(
-        self, path: str | Path | None = None, *, ax: "Sequence[Axes] | None" = None
-    ) -> "Figure":
+    def plot(self, path: str | Path | None = None, *, ax: Any = None) -> Any:
         """Plot credit, singular values and shares over the lag, each for at most seven lines.
 
         Args:
             path: the file to write, with the ending of a format that matplotlib knows; by default
                 none is written.
-            ax: three axes of matplotlib to draw in; by default those of a new figure.
+            ax: three `Axes` of matplotlib to draw in; by default those of a new figure.
 
         Returns:
-            The figure.
+            The `Figure` of matplotlib.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -98,7 +91,6 @@ class GradientFlow(NamedTuple):
         with plotting.style():
             if ax is None:
                 ax = plotting.new_figure(12, 3.8).subplots(1, 3)
-            assert ax is not None
             credit, jacobian, share = ax
             self._plot_credit(credit)
             self._plot_jacobian(jacobian)
@@ -107,13 +99,12 @@ class GradientFlow(NamedTuple):
                 axes.set(xlabel="lag k, in steps")
                 if len(axes.lines) > 1:
                     axes.legend()
-            figure = credit.get_figure(root=True)
-            assert figure is not None
+            figure = credit.figure
             if path is not None:
                 figure.savefig(path, dpi=110)
         return figure
 
-    def _plot_credit(self, axes: "Axes") -> None:
+    def _plot_credit(self, axes: Any) -> None:
         layers, lags = self.credit.shape[:2]
         for number in range(min(layers, len(plotting.COLORS))):
             quartiles = np.nanquantile(
@@ -127,7 +118,7 @@ class GradientFlow(NamedTuple):
         axes.set(yscale="log", ylabel="‖d loss at t / d state at t - k‖")
         axes.set_title("How far back the loss reaches (quartiles)")
 
-    def _plot_jacobian(self, axes: "Axes") -> None:
+    def _plot_jacobian(self, axes: Any) -> None:
         layers, lags = self.credit.shape[:2]
         for number in range(min(layers, len(plotting.COLORS))):
             values, color = self.singular_values[number], plotting.COLORS[number]
@@ -140,7 +131,7 @@ class GradientFlow(NamedTuple):
         axes.set(yscale="log", ylabel="singular values of d state at T / d state at T - k")
         axes.set_title("Below 1 gradients vanish, above they explode")
 
-    def _plot_share(self, axes: "Axes") -> None:
+    def _plot_share(self, axes: Any) -> None:
         leaves = [leaf for leaf in self.share if leaf.endswith(("W_xh", "W_hh"))]
         for leaf in leaves[: len(plotting.COLORS)]:
             values = self.share[leaf]
