@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,22 @@ def test_options_that_are_given_at_resuming_are_stored_in_the_run(text, tmp_path
     assert "options" not in json.loads(described)
     assert not (tmp_path / "run" / "vocabulary.json").exists()
     assert lm.resume(tmp_path / "run").options.steps == 20
+
+
+def test_a_rule_of_the_users_own_is_run_at_resuming_only_if_it_is_named_again(text, tmp_path):
+    """A run may come from somebody else, and its run.json may name any file."""
+    rule = tmp_path / "own_rule.py"
+    rule.write_text("import jaxrnn\nmine = jaxrnn.gradients.bptt\n")
+    algorithm = f"{rule}:mine"
+    run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(SMALL, algorithm=algorithm)))
+    assert lm.resume(tmp_path / "run", algorithm=algorithm, steps=20).done == 12
+    with pytest.raises(ValueError, match="cannot replace the run's rule"):
+        lm.resume(tmp_path / "run", algorithm="rtrl")
+    del sys.modules["own_rule"]
+    rule.write_text("raise SystemExit('this was run')\n")
+    lm.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="a file that resuming would run: if you trust it, give"):
+        lm.resume(tmp_path / "run", steps=20)
 
 
 CHANGES = {

@@ -36,6 +36,7 @@ from jaxrnn.cli.distributed import (
 )
 from jaxrnn.cli.flags import given_options, hint_for_dash, with_flags
 from jaxrnn.cli.launch import supervise
+from jaxrnn.gradients.own import is_own
 from jaxrnn.lm import corpus
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.model import continuation, stream, write
@@ -86,7 +87,7 @@ def train(
         quiet: Print nothing.
     """
     if machines.supervises:
-        return _supervise_training(machines, out, overwrite=overwrite, quiet=quiet)
+        return _supervise_training(machines, options, out, overwrite=overwrite, quiet=quiet)
     mesh = set_up(machines)
     console.stdout.quiet = quiet or jax.process_index() > 0
 
@@ -152,7 +153,8 @@ def resume(
     console.network(training)
     console.remarks(training.remarks)
     console.say("resumed", f"{path} after step {training.done:,}")
-    new = ", ".join(f"{name} {value}" for name, value in changed.items() if value is not None)
+    given = {name: value for name, value in changed.items() if name != "algorithm"}
+    new = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
     if new:
         console.say("", f"from here on with {new}")
     over = lm.over_because(training)
@@ -164,7 +166,7 @@ def resume(
 
 
 def _supervise_training(
-    machines: Machines, out: Path | None, *, overwrite: bool, quiet: bool
+    machines: Machines, options: Options, out: Path | None, *, overwrite: bool, quiet: bool
 ) -> int:
     """Train in several processes; after a failure, resume if there is a checkpoint by then."""
     path = _free_path(DEFAULT_OUT) if out is None else out
@@ -174,6 +176,8 @@ def _supervise_training(
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     if machines.compilation_cache is not None:
         flags.append(f"--compilation-cache={machines.compilation_cache}")
+    if is_own(options.algorithm):
+        flags.append(f"--algorithm={options.algorithm}")
     go_on = ["resume", str(path), *flags, *(["--quiet"] if quiet else [])]
 
     def inode():

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from jaxrnn import gradients
+from jaxrnn.gradients.own import is_own
 from jaxrnn.lm.vocabulary import Level
 from jaxrnn.network import checks
 
@@ -162,6 +163,9 @@ class Changes:
     keep: int | None = None
     """The number of checkpoints to keep, of the newest evaluations; the best one is kept too.
     Checkpoints between two evaluations are removed after the next evaluation."""
+    algorithm: str | None = None
+    """The rule of the run, again, where it is a function of your own, FILE.py:NAME or MODULE:NAME:
+    resuming runs that file."""
 
 
 class Member(NamedTuple):
@@ -252,6 +256,16 @@ def with_changes(options: Options, **changes: Any) -> Options:
                 f"start a new run"
             )
     new_values = {name: value for name, value in changes.items() if value is not None}
+    if is_own(options.algorithm) and "algorithm" not in new_values:
+        raise ValueError(
+            f"the rule of this run, {options.algorithm}, is a file that resuming would run: if you "
+            f"trust it, give algorithm={options.algorithm!r}"
+        )
+    if new_values.get("algorithm", options.algorithm) != options.algorithm:
+        raise ValueError(
+            f"algorithm={new_values['algorithm']!r} cannot replace the run's rule, "
+            f"{options.algorithm}: start a new run"
+        )
     if "learning_rate" in new_values and options.learning_rates:
         raise ValueError(
             f"learning_rate={new_values['learning_rate']} cannot replace the run's "
