@@ -1,5 +1,6 @@
 """Tests of the `jaxrnn` command in its own process: its output and the files that it writes."""
 
+import importlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from commands import Answer, jaxrnn_command, run_commands
+from rich.cells import cell_len
 
 import jaxrnn
 from jaxrnn import lm
@@ -256,27 +258,73 @@ def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-def test_explain_prints_the_numbers_of_the_walkthrough(tmp_path):
-    result = jaxrnn_command("explain", "vector", "--hidden-size", "4", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    output = result.stdout
-    assert output.count("should answer") == 6
-    for name in ("x", "h", "y", "p", "loss", "dy", "dh_next", "dh", "1 - h²", "dh_raw", "dh_0"):
-        assert re.search(rf"^  {re.escape(name)} ", output, re.MULTILINE), name
-    for name in ("dW_xh", "dW_hh", "db_h", "dW_hy", "db_y"):
+def rows_of(output: str, name: str) -> list[np.ndarray]:
+    """Return the numbers of each printed row that has this name."""
+    rows = re.findall(rf"^  {re.escape(name)} +([-\d.e+ ]+)$", output, re.MULTILINE)
+    return [np.array(row.split(), float) for row in rows]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_explain_prints_the_numbers_of_the_walkthrough(width, monkeypatch, capsys):
+    from rich.console import Console
+
+    from jaxrnn.cli import console
+    from jaxrnn.cli.explain import explain
+
+    monkeypatch.setattr(console, "stdout", Console(width=width))
+    assert explain("vector") == 0
+    output = capsys.readouterr().out
+    assert output.count("should answer") == 2 * 6
+    assert max(map(len, output.splitlines())) <= width
+    for name in ("h", "y", "p", "loss", "dy", "dh_next", "dh", "1 - h²", "dh_raw", "dh_0"):
+        assert rows_of(output, name), name
+    for name in ("W_xh", "W_hh", "W_hy", "dW_xh", "dW_hh", "dW_hy"):
         assert re.search(rf"^  {name} ", output, re.MULTILINE), name
-    # db_y is the sum of dy. Both are read back from the output.
-    numbers = r"\[([^]]*)\]"
-    dy = [np.fromstring(m, sep=" ") for m in re.findall(rf"^  dy +{numbers}", output, re.MULTILINE)]
-    db_y = np.fromstring(re.findall(rf"^  db_y +{numbers}", output, re.MULTILINE)[0], sep=" ")
-    np.testing.assert_allclose(sum(dy), db_y, atol=1e-7)
-    assert max(map(len, output.splitlines())) <= 80
+    # Sums over the steps, and over all characters, are read back from the output.
+    parts = -(-7 * 10 // (width - 10))  # of a row of seven characters
+    p, dy, db_y = (np.concatenate(rows_of(output, name)) for name in ("p", "dy", "db_y"))
+    np.testing.assert_allclose(p.reshape(6, 7).sum(1), 1, atol=1e-3)
+    np.testing.assert_allclose(dy.reshape(6, 7)[::-1].sum(0), db_y, atol=1e-3)
+    assert len(rows_of(output, "p")) == 6 * parts
+    assert p.max() > 0.4  # something can be seen
+    assert np.ptp(np.concatenate(rows_of(output, "1 - h²"))) > 0.5
+    assert re.search(r"^This gradient equals jax.grad to [1-9]e-1[5-7] ", output, re.MULTILINE)
 
 
-def test_explain_leaves_nothing_out(tmp_path):
-    result = jaxrnn_command("explain", "hi", "--hidden-size", "40", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "..." not in result.stdout
+def test_explain_says_if_the_gradient_is_not_that_of_jax_grad(monkeypatch, capsys):
+    explain = importlib.import_module("jaxrnn.cli.explain")
+
+    def wrong(*arguments):
+        walk = jaxrnn.walkthrough(*arguments)
+        return walk._replace(grads=jax.tree.map(lambda leaf: 1.01 * leaf, walk.grads))
+
+    monkeypatch.setattr(explain, "walkthrough", wrong)
+    assert explain.explain("hi") == 1
+    assert "This gradient differs from jax.grad by 1e-02" in capsys.readouterr().out
+
+
+def test_explain_shows_a_trained_model_and_leaves_nothing_out_on_demand(trained):
+    folder, _ = trained
+    some, everything, wide, picture = run_commands(
+        [
+            ("explain", "the", "--run", "fox"),
+            ("explain", "the", "--run", "fox", "--all"),
+            ("explain", "日本\u0301\u200b", "--hidden-size", "2"),
+            ("explain", "hi", "--run", "fox", "--picture", "hi.png"),
+        ],
+        folder,
+    )
+    for answer in (some, everything, wide, picture):
+        assert answer.status == 0, answer.stderr
+        assert max(map(cell_len, answer.stdout.splitlines())) <= 80
+        assert "equals jax.grad to" in answer.stdout
+    assert "7 of 16 units, with the largest dh_raw" in some.stdout
+    assert "--all" not in everything.stdout
+    units = set(re.findall(r"unit \d+", everything.stdout))
+    assert units == {f"unit {unit}" for unit in range(16)}
+    assert len(set(re.findall(r"unit \d+", some.stdout))) == 7
+    assert {"U+0301", "U+200B", "'日'"} <= set(wide.stdout.split())
+    assert (folder / "hi.png").stat().st_size > 10_000
 
 
 COMMANDS = [(), ("train",), ("resume",), ("eval",), ("sample",), ("plot",), ("explain",)]
@@ -381,6 +429,18 @@ MISTAKES = {
     ("train", "--", "-fox.txt"): "cannot read -fox.txt: No such file or directory",
     ("sample", "fox", "--prompt=~-"): "character '~' (U+007E) at position 0",
     ("explain", ""): "the word is empty: give at least one character",
+    (
+        "explain",
+        "a" * 21,
+    ): "the text has 21 characters and at most 20 are explained: give a shorter",
+    ("explain", "théß", "--run", "fox"): "fox does not know 'é', 'ß': use",
+    ("explain", "hi", "--run", "fox", "--seed", "1"): "--seed is for random weights, and --run has",
+    (
+        "explain",
+        "hi",
+        "--picture",
+        "no/hi.png",
+    ): "cannot write no/hi.png: No such file or directory",
     ("resume", "fox", "--patience", "0"): "--patience must be at least 1, got 0",
     (
         "resume",

@@ -1,4 +1,4 @@
-"""Terminal output of the command: labelled lines, progress bars, tables and the walkthrough."""
+"""Terminal output of the command: labelled lines, progress bars and tables."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jaxrnn import lm
-from jaxrnn.analysis.walkthrough import Walkthrough
 from jaxrnn.cli.flags import with_flags
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm.model import Model, Score, units
 from jaxrnn.lm.options import number_of_members
 from jaxrnn.lm.store import directory
-from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
 from jaxrnn.verification.claims import ClaimReport
@@ -279,46 +277,3 @@ def trouble(diagnosis: Trouble) -> None:
     diagnosis = diagnosis._replace(advice=tuple(with_flags(a, names) for a in diagnosis.advice))
     for number, line in enumerate(str(diagnosis).splitlines()):
         say("" if number else "trouble", line)
-
-
-def walk(word: str, vocabulary: Vocabulary, walk: Walkthrough) -> None:
-    """Print every quantity of a walkthrough, with the equations."""
-
-    def show(name, value):
-        numbers = np.array2string(
-            value,
-            precision=8,
-            prefix=" " * 12,
-            max_line_width=stdout.width,
-            threshold=sys.maxsize,
-        )
-        print(f"  {name:<9} {numbers}")
-
-    def weights(params, prefix=""):
-        (cell,), readout = params
-        for name, leaf in (cell._asdict() | readout._asdict()).items():
-            show(prefix + name, leaf)
-
-    symbols = vocabulary.symbols
-    answers = word[1:] + LINE
-    print(f"characters  {' '.join(map(repr, symbols))}")
-    print("\nparameters  (rows are the inputs of a weight matrix, columns its outputs)")
-    weights(walk.params)
-    print("\nforward     h = tanh(x W_xh + h_prev W_hh + b_h)")
-    print("            y = h W_hy + b_y   p = softmax(y)   loss = -ln p[answer]")
-    for t, (character, answer) in enumerate(zip(word, answers, strict=True)):
-        print(f"step {t}: reads {character!r}, should answer {answer!r}")
-        for name in ("x", "h", "y", "p"):
-            show(name, getattr(walk, name)[t])
-        show("loss", walk.loss_t[t])
-    print(f"loss        {walk.loss}   the sum over the steps")
-    print("\nbackward    dy = p - onehot(answer)   dh = dy W_hyᵀ + dh_next")
-    print("            dh_raw = (1 - h²) dh      dh_next = dh_raw W_hhᵀ, for step t - 1")
-    for t in reversed(range(len(word))):
-        print(f"step {t}:")
-        for name in ("dy", "dh_next", "dh", "gain", "dh_raw"):
-            show("1 - h²" if name == "gain" else name, getattr(walk, name)[t])
-    print("\ngradients   dW_xh = Σ xᵀ dh_raw   dW_hh = Σ h_prevᵀ dh_raw   db_h = Σ dh_raw")
-    print("            dW_hy = Σ hᵀ dy       db_y = Σ dy")
-    weights(walk.grads, "d")
-    show("dh_0", walk.dh_0)

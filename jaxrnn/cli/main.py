@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import jax
-import numpy as np
 
 from jaxrnn import lm
 from jaxrnn.analysis.gradient_flow import gradient_flow
-from jaxrnn.analysis.walkthrough import walkthrough
 from jaxrnn.cli.check import CheckOptions, check_claim, draw_setup
 from jaxrnn.cli.distributed import (
     LOST,
@@ -38,19 +36,16 @@ from jaxrnn.cli.flags import given_options, hint_for_dash, with_flags
 from jaxrnn.cli.launch import supervise
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm import corpus
-from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.model import continuation, stream, write
-from jaxrnn.lm.options import Changes, Init, Options, seed_key, with_network_of
+from jaxrnn.lm.options import Changes, Options, with_network_of
 from jaxrnn.lm.store import directory
 from jaxrnn.lm.store.header import to_json
-from jaxrnn.lm.vocabulary import LINE, Vocabulary
-from jaxrnn.network.batch import Batch
-from jaxrnn.network.rnn import RNN
 
 try:
     import tyro
 
     from jaxrnn.cli import console, plots
+    from jaxrnn.cli.explain import explain
 except ImportError as error:  # the extra is not installed: print one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
@@ -390,44 +385,6 @@ def check(
         gradient_flow(setup.rnn, setup.params, setup.batch, h=setup.h).plot(flow)
         console.say("saved", str(flow))
     return 0 if report.ok else 1
-
-
-def explain(
-    word: Annotated[str, tyro.conf.arg(metavar="WORD")],
-    /,
-    *,
-    hidden_size: int = 3,
-    init: Init = "small-normal",
-    seed: int = 0,
-) -> int:
-    """Print every number of the forward and backward pass for one word, step by step.
-
-    The network reads the characters of the word. At each step its target is the next character, and
-    at the last step the end of the line. The loss is the sum over the steps, in float64.
-
-    Args:
-        word: The word.
-        hidden_size: Number of hidden units.
-        init: Initial weights, as in jaxrnn train.
-        seed: Random seed of the weights.
-    """
-    if not word:
-        raise ValueError("the word is empty: give at least one character")
-    vocabulary = Vocabulary.from_text(word + LINE)
-    rnn = RNN(
-        vocabulary.size,
-        hidden_size,
-        vocabulary.size,
-        reduction="sum",
-        **INITIALIZERS[init],
-    )
-    ids = vocabulary.encode(word + LINE)
-    key = seed_key(seed)
-    with jax.enable_x64(True):
-        params = rnn.init(key)
-        walk = walkthrough(rnn, params, Batch(ids[None, :-1], ids[None, 1:]))
-        console.walk(word, vocabulary, jax.tree.map(np.asarray, walk))
-    return 0
 
 
 COMMANDS = {
