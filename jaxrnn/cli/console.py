@@ -72,8 +72,11 @@ def text(training: lm.Run, *, given: bool) -> None:
     """
     about, vocabulary = training.text, training.vocabulary
     say("text", about.name + ("" if given else ", since no FILE was given"))
-    say("", f"{about.characters:,} {'bytes' if vocabulary.level == 'byte' else 'characters'}, "
-        f"{vocabulary.size:,} different {vocabulary.unit}s")  # fmt: skip
+    if vocabulary.level == "byte":  # the vocabulary has all bytes, whatever the text has
+        say("", f"{about.characters:,} bytes, each one of {vocabulary.size:,} possible values")
+    else:
+        say("", f"{about.characters:,} characters, "
+            f"{vocabulary.size:,} different {vocabulary.unit}s")  # fmt: skip
 
 
 def network(training: lm.Run) -> None:
@@ -150,13 +153,19 @@ def report(result: Report | ClaimReport) -> None:
 
 
 def samples(texts: list[str]) -> None:
-    """Print generated texts, separated by rules if any of them has several lines."""
+    """Print generated texts, kept apart if any of them has several lines.
+
+    They are separated by rules on a terminal and by blank lines elsewhere.
+    """
     if stdout.quiet:
         return
-    ruled = len(texts) > 1 and any("\n" in text for text in texts)
-    for text in texts:
+    apart = len(texts) > 1 and any("\n" in text for text in texts)
+    ruled = apart and stdout.is_terminal
+    for number, text in enumerate(texts):
         if ruled:
             stdout.rule(style="dim")
+        elif apart and number:
+            print()
         print(_as_text(text))  # rich's console would expand the tabs
     if ruled:
         stdout.rule(style="dim")

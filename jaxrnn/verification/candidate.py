@@ -83,7 +83,7 @@ def _call(candidate: Callable[..., Any], args: tuple[Any, ...], params: Any) -> 
     try:
         answer = candidate(*args)
     except Exception as error:  # the candidate may raise anything, which is a finding
-        text = f"it raised {type(error).__name__}: {_first_line(error)} ({_source_of(error)})"
+        text = f"{type(error).__name__}: {_first_line(error)} ({_source_of(error)})"
         return without_gradient("raised", text)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         kind = type(answer).__name__

@@ -87,6 +87,8 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         return
     if not overwrite:
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file, but a run needs a folder: name a new folder")
         raise ValueError(
             f"{folder} exists already: choose another folder, add overwrite=True, or resume the "
             f"run: jaxrnn resume {folder}"
@@ -156,6 +158,8 @@ def describe(folder: Path) -> Description:
         ValueError: if the folder is not a run, or run.json is damaged.
     """
     file = folder / "run.json"
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist: name the folder of a run that was trained")
     if not file.is_file():
         raise ValueError(f"{folder} is not a run: it has no run.json (jaxrnn train makes one)")
     for part in ("checkpoints", "samples"):
