@@ -23,6 +23,7 @@ from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
 from jaxrnn.lm import Options, Text, batches, build, model, options, scoring
 from jaxrnn.lm.options import members
+from jaxrnn.lm.run.loop import evaluation_interval
 from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.header import Header, TextRecord, to_json
 from jaxrnn.training import nonfinite
@@ -132,6 +133,16 @@ def test_a_rule_of_the_users_own_is_run_at_resuming_only_if_it_is_named_again(te
     lm.load(tmp_path / "run")
     with pytest.raises(ValueError, match="a file that resuming would run: if you trust it, give"):
         lm.resume(tmp_path / "run", steps=20)
+
+
+def test_by_default_evaluations_are_rare_enough_to_take_a_tenth_of_the_time():
+    """A batch of an evaluation takes about a third of a step, which is a backward pass too."""
+    for steps in (24, 2000):
+        run = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, steps=steps, evaluate_every=None))
+        batches = run.held_out.number or 0
+        assert evaluation_interval(run) == max(steps // 20, 4 * batches) >= 10 * batches / 3
+    assert evaluation_interval(run) == 100 > 4 * batches
+    assert evaluation_interval(lm.prepare(IN_MEMORY, SMALL)) == 6
 
 
 CHANGES = {

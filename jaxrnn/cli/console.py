@@ -194,8 +194,8 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
     The progress is a bar on a terminal, and elsewhere a line for each evaluation.
     """
     steps, unit = training.options.steps, training.vocabulary.unit
-    started = before = time.perf_counter()
-    first, held_out, characters = training.done, "", 0  # characters since the last evaluation
+    started, first, held_out = time.perf_counter(), training.done, ""
+    characters, seconds = 0, 0.0  # of training since the last evaluation
 
     wide = stdout.width >= WIDE
     columns = (
@@ -204,13 +204,13 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(compact=True),
     )
-    visible = stdout.is_terminal and not stdout.quiet
+    visible = stdout.is_terminal and not stdout.quiet and not lm.over_because(training)
     with Progress(*columns, console=stdout, disable=not visible) as progress:
         task = progress.add_task("training", total=steps, completed=first, status="compiling …")
         for block in blocks:
             now, done = time.perf_counter(), block.run.done
-            characters += block.characters
-            speed = characters / (now - before)
+            characters, seconds = characters + block.characters, seconds + block.seconds
+            speed = characters / seconds
             speed = f"{speed / 1000:,.0f}k" if speed >= 10_000 else f"{speed:,.0f}"
             losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
             loss = np.median(losses) if losses.size else np.nan
@@ -223,7 +223,7 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
                 left = (now - started) * (steps - done) / max(1, done - first)
                 say("training", f"{done:,}/{steps:,} {status}, {left:.0f} s left")
             if block.held_out is not None:
-                before, characters = now, 0
+                characters, seconds = 0, 0.0
             if block.spike_step is not None:
                 norm = np.max(block.metrics.grad_norm)
                 say("warning", f"the gradient's norm rose above 100 times its median at step "

@@ -54,7 +54,7 @@ class Options:
         seeds            1 model; more are trained at once, with consecutive seeds
 
     Evaluation and files:
-        evaluate_every   steps between evaluations, None for a twentieth of all
+        evaluate_every   steps between evaluations, None for a twentieth of all or more
         patience         stop after so many evaluations without an improvement; None for never
         save_every       60.0 seconds between checkpoints
         keep             2 checkpoints of the newest evaluations, and the best one
@@ -118,7 +118,8 @@ class Options:
     """The share of the text that is held out for evaluation, at most a million symbols: the end of
     the text, or lines drawn at random with --lines."""
     evaluate_every: int | None = None
-    """The number of steps between evaluations; default a twentieth of all steps."""
+    """The number of steps between evaluations; default a twentieth of all steps, and more where
+    evaluations would take over a tenth of the time."""
     patience: int | None = None
     """Stop after this many evaluations without an improvement; default never."""
     save_every: float = 60.0

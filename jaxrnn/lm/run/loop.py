@@ -25,6 +25,8 @@ from jaxrnn.training.step import Metrics, TrainState, make_train_loop
 BLOCK = 50  # the largest number of steps in a block, which is one jitted call
 PACE = 0.5  # the intended duration of a block in seconds
 _IN_BLOCK = 2**22  # the largest number of symbols read for a block
+# An evaluation of one batch takes about a third of a step, so that of all takes at most a tenth.
+_STEPS_FOR_EVALUATION = 4  # steps of training for each batch of the evaluation set
 _NORMS = 1000  # the number of previous gradient norms with which a new one is compared
 
 
@@ -70,10 +72,21 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> Iterator[Block]
         ) from error
 
 
+def evaluation_interval(run: Run) -> int:
+    """Return the number of steps between evaluations.
+
+    By default evaluations are a twentieth of all steps apart, and so far apart that they take at
+    most about a tenth of the time.
+    """
+    assert run.held_out.number is not None
+    affordable = _STEPS_FOR_EVALUATION * run.held_out.number
+    return run.options.evaluate_every or max(1, run.options.steps // 20, affordable)
+
+
 def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
     """Train a run, whose folder is locked if it has one."""
     options, loop = run.options, make_train_loop(run.step)
-    every = options.evaluate_every or max(1, options.steps // 20)
+    every = evaluation_interval(run)
     block_size = max(1, min(BLOCK, _IN_BLOCK // math.prod(run.source(0).inputs.shape)))
     pace, next_number = min(PACE, options.save_every), 1
     norms, saved_at = np.zeros(0), time.monotonic()
@@ -114,7 +127,9 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         # A spike in an earlier block was reported with that block.
         spike_step = None if spike is None or spike < earlier else first + 1 + spike - earlier
         try:
-            yield Block(run, metrics, characters, held_out, saved, spike_step, diagnosis, over)
+            yield Block(
+                run, metrics, characters, seconds, held_out, saved, spike_step, diagnosis, over
+            )
         except GeneratorExit:  # the caller abandons the iterator
             if run.folder is not None and saved is None:
                 save(run.on_one_device())

@@ -85,6 +85,7 @@ class Block(NamedTuple):
         run: the run after these steps; if one of them was not finite, after the step before it.
         metrics: the metrics of each step, including the one that was not finite, if any.
         characters: the number of symbols read.
+        seconds: how long the steps took, without evaluation and saving.
         held_out: the held-out loss in nats per symbol, or the losses of the members of a
             population; None if there was no evaluation.
         saved: the path of the checkpoint, if one was written.
@@ -98,6 +99,7 @@ class Block(NamedTuple):
     run: Run
     metrics: Metrics
     characters: int
+    seconds: float
     held_out: Any
     saved: Path | None
     spike_step: int | None
