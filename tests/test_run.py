@@ -135,6 +135,27 @@ def test_a_rule_of_the_users_own_is_run_at_resuming_only_if_it_is_named_again(te
         lm.resume(tmp_path / "run", steps=20)
 
 
+def test_several_seeds_are_summed_up_by_their_median_and_learning_rates_by_a_table(capsys):
+    """The best of several models is chosen on the text on which its loss would be reported."""
+    seeds = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, seeds=3))
+    console.held_out(seeds._replace(history=((6, [3.0, 2.0, 4.0]), (12, [2.5, 3.5, None]))))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "3.5000 nats" in first
+    assert "the median of 3 seeds" in first
+    assert "the quartiles are 2.5000 and inf" in second
+    assert "kept: seed 1, with 2.0000 after step 6" in third
+    rates = lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, learning_rates=(0.1, 0.01)))
+    console.held_out(rates._replace(history=((6, [3.0, 2.0]), (12, [2.5, 2.25]))))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["held", "out"]
+    assert [line.split() for line in lines[1:3]] == [
+        ["learning", "rate", "0.1", "2.5000", "2.5000"],
+        ["learning", "rate", "0.01", "2.2500", "2.0000", "lowest"],
+    ]
+    assert "kept: seed 0, learning rate 0.01, with 2.0000 after step 6" in lines[3]
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_by_default_evaluations_are_rare_enough_to_take_a_tenth_of_the_time():
     """A batch of an evaluation takes about a third of a step, which is a backward pass too."""
     for steps in (24, 2000):

@@ -19,7 +19,7 @@ from jaxrnn import lm
 from jaxrnn.cli.flags import with_flags
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm.model import Model, Score, units
-from jaxrnn.lm.options import number_of_members
+from jaxrnn.lm.options import members, number_of_members
 from jaxrnn.lm.store import directory
 from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
@@ -263,21 +263,48 @@ def scored(model: Model, score: Score) -> None:
 
 
 def held_out(training: lm.Run) -> None:
-    """Print the lowest held-out loss, and the loss at the last evaluation if it differs."""
+    """Print the held-out loss: the lowest one of a model, and of several models a summary."""
     history, vocabulary = training.history, training.vocabulary
     if not history:
         return
-    best_step, best = min(history, key=lambda evaluation: directory.lowest(evaluation[1]))
-    lowest = directory.lowest(best)
-    say("held out", f"{lowest:.4f} nats = {units(lowest, vocabulary)}, after step {best_step:,}")
-    last_step, last = history[-1]
     if training.population:
-        losses = [np.nan if loss is None else loss for loss in last]
-        low, middle, high = np.nanquantile(losses, [0.25, 0.5, 0.75])
-        say("", f"the best of {len(losses)} models; at the last step the median is {middle:.4f}")
-        say("", f"and the quartiles are {low:.4f} and {high:.4f}")
-    elif last_step != best_step:
-        say("", f"the best checkpoint; the last has {directory.lowest(last):.4f}")
+        _held_out_of_members(training)
+        return
+    best_step, best = min(history, key=lambda evaluation: directory.lowest(evaluation[1]))
+    lowest, last = directory.lowest(best), directory.lowest(history[-1][1])
+    say("held out", f"{lowest:.4f} nats = {units(lowest, vocabulary)}, after step {best_step:,}")
+    if history[-1][0] != best_step:
+        say("", f"the best checkpoint; the last has {last:.4f}")
+
+
+def _held_out_of_members(training: lm.Run) -> None:
+    """Print the median of the seeds, or a row for each learning rate, and which model is kept.
+
+    The best of several models is chosen on the held-out text, so its loss there is no estimate. A
+    model that is no longer finite counts as one with an infinite loss.
+    """
+    options, steps = training.options, [step for step, _ in training.history]
+    losses = np.array([losses for _, losses in training.history], float)  # None becomes nan
+    losses = np.where(np.isnan(losses), np.inf, losses)
+    last, lowest = losses[-1], losses.min(0)
+    rates = options.learning_rates
+    if rates:
+        medians_of = f", medians of {options.seeds} seeds" if options.seeds > 1 else ""
+        say("held out", f"nats at the last step, and lowest{medians_of}")
+        rows = lowest.reshape(len(rates), -1)
+        medians = np.stack([np.median(last.reshape(rows.shape), 1), np.median(rows, 1)], 1)
+        for rate, (at_end, least) in zip(rates, medians.tolist(), strict=True):
+            mark = "  lowest" if least == medians[:, 1].min() else ""
+            say("", f"learning rate {rate:<8g} {at_end:8.4f} {least:8.4f}{mark}")
+    else:
+        low, middle, high = np.quantile(last, [0.25, 0.5, 0.75], method="inverted_cdf")
+        say("held out", f"{middle:.4f} nats = {units(middle, training.vocabulary)}, the median of "
+            f"{len(last)} seeds")  # fmt: skip
+        say("", f"at the last step; the quartiles are {low:.4f} and {high:.4f}")
+    number = int(lowest.argmin())
+    kept, step = members(options)[number], steps[int(losses[:, number].argmin())]
+    rate = f", learning rate {kept.learning_rate:g}" if rates else ""
+    say("", f"kept: seed {kept.seed}{rate}, with {lowest[number]:.4f} after step {step:,}")
 
 
 def trouble(diagnosis: Trouble) -> None:

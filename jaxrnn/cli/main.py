@@ -322,10 +322,10 @@ def sample(
     model = lm.load(path, newest=newest)
     console.remarks(model.remarks)
     if beams is not None:
-        if (top_k, top_p, stop, count) != (None, None, None, 1):
-            raise ValueError(
-                "--beams searches and does not draw: leave out --top-k, --top-p, --stop and --count"
-            )
+        drawing = {"temperature", "top_k", "top_p", "stop", "count", "seed"}
+        if ignored := sorted(drawing & given_options(sys.argv[1:])):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            raise ValueError(f"--beams searches and does not draw: leave out {flags}")
         text, nats = continuation(model, prompt, length, beams)
         print(text)
         console.say("", f"log-probability {nats:.4f} nats")
