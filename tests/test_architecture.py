@@ -147,9 +147,8 @@ def test_the_docstring_of_a_package_names_all_that_is_public(module):
 
 
 def test_the_help_of_the_options_names_each_with_its_default_and_values():
-    rows = dict(
-        re.findall(r"^        (\w+)  +(.*)$", jaxrnn.lm.Options.__doc__ or "", re.MULTILINE)
-    )
+    text = inspect.getdoc(jaxrnn.lm.Options) or ""  # without indentation in each Python
+    rows = dict(re.findall(r"^    (\w+)  +(.*)$", text, re.MULTILINE))
     hints = get_type_hints(jaxrnn.lm.Options)
     for field in dataclasses.fields(jaxrnn.lm.Options):
         row = rows.pop(field.name)
