@@ -111,7 +111,7 @@ class ClaimReport(NamedTuple):
 
     def __str__(self) -> str:
         """Return a table of the leaves, and the diagnosis."""
-        rows = [("leaf", "bias", "by noise", "cosine")]
+        rows = [("leaf", "mean off by", "by noise alone", "cosine")]
         for leaf in self.leaves:
             noise = f"{leaf.expected:.2g}" if self.draws > 1 else "-"
             rows.append((leaf.name, f"{leaf.bias:.2g}", noise, f"{leaf.cosine:.4f}"))
