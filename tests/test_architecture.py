@@ -23,7 +23,7 @@ PACKAGE = ROOT / "jaxrnn"
 
 # Each module or subpackage of jaxrnn imports only from the lines above its own.
 ORDER = [
-    {"tree", "plotting"},
+    {"tree", "atomic", "plotting"},
     {"network"},
     {"gradients"},
     {"analysis"},

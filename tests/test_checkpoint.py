@@ -13,8 +13,8 @@ import pytest
 from cases import forged, make_case
 
 import jaxrnn
-from jaxrnn import gradients
-from jaxrnn.lm.store import atomic, checkpoint
+from jaxrnn import atomic, gradients
+from jaxrnn.lm.store import checkpoint
 
 RNG = np.random.default_rng(0)
 

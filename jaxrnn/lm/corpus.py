@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from jaxrnn.lm.store import atomic
+from jaxrnn import atomic
 from jaxrnn.lm.vocabulary import LINE, Level, Vocabulary, token_pattern
 
 PIECE = 2**22  # the number of bytes read at once

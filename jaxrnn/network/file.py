@@ -1,14 +1,13 @@
 """Parameters in a file: `save` and `load`, in the safetensors format."""
 
-import os
 import re
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from jaxrnn import atomic
 from jaxrnn.network.layer import Cell
 from jaxrnn.network.stack import Params, Readout
 from jaxrnn.tree import by_name
@@ -39,16 +38,8 @@ def save(path: str | Path, params: Params) -> None:
             f"params must be jaxrnn.Params, got a {type(params).__name__}: pass those of rnn.init, "
             f"or state.params"
         )
-    path = Path(path)
-    content = serialize({name: np.asarray(leaf) for name, leaf in by_name(params).items()})
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as out:
-        try:
-            out.write(content)
-            out.flush()
-            os.replace(out.name, path)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
+    arrays = {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
+    atomic.write(Path(path), serialize(arrays))
 
 
 def load(path: str | Path) -> Params:

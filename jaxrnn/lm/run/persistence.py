@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxrnn import atomic
 from jaxrnn.lm import corpus
 from jaxrnn.lm.corpus import Text
 from jaxrnn.lm.model import Model, write
@@ -16,7 +17,7 @@ from jaxrnn.lm.options import Options, with_changes
 from jaxrnn.lm.run.load import open_run
 from jaxrnn.lm.run.prepare import make, prepare, with_state
 from jaxrnn.lm.run.state import Run, to_model
-from jaxrnn.lm.store import atomic, checkpoint, directory
+from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.header import Description, Header, VocabularyRecord
 
 _DEFAULTS = Options()

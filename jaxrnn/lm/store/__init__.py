@@ -1,1 +1,1 @@
-"""The files of a run: atomic writes, checkpoints and the folder of the run."""
+"""The files of a run: checkpoints and the folder of the run."""

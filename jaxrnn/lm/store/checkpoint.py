@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
-from jaxrnn.lm.store import atomic
+from jaxrnn import atomic
 from jaxrnn.tree import by_name
 
 FORMAT = 1  # the format that this version writes; it also reads all earlier ones

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
-from jaxrnn.lm.store import atomic, checkpoint
+from jaxrnn import atomic
+from jaxrnn.lm.store import checkpoint
 from jaxrnn.lm.store.checkpoint import Checkpoint, DamagedError
 from jaxrnn.lm.store.header import (
     Description,
