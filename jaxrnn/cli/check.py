@@ -149,8 +149,8 @@ def check_claim(options: CheckOptions, setup: CheckSetup) -> Report | ClaimRepor
     else:
         rule, arguments = parse(options.algorithm)
         candidate = rule.build(rnn, **arguments)
-        claim = rule.claim_in_stacks if rnn.num_layers > 1 else rule.claim
-        claim = options.claim or ("exact" if is_own(options.algorithm) else claim)
+        own_claim = "exact" if is_own(options.algorithm) else rule.claim_for(rnn)
+        claim = options.claim or own_claim
         window = (options_of(rule) | arguments).get("window") if claim == "truncated" else None
     if claim == "exact" or reference is not None or options.dtype != "float64":
         return verify(candidate, rnn, params, batch, h=h, reference=reference, dtype=options.dtype)

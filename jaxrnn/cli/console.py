@@ -91,10 +91,10 @@ def network(training: lm.Run) -> None:
     own = " (a rule of your own counts as approximate)" if is_own(rule) else ""
     say("rule", f"{rule}: {_NATURES[claim]}{own}")
     if training.population:
-        members = number_of_members(training.options)
+        number = number_of_members(training.options)
         rates = training.options.learning_rates
         with_rates = f", with {len(rates)} learning rates" if rates else ""
-        say("", f"{members} models at once{with_rates} and {training.options.seeds} seeds each")
+        say("", f"{number} models at once{with_rates} and {training.options.seeds} seeds each")
 
 
 _CLAIMS = {

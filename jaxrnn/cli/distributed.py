@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrnn.cli.flags import flag
 from jaxrnn.lm.run.placement import all_gather
 from jaxrnn.training.sharding import make_mesh
 
@@ -236,8 +237,9 @@ def check(machines: Machines) -> None:
     if not machines.distributed:
         for name in ("coordinator", "process_id"):
             if getattr(machines, name) is not None:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is for --distributed: add that, or leave --{flag} out")
+                raise ValueError(
+                    f"{flag(name)} is for --distributed: add that, or leave {flag(name)} out"
+                )
 
 
 def _join(machines: Machines) -> None:

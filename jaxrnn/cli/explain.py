@@ -16,18 +16,18 @@ from rich.cells import cell_len, set_cell_size
 from jaxrnn import lm, plotting
 from jaxrnn.analysis.walkthrough import Walkthrough, walkthrough
 from jaxrnn.cli import console
-from jaxrnn.cli.flags import given_options
+from jaxrnn.cli.flags import flag, given_options
 from jaxrnn.lm.build import INITIALIZERS
 from jaxrnn.lm.options import Init, seed_key
 from jaxrnn.lm.vocabulary import LINE, Vocabulary
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
+from jaxrnn.verification.leaf import EXACT, relative_error
 
 LONGEST = 20  # steps
 MOST = 7  # units or symbols that are shown by default: they fit into 80 columns
 LABEL, COLUMN = 10, 10  # widths in the terminal
-TOLERANCE = 1e-12
 
 
 def explain(
@@ -67,8 +67,8 @@ def explain(
             params = rnn.init(seed_key(seed))
         else:
             if given := given_options(sys.argv[1:]) & {"hidden_size", "init", "seed"}:
-                flag = f"--{min(given).replace('_', '-')}"
-                raise ValueError(f"{flag} is for random weights, and --run has its own: omit one")
+                name = flag(min(given))
+                raise ValueError(f"{name} is for random weights, and --run has its own: omit one")
             model = lm.load(run)
             start = LINE * model.options.lines
             console.remarks(model.remarks)
@@ -78,11 +78,11 @@ def explain(
         batch = Batch(ids[None, :-1], ids[None, 1:])
         walk = walkthrough(rnn, params, batch)
         expected = jax.grad(lambda p: rnn.loss(p, rnn.initial_state(1), batch)[0])(params)
-        error = _error(walk.grads, expected)
-        walk = jax.tree.map(np.asarray, walk)
+        walk, expected = jax.tree.map(np.asarray, (walk, expected))
+        error = max(jax.tree.leaves(jax.tree.map(relative_error, walk.grads, expected)))
     shown = _select(walk, ids, vocabulary, everything=all_numbers)
     _print(rnn, walk, ids, shown)
-    right = error <= TOLERANCE
+    right = error <= EXACT
     result = f"equals jax.grad to {error:.0e}" if right else f"differs from jax.grad by {error:.0e}"
     print(f"\nThis gradient {result} (relative error)")
     if picture is not None:
@@ -118,15 +118,6 @@ def _encode(word: str, start: str, vocabulary: Vocabulary, owner: str) -> np.nda
             f"give a shorter one, or use jaxrnn.walkthrough in Python"
         )
     return ids
-
-
-def _error(grads: Params, expected: Params) -> float:
-    """Return the largest relative error ‖g - expected‖ / ‖expected‖ of a leaf."""
-
-    def relative(g, e):
-        return float(np.linalg.norm(g - e) / max(float(np.linalg.norm(e)), 1e-300))
-
-    return max(jax.tree.leaves(jax.tree.map(relative, grads, expected)))
 
 
 class Shown(NamedTuple):

@@ -12,6 +12,11 @@ def given_options(arguments: Sequence[str]) -> set[str]:
     return {name[2:].replace("-", "_").removeprefix("no_") for name in flags}
 
 
+def flag(name: str) -> str:
+    """Return the flag of an argument: --learning-rate for learning_rate."""
+    return f"--{name.replace('_', '-')}"
+
+
 def with_flags(message: str, names: Collection[str]) -> str:
     """Replace the arguments that a message of the library names by the flags of the command.
 
@@ -28,9 +33,6 @@ def with_flags(message: str, names: Collection[str]) -> str:
     """
     apart = r"(?<![\w./'\"=-])"  # not within a path, a quotation or another name
     any_name, long_name = "|".join(names), "|".join(name for name in names if "_" in name) or "(?!)"
-
-    def flag(name: str) -> str:
-        return f"--{name.replace('_', '-')}"
 
     def with_value(match: re.Match[str]) -> str:
         name, value = match.groups()

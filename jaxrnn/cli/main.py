@@ -32,7 +32,7 @@ from jaxrnn.cli.distributed import (
     together,
     told_to_stop,
 )
-from jaxrnn.cli.flags import given_options, hint_for_dash, with_flags
+from jaxrnn.cli.flags import flag, given_options, hint_for_dash, with_flags
 from jaxrnn.cli.launch import supervise
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm import corpus
@@ -324,7 +324,7 @@ def sample(
     if beams is not None:
         drawing = {"temperature", "top_k", "top_p", "stop", "count", "seed"}
         if ignored := sorted(drawing & given_options(sys.argv[1:])):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            flags = ", ".join(map(flag, ignored))
             raise ValueError(f"--beams searches and does not draw: leave out {flags}")
         text, nats = continuation(model, prompt, length, beams)
         print(text)

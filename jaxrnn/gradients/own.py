@@ -1,6 +1,5 @@
 """Functions of the user, such as a gradient rule of their own: "MODULE:NAME" or "FILE.py:NAME"."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrnn.gradients.engine.algorithm import GradientAlgorithm
+from jaxrnn.network import checks
 from jaxrnn.network.rnn import RNN
 
 
@@ -44,8 +44,7 @@ def load(text: str) -> Callable[..., Any]:
     if not callable(function):
         others = [key for key, value in vars(imported).items() if callable(value)]
         others = [key for key in others if not key.startswith("_")]
-        matches = difflib.get_close_matches(name, others, 1)
-        meant = f" (did you mean {matches[0]}?)" if matches else ""
+        meant = checks.did_you_mean(name, others)
         raise ValueError(
             f"{module} has no function {name}{meant}; it has {', '.join(others) or 'none'}"
         )

@@ -1,9 +1,8 @@
 """The table of gradient rules, and the parser for rules as text: `truncated_bptt(window=8)`."""
 
 import ast
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from jaxrnn.gradients.rules.rtrl import rtrl
 from jaxrnn.gradients.rules.snap import snap
 from jaxrnn.gradients.rules.truncated_bptt import truncated_bptt
 from jaxrnn.gradients.rules.uoro import uoro
+from jaxrnn.network import checks
 from jaxrnn.network.rnn import RNN
 
 Claim = Literal["exact", "truncated", "unbiased", "approximate"]
@@ -46,6 +46,10 @@ class Rule(NamedTuple):
     build: Callable[..., GradientAlgorithm]
     claim: Claim
     claim_in_stacks: Claim
+
+    def claim_for(self, rnn: RNN) -> Claim:
+        """Return the claim for a network, by its number of layers."""
+        return self.claim_in_stacks if rnn.num_layers > 1 else self.claim
 
 
 RULES: dict[str, Rule] = {
@@ -95,14 +99,15 @@ def parse(text: str) -> tuple[Rule, dict[str, Any]]:
     name, options = _split(text)
     if name not in RULES:
         raise ValueError(
-            f"algorithm must be one of {', '.join(RULES)}, got {name!r}{_suggestion(name, RULES)}"
+            f"algorithm must be one of {', '.join(RULES)}, got {name!r}"
+            f"{checks.did_you_mean(name, RULES)}"
         )
     defaults = options_of(RULES[name])
     for option in options:
         if option not in defaults:
             written = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
             raise ValueError(
-                f"{name} has no option {option}{_suggestion(option, defaults)}: it takes "
+                f"{name} has no option {option}{checks.did_you_mean(option, defaults)}: it takes "
                 f"{f'{name}({written})' if defaults else 'none'}"
             )
     return RULES[name], options
@@ -157,8 +162,3 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         f"algorithm must be a rule's name with its options in parentheses, such as "
         f"'truncated_bptt(window=8)', got {text!r}"
     )
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {matches[0]}?)" if matches else ""

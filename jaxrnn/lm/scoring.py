@@ -42,7 +42,8 @@ def score(
         eval_set: the evaluation set.
         population: whether `params` are those of a population.
     """
-    shape, number = eval_set(0).inputs.shape, eval_set.number or 1
+    shape, number = eval_set(0).inputs.shape, eval_set.number
+    assert number is not None  # an evaluation set has an end
     part = max(1, min(number, _POSITIONS // math.prod(shape)))
     members = (len(params.readout.W_hy),) if population else ()
     h_0 = rnn.initial_state(shape[0], params.readout.W_hy.dtype)

@@ -1,6 +1,7 @@
 """Checks of arguments: each error is a `ValueError` with the wrong value and a remedy."""
 
-from collections.abc import Collection, Iterator
+import difflib
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -250,6 +251,12 @@ def one_of(name: str, value: str, options: Collection[str], otherwise: str = "")
     """Raise `ValueError` unless a value is one of the options; `otherwise` is an alternative."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean …?)" with the known word that is nearest; empty if none is near."""
+    matches = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def whole(name: str, value: object, least: int, why: str = "") -> None:

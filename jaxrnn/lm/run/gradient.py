@@ -41,7 +41,7 @@ class GradientCheck(NamedTuple):
 def claim_of(run: Run) -> Claim:
     """Return what the gradient rule of a run claims for its network, such as "exact"."""
     rule, _ = gradients.parse(run.options.algorithm)
-    return rule.claim_in_stacks if run.rnn.num_layers > 1 else rule.claim
+    return rule.claim_for(run.rnn)
 
 
 def check_gradient(run: Run) -> GradientCheck:
