@@ -181,8 +181,8 @@ def compare(
     steps = batch.inputs.shape[1]
     rows = []
     for rule, program, times in zip(algorithms, programs, seconds[1:], strict=True):
-        leaves = {name: _estimate(program.draws[name], r) for name, r in exact.items()}
-        whole = _estimate(
+        leaves = {name: estimate(program.draws[name], r) for name, r in exact.items()}
+        whole = estimate(
             np.concatenate([program.draws[name] for name in exact], axis=1),
             np.concatenate(list(exact.values())),
         )
@@ -216,14 +216,7 @@ def _compile(
     batch: Batch,
     keys: Array,
 ) -> _Program:
-    @jax.jit
-    def draw_all(keys, params, h, batch):
-        def draw(key):
-            return algorithm.value_and_grad(params, algorithm.init(params, h, key=key), batch)[1]
-
-        return lax.map(draw, keys, batch_size=AT_ONCE)
-
-    carry, other = (algorithm.init(params, h, key=key) for key in keys[:2])
+    carry = algorithm.init(params, h, key=keys[0])
     compiled, cost = compile_with_cost(algorithm.value_and_grad, params, carry, batch)
     grads = compiled(params, carry, batch)[1]
     if jax.tree.map(jnp.shape, grads) != jax.tree.map(jnp.shape, params):
@@ -231,18 +224,46 @@ def _compile(
             f"the gradient of {rule} must have the structure and shapes of the parameters: "
             f"jaxrnn.verify shows where it differs"
         )
-    if jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), carry, other)):
-        grads = jax.tree.map(lambda leaf: leaf[None], grads)
+    if draws_numbers(algorithm, params, h, keys):
+        _, grads = draw_gradients(algorithm, params, h, batch, keys)
     else:
-        grads = draw_all(keys, params, h, batch)
-    draws = {
+        grads = jax.tree.map(lambda leaf: leaf[None], grads)
+    return _Program(lambda: compiled(params, carry, batch), cost, vectors(grads))
+
+
+def draws_numbers(algorithm: GradientAlgorithm, params: Params, h: Array, keys: Array) -> bool:
+    """Return whether a rule draws random numbers: its carry is another one for another key."""
+    carry, other = (algorithm.init(params, h, key=key) for key in keys[:2])
+    return not jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), carry, other))
+
+
+def draw_gradients(
+    algorithm: GradientAlgorithm, params: Params, h: Array, batch: Batch, keys: Array
+) -> tuple[Array, Params]:
+    """Return the loss and the gradient for each key, with a leading axis n."""
+
+    @jax.jit
+    def draw_all(keys, params, h, batch):
+        def draw(key):
+            carry = algorithm.init(params, h, key=key)
+            (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
+            return loss, grads
+
+        return lax.map(draw, keys, batch_size=AT_ONCE)
+
+    return draw_all(keys, params, h, batch)
+
+
+def vectors(grads: Params) -> dict[str, Float[np.ndarray, "n size"]]:
+    """Return the leaves of n gradients by name, in float64, each as n vectors."""
+    return {
         name: np.asarray(leaf, np.float64).reshape(len(leaf), -1)
         for name, leaf in by_name(grads).items()
     }
-    return _Program(lambda: compiled(params, carry, batch), cost, draws)
 
 
-def _estimate(draws: Float[np.ndarray, "n size"], exact: Float[np.ndarray, " size"]) -> Estimate:
+def estimate(draws: Float[np.ndarray, "n size"], exact: Float[np.ndarray, " size"]) -> Estimate:
+    """Return bias, variance and cosine of n draws against the exact vector."""
     norm = length(exact) or 1.0
     g, r = draws / norm, exact / norm
     mean, count = g.mean(0), len(g)

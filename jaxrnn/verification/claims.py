@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
+from jaxrnn.analysis.compare import draw_gradients, draws_numbers, estimate, vectors
 from jaxrnn.analysis.lags import split_by_lag
 from jaxrnn.gradients import Claim, GradientAlgorithm
 from jaxrnn.network import checks
@@ -29,7 +29,6 @@ from jaxrnn.verification.leaf import EXACT
 from jaxrnn.verification.report import Report
 from jaxrnn.verification.verify import verify
 
-AT_ONCE = 8  # number of draws that are computed in parallel
 LIMIT = 8.0  # the largest U / sd(U) of a rule that counts as unbiased
 
 
@@ -232,21 +231,10 @@ def _estimates(
 ) -> ClaimReport:
     """Draw gradients, and compare their mean and their cosines with the exact gradient."""
     keys = jax.random.split(jax.random.key(seed), draws)
-
-    @jax.jit
-    def draw_all(keys):
-        def draw(key):
-            carry = algorithm.init(params, h, key=key)
-            (loss, _), grads = algorithm.value_and_grad(params, carry, batch)
-            return loss, grads
-
-        return lax.map(draw, keys, batch_size=AT_ONCE)
-
-    first, second = (algorithm.init(params, h, key=key) for key in keys[:2])
-    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), first, second)
-    losses, grads = draw_all(keys[:1] if jax.tree.all(same) else keys)
+    keys = keys if draws_numbers(algorithm, params, h, keys) else keys[:1]
+    losses, grads = draw_gradients(algorithm, params, h, batch, keys)
     loss, exact = jax.jit(jax.value_and_grad(lambda p: rnn.loss(p, h, batch)[0]))(params)
-    g = {name: np.asarray(leaf).reshape(len(losses), -1) for name, leaf in by_name(grads).items()}
+    g = vectors(grads)
     r = {name: np.asarray(leaf).ravel() for name, leaf in by_name(exact).items()}
     leaves = [_estimate(name, g[name], r[name]) for name in r]
     leaves.append(
@@ -260,20 +248,15 @@ def _estimate(
     name: str, g: Float[np.ndarray, "N size"], r: Float[np.ndarray, " size"]
 ) -> LeafEstimate:
     """Compare N draws of a leaf with the exact one."""
-    scale = length(r) or 1.0
     if not np.isfinite(g).all():
         return LeafEstimate(name, math.nan, math.nan, math.nan, math.nan, False)
-    g, r, count = g / scale, r / scale, len(g)
-    errors = g - r
-    bias = float(np.linalg.norm(errors.mean(0)))
-    lengths = np.linalg.norm(g, axis=1)
-    cosine = float((g @ r / np.where(lengths == 0, 1, lengths)).mean()) if r.any() else math.nan
+    found, count = estimate(g, r), len(g)
     if count == 1:
-        return LeafEstimate(name, bias, 0.0, EXACT, cosine, bias <= EXACT)
+        return LeafEstimate(name, found.bias, 0.0, EXACT, found.cosine, found.bias <= EXACT)
+    errors = (g - r) / (length(r) or 1.0)
     products = errors @ errors.T
     pairs = products[~np.eye(count, dtype=bool)]
     spread = math.sqrt(2 * float(np.mean(pairs**2)) / (count * (count - 1)))
-    variance = float(np.sum((errors - errors.mean(0)) ** 2)) / (count - 1)
-    unbiased = bias <= EXACT or float(pairs.mean()) <= LIMIT * spread
+    unbiased = found.bias <= EXACT or float(pairs.mean()) <= LIMIT * spread
     visible = max(EXACT, math.sqrt(LIMIT * spread))
-    return LeafEstimate(name, bias, math.sqrt(variance / count), visible, cosine, unbiased)
+    return LeafEstimate(name, found.bias, found.standard_error, visible, found.cosine, unbiased)
