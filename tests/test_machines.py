@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from cases import assert_equal
 from commands import RUN_COMMANDS
 from safetensors.numpy import load_file
 
+from jaxrnn.cli import distributed
+from jaxrnn.cli import main as cli
 from jaxrnn.lm.store import checkpoint, directory
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind\n" * 12
@@ -376,6 +379,27 @@ def test_what_ends_the_first_process_ends_all_and_starts_nothing_again(start, tm
     (line,) = [line for line in lines if "cannot write unwritten: Is a directory" in line]
     assert "continue with: jaxrnn resume unwritten" in line
     assert not [line for line in lines if "start again" in line]
+
+
+def test_a_lost_connection_is_no_mistake_of_the_user_whatever_its_type(monkeypatch, tmp_path):
+    """JAX raises ValueError for some. With the status of a mistake nothing would restart."""
+    error = ValueError("INVALID_ARGUMENT: AllReduce failed: [external/gloo/gloo/transport/tcp]")
+
+    def train(*arguments: object) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cli.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.lm, "over_because", lambda training: None)
+    monkeypatch.setattr(cli.lm, "train", train)
+    monkeypatch.setattr(cli.console, "with_progress", train)
+    monkeypatch.setattr(cli, "_exit_now", sys.exit)
+    training = Mock(spec=cli.lm.Run, folder=tmp_path, done=0)
+    monkeypatch.setattr(cli, "_parsed", lambda _: lambda: cli._lead(training, [], new=False))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == distributed.LOST
 
 
 # At the first collection after JAX has been imported, and in the middle of a command.

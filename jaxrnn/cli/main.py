@@ -224,7 +224,7 @@ def _lead(training: lm.Run, signals: list[int], *, new: bool) -> int:
             pass
         return _unread()
     except ValueError as error:  # the run cannot be written, which only this process knows
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or lost(error):
             raise
         _exit_now(_mistake(error))
     done, seconds = training.done, time.perf_counter() - started
