@@ -19,6 +19,7 @@ Models:
     load               the best model of a run, or the newest
     to_model           the current model of a `Run`
     options_of         the options of a run
+    held_out           the held-out text of a run, as batches
     evaluate           the `Score` of a model on a text
     scores             the same part by part, for a long text
     write              texts that a model samples
@@ -50,6 +51,7 @@ from jaxrnn.lm.run.gradient import claim_of as claim_of
 from jaxrnn.lm.run.load import load as load
 from jaxrnn.lm.run.load import options_of as options_of
 from jaxrnn.lm.run.loop import train as train
+from jaxrnn.lm.run.persistence import held_out as held_out
 from jaxrnn.lm.run.persistence import keep as keep
 from jaxrnn.lm.run.persistence import resume as resume
 from jaxrnn.lm.run.persistence import start as start
@@ -77,6 +79,7 @@ __all__ = [
     "claim_of",
     "continuation",
     "evaluate",
+    "held_out",
     "keep",
     "load",
     "options_of",

@@ -11,14 +11,15 @@ from jax.sharding import Mesh
 
 from jaxrnn import atomic
 from jaxrnn.lm import corpus
-from jaxrnn.lm.corpus import Text
+from jaxrnn.lm.corpus import Corpus, Text
 from jaxrnn.lm.model import Model, write
 from jaxrnn.lm.options import Options, with_changes
 from jaxrnn.lm.run.load import open_run
-from jaxrnn.lm.run.prepare import make, prepare, with_state
+from jaxrnn.lm.run.prepare import make, prepare, sources, with_state
 from jaxrnn.lm.run.state import Run, to_model
 from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.header import Description, Header, VocabularyRecord
+from jaxrnn.training.source import Source
 
 _DEFAULTS = Options()
 
@@ -121,19 +122,8 @@ def resume(
     """
     folder = Path(path)
     (opened, header, remarks), description = open_run(folder)
-    options, recorded = with_changes(header.options, **changes), description.text
-    if text is None:
-        if recorded.file is None and not recorded.name.startswith(corpus.TOPICS):
-            raise ValueError(
-                f"{folder} was trained on {recorded.name}, which has no file: give the text again, "
-                f"with text=FILE or a jaxrnn.lm.Text"
-            )
-        text = recorded.file
-    text = text if isinstance(text, Text) else corpus.as_text(text, recorded.encoding)
-    expected = header.text.sha256
-    encoded = corpus.read(
-        text, lines=options.lines, vocabulary=header.vocabulary, expected=expected
-    )
+    options = with_changes(header.options, **changes)
+    text, encoded = _read_again(folder, description, header, text)
     run, _ = make(text, encoded, options, mesh)
     state = checkpoint.restore(opened, run.state)
     here, there = _versions(run), header.made_with
@@ -144,6 +134,52 @@ def resume(
     run_folder = None if jax.process_index() else folder
     run = run._replace(history=header.history, folder=run_folder, remarks=remarks)
     return with_state(run, state)
+
+
+def held_out(path: str | Path, *, text: Text | str | Path | None = None) -> Source:
+    """Return the held-out text of a run, as the batches that evaluate it.
+
+    Args:
+        path: the path of the run's folder.
+        text: the text of the run, or the current path of its file; default the path recorded in
+            the run.
+
+    Returns:
+        The evaluation set: batch n has inputs and targets (B, T) of the run's batch size and
+        length.
+
+    Raises:
+        ValueError: if there is no run or no checkpoint that can be read, or the text is not that of
+            the run.
+
+    >>> import tempfile
+    >>> options = Options(hidden_size=4, batch_size=2, length=8, steps=3)
+    >>> text = Text.from_string("to be or not to be " * 9)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = start(f"{folder}/run", text, options)
+    ...     held_out(f"{folder}/run", text=text)(0).inputs.shape
+    (2, 8)
+    """
+    (_, header, _), description = open_run(Path(path))
+    _, encoded = _read_again(Path(path), description, header, text)
+    return sources(encoded, header.options)[1]
+
+
+def _read_again(
+    folder: Path, description: Description, header: Header, text: Text | str | Path | None
+) -> tuple[Text, Corpus]:
+    """Read and encode the text of a run, which may have moved to another path."""
+    recorded = description.text
+    if text is None:
+        if recorded.file is None and not recorded.name.startswith(corpus.TOPICS):
+            raise ValueError(
+                f"{folder} was trained on {recorded.name}, which has no file: give the text again, "
+                f"with text=FILE or a jaxrnn.lm.Text"
+            )
+        text = recorded.file
+    text = text if isinstance(text, Text) else corpus.as_text(text, recorded.encoding)
+    lines, expected = header.options.lines, header.text.sha256
+    return text, corpus.read(text, lines=lines, vocabulary=header.vocabulary, expected=expected)
 
 
 def save(run: Run) -> Path:

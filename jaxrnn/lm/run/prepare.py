@@ -104,7 +104,7 @@ def make(
     rnn = build.make_rnn(options, vocabulary.size)
     rule = partial(gradients.build, options.algorithm)
     algorithm = rule(rnn) if mesh is None else sharded(rule, rnn, mesh)
-    source, held_out = (_lines if options.lines else _stream)(read, options)
+    source, held_out = sources(read, options)
 
     def initial(batch_size, key, rate):
         params_key, state_key = jax.random.split(key)
@@ -138,6 +138,11 @@ def make(
     if mesh is not None:
         run = run._replace(layout=layout(mesh, make_state, options.batch_size))
     return run, first_state
+
+
+def sources(read: Corpus, options: Options) -> tuple[Source, Source]:
+    """Return the training batches and the evaluation set of an encoded text."""
+    return (_lines if options.lines else _stream)(read, options)
 
 
 def _stream(read: Corpus, options: Options) -> tuple[Source, Source]:
