@@ -10,7 +10,7 @@ import jaxrnn
 from jaxrnn import lm
 from jaxrnn.lm import Options, Text, model
 from jaxrnn.lm.options import seed_key
-from jaxrnn.lm.vocabulary import UNITS, Level
+from jaxrnn.lm.vocabulary import UNITS, Level, Vocabulary
 
 TEXT = "The mind? Oh, the naïve mind.\nThe end of the mind.\n\nA very good end!\nOh the end…\n" * 3
 KINDS: list[tuple[Level, bool]] = [(level, lines) for level in UNITS for lines in (False, True)]
@@ -38,15 +38,19 @@ def stream_text(lm_model, **kwargs):
 def start_ids(lm_model, prompt):
     """Return the ids that the model reads before it draws the first one."""
     vocabulary, lines = lm_model.vocabulary, lm_model.options.lines
+    if prompt is None and not lines:
+        return list(lm_model.context)
     if vocabulary.level == "word":
         return [1] if prompt is None else vocabulary.encode(prompt)[:-1].tolist()
-    return vocabulary.encode("\n" * (lines or prompt is None) + (prompt or "")).tolist()
+    return vocabulary.encode("\n" * lines + (prompt or "")).tolist()
 
 
 def shown_text(lm_model, prompt, ids):
     """Return the text that is shown for these ids."""
+    if prompt is None and not lm_model.options.lines:
+        ids = ids[len(lm_model.context) :]
     text = lm_model.vocabulary.decode(ids)
-    if prompt is None or lm_model.options.lines:
+    if lm_model.options.lines:
         text = text.removeprefix("\n")
     return text.split("\n")[0] if lm_model.options.lines else text
 
@@ -93,6 +97,49 @@ def test_a_streamed_text_is_the_one_that_is_drawn_at_once(level, lines, prompted
     if lines:
         assert not any("\n" in text for text in texts)
         assert any((np.asarray(row) == lm_model.vocabulary.ends[1]).any() for row in drawn)
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+def test_a_text_without_a_prompt_follows_held_out_text_that_is_not_shown(level, models):
+    lm_model = models[level, False]
+    context = lm_model.vocabulary.decode(lm_model.context)
+    assert len(context) > 10
+    assert context in TEXT[-len(TEXT) // 10 - 1 :]
+    assert context[-1] in "\n "
+    prompted = model.write(lm_model, prompt=context, length=20, count=2, seed=3)
+    texts = model.write(lm_model, length=20, count=2, seed=3)
+    assert [context + text for text in texts] == prompted
+    best, nats = model.continuation(lm_model, None, 5)
+    assert model.continuation(lm_model, context, 5) == (context + best, nats)
+
+
+def test_a_text_begins_with_a_line_or_a_sentence_or_else_a_word_or_a_character():
+    cases: tuple[tuple[Level, str, str], ...] = (
+        ("char", "an old\nline and more", "an old\nline and "),
+        ("char", "an old text, or\nso", "an old text, or\n"),
+        ("byte", "한국어한국어", "한국어한국"),
+        ("byte", "abc", "ab"),
+        ("char", "abc", "abc"),
+    )
+    for level, text, end in cases:
+        vocabulary = Vocabulary.from_text(text, level)
+        ids = vocabulary.encode(text).tolist()
+        assert vocabulary.decode(model.context_of(vocabulary, ids)) == end
+    words = Vocabulary.from_text("Yes. No, no. So", "word")
+    ids = words.encode("Yes. No, no. So").tolist()
+    assert model.context_of(words, ids) == tuple(ids[:-2])
+    assert words.symbols[ids[-3]] == "<s>"
+
+
+@pytest.mark.parametrize("level", UNITS)
+def test_a_model_of_lines_writes_ten_different_lines(level, models):
+    lines = model.write(models[level, True], length=6, seed=1, temperature=0.3)
+    assert len(set(lines)) == len(lines) == 10
+    drawn = model.write(models[level, True], length=6, seed=1, temperature=0.3, count=40)
+    assert len(set(drawn)) < 40
+    assert lines == list(dict.fromkeys(drawn))[:10]
+    assert len(model.write(models[level, True], length=6, temperature=0.0)) == 1
+    assert len(model.write(models[level, False], length=6)) == 1
 
 
 @pytest.fixture

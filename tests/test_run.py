@@ -408,7 +408,7 @@ def convert_to_older_version(path):
     (path / "vocabulary.json").write_text(json.dumps(symbols))
     newest = directory.newest(path).checkpoint
     about = newest.about | {"made with": newest.about["made_with"], "position": 9}
-    del about["made_with"]
+    del about["made_with"], about["context"]
     about["options"] |= {"algorithm": "truncated_bptt", "window": 3, "n": None, "rank": None}
     forged(newest.file, load_file(newest.file), json.dumps(about))
 
@@ -419,7 +419,10 @@ def test_a_run_of_an_older_version_is_loaded_resumed_and_overwritten(text, tmp_p
     run_to_end(lm.start(tmp_path / "run", text, same), stop=lambda: True)
     convert_to_older_version(tmp_path / "run")
     assert lm.options_of(tmp_path / "run") == same
-    assert lm.load(tmp_path / "run").vocabulary.symbols == tuple(sorted(set(TEXT)))
+    model = lm.load(tmp_path / "run")
+    assert model.vocabulary.symbols == tuple(sorted(set(TEXT)))
+    assert model.context == ()
+    assert len(lm.write(model, length=9)[0]) == 9
     assert run_to_end(lm.resume(tmp_path / "run", steps=14))[-1].run.done == 14
     assert "options" not in json.loads((tmp_path / "run" / "run.json").read_text())
     assert lm.options_of(tmp_path / "run").steps == 14
@@ -430,6 +433,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(text, tmp_path)
     blocks = run_to_end(lm.start(tmp_path / "run", text, SMALL), stop=lambda: True)
     assert [block.over for block in blocks] == ["stopped"]
     assert blocks[0].saved == checkpoints_of(tmp_path / "run")[-1]
+    assert lm.load(tmp_path / "run").context == lm.to_model(blocks[0].run).context != ()
     assert lm.resume(tmp_path / "run").done == blocks[0].run.done
 
 
@@ -814,6 +818,10 @@ INVALID_METADATA = {
     ),
     "options that are none": ({"options": None}, "options must be an object, got None"),
     "versions that are none": ({"made_with": [1]}, r"made_with has the invalid value \[1\]"),
+    "a context of another vocabulary": (
+        {"context": [0, 99]},
+        "its context has an id that is not in",
+    ),
     "no text": ({"text": {"name": "a text"}}, "text.sha256 is missing"),
     "a number of a later version": ({"mood": 3}, "this version does not know mood"),
     "more evaluations than steps": (

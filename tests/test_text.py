@@ -189,9 +189,29 @@ def test_words_are_decoded_with_the_usual_spaces():
     assert shown == "Pi is 3.14, (or so)!\nDon't «stop»: 50% \u201cOff\u201d\u2026\n"
 
 
+def test_straight_quotation_marks_and_dashes_are_written_as_in_prose():
+    """They are then cut into the same words and sentences again."""
+    text = (
+        '"I know," he said, "and \'tis (so -- yes) good."\n"You do.\nWhy," he asked, "no?"\n'
+        "He -- who else?\n-- came.\n"
+    )
+    vocabulary = Vocabulary.from_text(text, "word")
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids) == text
+    assert np.array_equal(vocabulary.encode(vocabulary.decode(ids)), ids)
+
+
+def test_a_sentence_that_starts_before_the_end_of_another_is_on_its_own_line():
+    vocabulary = Vocabulary.from_text("The country", "word")
+    _, start, end = range(3)
+    The, country = vocabulary.encode("The country")[1:-1].tolist()
+    for ids in ([start, country, start, The], [country, start, start, The], [country, end, The]):
+        assert vocabulary.decode(ids) == "country\nThe"
+
+
 def test_the_text_of_the_first_words_is_the_beginning_of_the_whole_text():
     """This holds for any ids, since a model may draw the start of a sentence anywhere."""
-    vocabulary = Vocabulary.from_text(PROSE + "“‘[{}]’”", "word")
+    vocabulary = Vocabulary.from_text(PROSE + "“‘[{}]’” 'tis - --", "word")
     draw = np.random.default_rng(0).integers
     for ids in (vocabulary.encode(PROSE), draw(0, vocabulary.size, 300), draw(0, 5, 50)):
         shown = [vocabulary.decode(ids[:n]) for n in range(len(ids) + 1)]

@@ -246,7 +246,7 @@ def _lead(training: lm.Run, signals: list[int], *, new: bool) -> int:
         evaluations = f"{training.options.patience} evaluations"
         console.say("stopped", f"after {evaluations} without a lower held-out loss")
     console.held_out(training)
-    console.samples(write(lm.load(out), length=300, count=2, seed=training.options.seed))
+    console.samples(write(lm.load(out), seed=training.options.seed))
     console.say("saved", f"{out}; write more with: jaxrnn sample {out}")
     return 0
 
@@ -292,8 +292,8 @@ def sample(
     /,
     *,
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
-    length: int = 500,
-    count: int = 1,
+    length: int | None = None,
+    count: int | None = None,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -306,10 +306,10 @@ def sample(
 
     Args:
         path: The folder of a run, or a checkpoint.
-        prompt: The beginning of the text; default the start of a line.
-        length: Maximum number of characters (bytes, words) to generate. A model of lines also stops
-            at the end of its line.
-        count: Number of texts.
+        prompt: The beginning of the text; default a new line after some held-out text.
+        length: Maximum number of characters (bytes, words) to generate; default 500, 100 words,
+            or 50 with --beams. A model of lines also stops at the end of its line.
+        count: Number of texts; default 1, or 10 different lines of a model of lines.
         temperature: 1 draws from the model's own distribution, less makes likely symbols even
             likelier, and 0 always takes the likeliest.
         top_k: Draw only from this many of the likeliest symbols.
@@ -326,13 +326,16 @@ def sample(
         if ignored := sorted(drawing & given_options(sys.argv[1:])):
             flags = ", ".join(map(flag, ignored))
             raise ValueError(f"--beams searches and does not draw: leave out {flags}")
-        text, nats = continuation(model, prompt, length, beams)
+        text, nats = continuation(model, prompt, 50 if length is None else length, beams)
         print(text)
         console.say("", f"log-probability {nats:.4f} nats")
         return 0
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
-    texts = stream(model, prompt=prompt, length=length, count=count, seed=seed, **settings)
-    console.streamed(texts)
+    settings |= {"prompt": prompt, "length": length, "seed": seed}
+    if count is None and model.options.lines:
+        console.samples(write(model, **settings))
+    else:
+        console.streamed(stream(model, count=1 if count is None else count, **settings))
     return 0
 
 

@@ -1,6 +1,6 @@
 """A trained model: sampling texts, the most likely continuation, and scoring a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +13,13 @@ from jaxrnn.lm.options import Options, length_of, seed_key
 from jaxrnn.lm.sampling import beam_search
 from jaxrnn.lm.sampling import stream as draw
 from jaxrnn.lm.scoring import mean_loss, score
-from jaxrnn.lm.vocabulary import LINE, SPECIAL, UNKNOWN, Vocabulary
+from jaxrnn.lm.vocabulary import LINE, SPECIAL, START, UNKNOWN, Vocabulary
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
 
+CONTEXT = 256  # the largest number of symbols that are read before a text without a prompt
+_LENGTHS = {"char": 500, "byte": 500, "word": 100}  # of a text that fills a screen
+_LINES, _LINES_DRAWN = 10, 40  # the different lines to show, of those that are drawn
 _MOST_BEAMS = 10_000
 _LONG = 512  # time steps in each chunk of a text that is scored
 
@@ -32,6 +35,8 @@ class Model(NamedTuple):
         step: the number of updates made.
         held_out: the held-out loss in nats per symbol; None if there was no evaluation at `step`.
         remarks: messages about damaged checkpoints that were skipped.
+        context: the ids of some text of the held-out part, at most 256, which the model reads
+            before it samples a text without a prompt; empty for a model of lines.
     """
 
     rnn: RNN
@@ -41,6 +46,7 @@ class Model(NamedTuple):
     step: int
     held_out: float | None
     remarks: tuple[str, ...] = ()
+    context: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Return the network, the symbols, the step and the held-out loss."""
@@ -83,7 +89,7 @@ def stream(
     model: Model,
     *,
     prompt: str | None = None,
-    length: int = 500,
+    length: int | None = None,
     count: int = 1,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -95,9 +101,11 @@ def stream(
 
     Args:
         model: the model.
-        prompt: the beginning of each text; default the start of a line or sentence.
-        length: the largest number of symbols to sample; a model of lines stops earlier, at the end
-            of its line.
+        prompt: the beginning of each text. Without a prompt the model first reads its `context`,
+            so that its state is that of a model within a text, and the texts begin after it. A
+            model of lines reads the start of a line.
+        length: the largest number of symbols to sample; default 500 characters or bytes, or 100
+            words. A model of lines stops earlier, at the end of its line.
         count: the number of texts.
         temperature: as in `jaxrnn.lm.sample`.
         top_k: as in `jaxrnn.lm.sample`.
@@ -113,12 +121,13 @@ def stream(
         ValueError: if `prompt` has a character that is not in the vocabulary, or an argument is
             outside its range.
     """
+    length = _LENGTHS[model.vocabulary.level] if length is None else length
     for name, value in {"count": count, "length": length}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if stop == "":
         raise ValueError("stop must be a text of at least one character")
-    start, end = _start(model, prompt), _end(model)
+    (start, hidden), end = _start(model, prompt), _end(model)
     drawn = draw(
         model.rnn,
         model.params,
@@ -132,16 +141,16 @@ def stream(
     )
 
     def texts():
-        rows = [start.tolist() for _ in range(count)]
-        prompt_end = len(_decode(model, prompt, rows[0])[0])  # `stop` is searched for from here on
-        shown, finished, total = [""] * count, [False] * count, len(start) + length
+        rows = [start[hidden:].tolist() for _ in range(count)]
+        prompt_end = len(_decode(model, rows[0])[0])  # `stop` is searched for from here on
+        shown, finished, total = [""] * count, [False] * count, len(rows[0]) + length
         while not all(finished):
             piece = next(drawn, None)
             new = []
             for b in range(count):
                 rows[b] = (rows[b] + ([] if piece is None else piece[b].tolist()))[:total]
                 last = piece is None or len(rows[b]) == total
-                text, ended = _decode(model, prompt, rows[b], stop, prompt_end, last=last)
+                text, ended = _decode(model, rows[b], stop, prompt_end, last=last)
                 new.append("" if finished[b] else text[len(shown[b]) :])
                 shown[b] = shown[b] if finished[b] else text
                 finished[b] = finished[b] or ended or last
@@ -154,8 +163,8 @@ def write(
     model: Model,
     *,
     prompt: str | None = None,
-    length: int = 500,
-    count: int = 1,
+    length: int | None = None,
+    count: int | None = None,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -168,7 +177,8 @@ def write(
         model: the model.
         prompt: the beginning of each text, as in `stream`, like all other arguments.
         length: the largest number of symbols to sample.
-        count: the number of texts.
+        count: the number of texts; default 1, and for a model of lines 10 lines, each different
+            from the others, or fewer if the model writes too few different ones.
         temperature: below 1 the likely symbols become more likely; 0 takes the likeliest.
         top_k: sample only from the k likeliest symbols.
         top_p: sample only from the likeliest symbols that have this probability together.
@@ -176,23 +186,25 @@ def write(
         seed: the random seed.
 
     Returns:
-        The `count` texts, each beginning with the prompt.
+        The texts, each beginning with the prompt.
 
     Raises:
         ValueError: as `stream` does.
     """
+    different = count is None and model.options.lines
     pieces = stream(
         model,
         prompt=prompt,
         length=length,
-        count=count,
+        count=_LINES_DRAWN if different else 1 if count is None else count,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         stop=stop,
         seed=seed,
     )
-    return ["".join(parts) for parts in zip(*pieces, strict=True)]
+    texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+    return list(dict.fromkeys(texts))[:_LINES] if different else texts
 
 
 def continuation(
@@ -202,7 +214,7 @@ def continuation(
 
     Args:
         model: the model.
-        prompt: the beginning of the text; default the start of a line or sentence.
+        prompt: the beginning of the text, as in `stream`.
         length: the largest number of symbols to add.
         beams: the number of sequences kept at each step, in 1 … 10,000.
 
@@ -215,9 +227,9 @@ def continuation(
     """
     if not 1 <= beams <= _MOST_BEAMS:
         raise ValueError(f"beams must lie in 1 … {_MOST_BEAMS:,}, got {beams}")
-    start = _start(model, prompt)
+    start, hidden = _start(model, prompt)
     ids, nats = beam_search(model.rnn, model.params, start, length, beams=beams, end=_end(model))
-    return _decode(model, prompt, [*start.tolist(), *np.asarray(ids).tolist()])[0], float(nats)
+    return _decode(model, [*start[hidden:].tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
 def evaluate(model: Model, text: Text | str | Path) -> Score:
@@ -301,23 +313,40 @@ def _end(model: Model) -> int | None:
     return _ends(model.vocabulary)[1] if model.options.lines else None
 
 
-def _start(model: Model, prompt: str | None) -> np.ndarray:
-    """Return the ids that the model reads before it samples, (P,)."""
+def context_of(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[int, ...]:
+    """Return the ids up to a place where a new text may begin, in the second half of the ids.
+
+    It is the last one where a line or a sentence begins, or else a word, or else a character.
+    """
+    symbols, half = [vocabulary.symbols[i] for i in ids], len(ids) // 2
+    for before in (START if vocabulary.level == "word" else LINE, " "):
+        for number in range(len(ids), half, -1):
+            if symbols[number - 1] == before:
+                return tuple(ids[:number])
+    number = len(ids)
+    if vocabulary.level == "byte":
+        starts = [n for n in range(half + 1, len(ids)) if not "\x80" <= symbols[n] < "\xc0"]
+        number = max(starts, default=number)
+    return tuple(ids[:number])
+
+
+def _start(model: Model, prompt: str | None) -> tuple[np.ndarray, int]:
+    """Return the ids that the model reads before it samples, (P,), and how many are not shown."""
     vocabulary, has_lines = model.vocabulary, model.options.lines
     has_words = vocabulary.level == "word"
     start = np.array([vocabulary.ends[0] if vocabulary.ends else 0])
     if prompt is None:
-        return start
+        start = np.array(model.context) if model.context else start
+        return start, len(start)
     ids = vocabulary.encode(prompt)
     ids = ids[:-1] if has_words else ids  # drop </s>: the model continues the last sentence
     if not len(ids) or (has_lines and LINE in vocabulary.decode(ids)):
         raise ValueError(f"prompt must be the beginning of a text, of one line, got {prompt!r}")
-    return np.append(start, ids) if has_lines and not has_words else ids
+    return (np.append(start, ids), 1) if has_lines and not has_words else (ids, 0)
 
 
 def _decode(
     model: Model,
-    prompt: str | None,
     ids: list[int],
     stop: str | None = None,
     prompt_end: int = 0,
@@ -330,8 +359,6 @@ def _decode(
     `stop` or is an incomplete character.
     """
     text, ended, has_lines = model.vocabulary.decode(ids), False, model.options.lines
-    if prompt is None or has_lines:
-        text = text.removeprefix(LINE)  # the start of the line
     if not last and model.vocabulary.level == "byte":
         text = text.rstrip("\ufffd")
     if has_lines and LINE in text:

@@ -79,6 +79,7 @@ def token_pattern() -> re.Pattern[str]:
 
 _NO_SPACE_BEFORE = set(".,;:!?…)]}%’”»›\u200b،؛؟۔।॥։።、。，！？；：）」』】》〉")
 _NO_SPACE_AFTER = set("([{‘“«‹¿¡\u200b（「『【《〈")
+_STRAIGHT = ('"', "'")  # marks that both open and close a quotation
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,10 @@ class Vocabulary:
     def decode(self, ids: Iterable[int] | Integer[np.ndarray, " N"] | Integer[Array, " N"]) -> str:
         """Convert ids to text.
 
-        Words are joined with the usual spaces, and each sentence is on its own line. Bytes that
-        are not valid UTF-8 are decoded as U+FFFD.
+        Words are joined with the usual spaces, and each sentence is on its own line. A straight
+        quotation mark opens a quotation at the start of a sentence and closes it after the sign
+        that ends one; elsewhere opening and closing marks alternate. Bytes that are not valid UTF-8
+        are decoded as U+FFFD.
 
         Raises:
             ValueError: if an id is out of range.
@@ -308,14 +311,25 @@ def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _sentences(words: Iterable[str]) -> str:
-    """Join words with spaces, except before and after signs that are written without a space."""
-    text, no_space = "", True
+    """Join words with spaces, except before and after signs that are written without a space.
+
+    The text of the first words is the beginning of the whole text. A sentence that starts before
+    the end of another one, as a model may write it, is on its own line too.
+    """
+    text, no_space, quoting = "", True, False
     for word in words:
         # The first character that is not an invisible format character.
         first = next((c for c in word if unicodedata.category(c) != "Cf"), word[0])
-        if word == END:
+        attached, attaches = first in _NO_SPACE_BEFORE, first in _NO_SPACE_AFTER
+        if word in _STRAIGHT:
+            inside = quoting and word == '"'
+            attaches = text[-1:] in ("", LINE) or not (inside or text[-1] in _ENDS)
+            attached, quoting = not attaches, attaches if word == '"' else quoting
+        elif word == "-":
+            attached = text.endswith("-")  # a dash of several hyphens
+        if word == END or (word == START and text[-1:] not in ("", LINE)):
             text += LINE
         elif word != START:
-            text += word if no_space or first in _NO_SPACE_BEFORE else " " + word
-        no_space = word in (START, END) or first in _NO_SPACE_AFTER
+            text += word if no_space or attached else " " + word
+        no_space = word in (START, END) or attaches
     return text

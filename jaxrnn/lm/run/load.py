@@ -47,7 +47,14 @@ def load(path: str | Path, *, newest: bool = False) -> Model:
     if members > 1:
         params, held_out = best_member(params, held_out)
     return Model(
-        rnn, header.vocabulary, params, header.options, header.step, held_out, opened.remarks
+        rnn,
+        header.vocabulary,
+        params,
+        header.options,
+        header.step,
+        held_out,
+        opened.remarks,
+        header.context,
     )
 
 

@@ -16,7 +16,7 @@ from jaxrnn.lm.model import Model, write
 from jaxrnn.lm.options import Options, with_changes
 from jaxrnn.lm.run.load import open_run
 from jaxrnn.lm.run.prepare import make, prepare, sources, with_state
-from jaxrnn.lm.run.state import Run, to_model
+from jaxrnn.lm.run.state import Run, context, to_model
 from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.header import Description, Header, VocabularyRecord
 from jaxrnn.training.source import Source
@@ -186,16 +186,18 @@ def save(run: Run) -> Path:
     """Save a checkpoint of a run that has a folder and whose state is on one device."""
     assert run.folder is not None
     text = run.text._replace(file=None, encoding=None)  # the path may change: only run.json has it
-    header = Header(run.done, run.options, text, run.vocabulary, run.history, _versions(run))
+    header = Header(
+        run.done, run.options, text, run.vocabulary, run.history, _versions(run), context(run)
+    )
     return directory.save(run.folder, run.state, header)
 
 
 def write_sample(run: Run) -> None:
-    """Write a text sampled from the current model; the random seed is the same at every step."""
+    """Write what the current model samples; the random seed is the same at every step."""
     assert run.folder is not None
-    (text,) = write(to_model(run), length=200, seed=run.options.seed)
+    texts = write(to_model(run), seed=run.options.seed)
     file = f"step-{run.done:08d}.txt"
-    atomic.write(run.folder / "samples" / file, text + "\n")
+    atomic.write(run.folder / "samples" / file, "".join(text + "\n" for text in texts))
 
 
 def _versions(run: Run) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn.lm.model import Model
+from jaxrnn.lm.model import CONTEXT, Model, context_of
 from jaxrnn.lm.options import Options, number_of_members
 from jaxrnn.lm.run import placement
 from jaxrnn.lm.run.placement import Layout
@@ -138,7 +138,21 @@ def to_model(run: Run) -> Model:
     params = run.state.params
     if run.population:
         params, held_out = best_member(params, held_out)
-    return Model(run.rnn, run.vocabulary, params, run.options, run.done, held_out)
+    return Model(
+        run.rnn, run.vocabulary, params, run.options, run.done, held_out, context=context(run)
+    )
+
+
+def context(run: Run) -> tuple[int, ...]:
+    """Return the `context` of the models of a run, from the beginning of the held-out text."""
+    if run.options.lines:
+        return ()
+    number, length = run.held_out.number, run.held_out(0).inputs.shape[1]
+    assert number is not None
+    batch = run.held_out(np.arange(min(number, -(-CONTEXT // length))))
+    # Each row of the evaluation set continues the one before it.
+    ids, mask = (np.swapaxes(np.asarray(leaf), 0, 1) for leaf in (batch.inputs, batch.mask))
+    return context_of(run.vocabulary, ids[mask > 0][:CONTEXT].tolist())
 
 
 def best_member(params: Any, losses: Any) -> tuple[Any, float | None]:

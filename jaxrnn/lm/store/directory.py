@@ -5,7 +5,7 @@ run.json             which text (name, current path, SHA-256) and vocabulary (SH
 metrics.jsonl        {"step", "loss", "grad_norm"} or {"step", "held_out"}, one record per line
 checkpoints/         step-00000400.safetensors, …: each has the train state and a `Header` with the
                      options and the vocabulary, which are stored nowhere else
-samples/             step-00000400.txt, …: a text sampled from the model at each evaluation
+samples/             step-00000400.txt, …: what the model samples at each evaluation
 loss.png             a figure of the metrics
 
 There are two kinds of checkpoints: scheduled ones, before the first step and at each evaluation,

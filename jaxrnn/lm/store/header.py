@@ -67,6 +67,8 @@ class Header(NamedTuple):
         vocabulary: the vocabulary.
         history: (step, held-out loss or losses) of each evaluation.
         made_with: the versions and the hardware on which the last digits of results may depend.
+        context: ids of the held-out text that are read before a sample, see `Model`; empty if an
+            earlier version made the checkpoint.
     """
 
     step: int
@@ -75,6 +77,7 @@ class Header(NamedTuple):
     vocabulary: Vocabulary
     history: tuple[tuple[int, HeldOut], ...]
     made_with: dict[str, str]
+    context: tuple[int, ...] = ()
 
 
 def read_description(value: Any) -> Description:
@@ -107,6 +110,8 @@ def read_header(value: Any) -> Header:
         raise ValueError("a step is negative or at least 2³¹")
     if len(header.history) > header.step:
         raise ValueError("its history has more evaluations than it has steps")
+    if not all(0 <= id_ < header.vocabulary.size for id_ in header.context):
+        raise ValueError("its context has an id that is not in its vocabulary")
     check_options(header.options)
     return header
 
