@@ -384,6 +384,12 @@ MISTAKES = {
     ("train", "fox.txt", "--learning-rate", "1", "--learning-rates", "1"): "contradict each other",
     ("train", "fox.txt", "--out", "fox.txt/deep"): "cannot write fox.txt/deep: ",
     ("train", "fox.txt", "--out", "/proc/run"): "cannot write /proc/run: ",
+    (
+        "sample",
+        "fox",
+        "--member",
+        "0",
+    ): "--member 0 does not exist: fox has one model: leave it out",
     ("sample", "fox", "--top-k", "0"): "--top-k must be a whole number of at least 1, got 0",
     ("sample", "fox", "--top-p", "2"): "--top-p must be above 0 and at most 1",
     ("sample", "fox", "--stop", ""): "--stop must be a text of at least one character",

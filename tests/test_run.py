@@ -761,6 +761,19 @@ def test_a_population_resumes_exactly_and_gives_its_best_member(text, tmp_path):
         model.params, jax.tree.map(lambda leaf: leaf[best], blocks[-1].run.state.params), 0
     )
     assert model.held_out == min(losses)
+    seed = run_options.seed
+    for member, loss in enumerate(losses):
+        one = lm.load(tmp_path / "run", newest=True, member=member)
+        params = jax.tree.map(lambda leaf, i=member: leaf[i], blocks[-1].run.state.params)
+        assert_equal(one.params, params, 0)
+        assert one.held_out == loss
+        which = f"member {member} of 3 models: seed {seed + member}, learning rate 0."
+        assert one.remarks[-1].startswith(which)
+        assert (", the lowest of them" in one.remarks[-1]) == (member == best)
+    for member in (-1, 3):
+        message = f"member={member} does not exist: .* has the models 0 … 2"
+        with pytest.raises(ValueError, match=message):
+            lm.load(tmp_path / "run", member=member)
     checkpoints_of(tmp_path / "run")[-1].unlink()
     run_to_end(lm.resume(tmp_path / "run"))
     assert arrays(checkpoints_of(tmp_path / "run")[-1]) == expected

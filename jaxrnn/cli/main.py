@@ -271,6 +271,7 @@ def evaluate(
     *,
     encoding: str = "utf-8",
     newest: bool = False,
+    member: int | None = None,
 ) -> int:
     """Evaluate a trained model on a text; the hidden state is carried through the whole text.
 
@@ -279,8 +280,9 @@ def evaluate(
         file: The text file.
         encoding: The encoding of the text file.
         newest: Load the newest checkpoint instead of the best.
+        member: Which model of a run of several, from 0; default the one of lowest held-out loss.
     """
-    model = lm.load(path, newest=newest)
+    model = lm.load(path, newest=newest, member=member)
     console.remarks(model.remarks)
     scores = lm.scores(model, corpus.open_text(file, encoding))
     console.scored(model, console.with_share(scores))
@@ -300,6 +302,7 @@ def sample(
     stop: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     beams: int | None = None,
     newest: bool = False,
+    member: int | None = None,
     seed: int = 0,
 ) -> int:
     """Generate text with a trained model.
@@ -317,9 +320,10 @@ def sample(
         stop: Stop where this text appears.
         beams: Search for the likeliest text by beam search of this width, instead of drawing.
         newest: Load the newest checkpoint instead of the best.
+        member: Which model of a run of several, from 0; default the one of lowest held-out loss.
         seed: Random seed; another seed gives another text.
     """
-    model = lm.load(path, newest=newest)
+    model = lm.load(path, newest=newest, member=member)
     console.remarks(model.remarks)
     if beams is not None:
         drawing = {"temperature", "top_k", "top_p", "stop", "count", "seed"}

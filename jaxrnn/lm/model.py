@@ -34,7 +34,8 @@ class Model(NamedTuple):
         options: the options of the run that trained the model.
         step: the number of updates made.
         held_out: the held-out loss in nats per symbol; None if there was no evaluation at `step`.
-        remarks: messages about damaged checkpoints that were skipped.
+        remarks: messages about damaged checkpoints that were skipped, and about which model of
+            several it is.
         context: the ids of some text of the held-out part, at most 256, which the model reads
             before it samples a text without a prompt; empty for a model of lines.
     """

@@ -8,44 +8,60 @@ import jax.numpy as jnp
 
 from jaxrnn.lm import build
 from jaxrnn.lm.model import Model
-from jaxrnn.lm.options import Options, number_of_members
-from jaxrnn.lm.run.state import best_member
+from jaxrnn.lm.options import Options, members, number_of_members
+from jaxrnn.lm.run.state import best_member, pick
 from jaxrnn.lm.store import checkpoint, directory
 from jaxrnn.lm.store.directory import RunCheckpoint
 from jaxrnn.lm.store.header import Description
 from jaxrnn.network.rnn import param_shapes
 
 
-def load(path: str | Path, *, newest: bool = False) -> Model:
+def load(path: str | Path, *, newest: bool = False, member: int | None = None) -> Model:
     """Load the model with the lowest held-out loss from a run, or the newest model.
 
-    For a population the model of its best member is returned.
+    Of a run of several models it is the one with the lowest held-out loss at that step, unless
+    `member` names another.
 
     Args:
         path: the path of the run's folder, or of one checkpoint.
         newest: whether to load the newest checkpoint instead of the best one.
+        member: the number of a model in a run of several, from 0: all seeds for each learning rate
+            in turn. It is taken from the same checkpoint.
 
     Returns:
-        The model. Its `remarks` name damaged checkpoints that were skipped.
+        The model. Its `remarks` name damaged checkpoints that were skipped, and say which model
+        of several it is.
 
     Raises:
-        ValueError: if there is no run, or it has no checkpoint that can be read.
+        ValueError: if there is no run, it has no checkpoint that can be read, or there is no such
+            member.
     """
     path = Path(path)
     opened = directory.single(path) if path.is_file() else open_run(path, best=not newest)[0]
     header = opened.header
     rnn = build.make_rnn(header.options, header.vocabulary.size)
-    members = number_of_members(header.options)
+    number = number_of_members(header.options)
+    if member is not None and not (number > 1 and 0 <= member < number):
+        has = f"the models 0 … {number - 1}" if number > 1 else "one model: leave it out"
+        raise ValueError(f"member={member} does not exist: {path} has {has}")
     precision = opened.checkpoint.shapes.get("params.readout.W_hy", jnp.zeros(()))
-    leading = (members,) if members > 1 else ()
+    leading = (number,) if number > 1 else ()
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), precision.dtype),
         param_shapes(rnn),
     )
     params = checkpoint.restore(opened.checkpoint, shapes, "params")
     held_out: Any = dict(header.history).get(header.step)
-    if members > 1:
-        params, held_out = best_member(params, held_out)
+    remarks = opened.remarks
+    if number > 1:
+        best = best_member(held_out)
+        member = best if member is None else member
+        params, held_out = pick(params, member), held_out and held_out[member]
+        loss = "without a held-out loss" if held_out is None else f"held-out loss {held_out:.4f}"
+        lowest = ", the lowest of them" if member == best and held_out is not None else ""
+        seed, rate = members(header.options)[member]
+        which = f"member {member} of {number} models: seed {seed}, learning rate {rate:g}"
+        remarks += (f"{which}, {loss}{lowest}",)
     return Model(
         rnn,
         header.vocabulary,
@@ -53,7 +69,7 @@ def load(path: str | Path, *, newest: bool = False) -> Model:
         header.options,
         header.step,
         held_out,
-        opened.remarks,
+        remarks,
         header.context,
     )
 

@@ -137,7 +137,8 @@ def to_model(run: Run) -> Model:
     held_out = run.history[-1][1] if run.history else None
     params = run.state.params
     if run.population:
-        params, held_out = best_member(params, held_out)
+        member = best_member(held_out)
+        params, held_out = pick(params, member), held_out and held_out[member]
     return Model(
         run.rnn, run.vocabulary, params, run.options, run.done, held_out, context=context(run)
     )
@@ -155,15 +156,9 @@ def context(run: Run) -> tuple[int, ...]:
     return context_of(run.vocabulary, ids[mask > 0][:CONTEXT].tolist())
 
 
-def best_member(params: Any, losses: Any) -> tuple[Any, float | None]:
-    """Return the parameters and the held-out loss of the member with the lowest loss.
-
-    Without losses it is the first member.
-    """
-    if losses is None:
-        return pick(params, 0), None
-    member = int(np.argmin([directory.lowest(loss) for loss in losses]))
-    return pick(params, member), losses[member]
+def best_member(losses: Any) -> int:
+    """Return the number of the member with the lowest held-out loss; without losses the first."""
+    return int(np.argmin([directory.lowest(loss) for loss in losses])) if losses else 0
 
 
 def pick(tree: Any, index: Any) -> Any:
