@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Integer, PRNGKeyArray
 
-from jaxrnn.network import checks
+from jaxrnn.network import calls, checks
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.losses import LossFunction
@@ -28,8 +28,9 @@ class Task(NamedTuple):
         input_size: I of the network: the number of features, or of different ids.
         output_size: O of the network.
         loss: the loss function, as in `RNN`.
-        draw: a pure function (batch_size, length, *, key) -> `Batch`. Leaves have shape (B, T) or
-            (B, T, ·). To jit it, use `static_argnums=(0, 1)`; it can be vmapped over keys.
+        draw: a pure function (batch_size, length, *, key) -> `Batch`, where each task has a default
+            length. Leaves have shape (B, T) or (B, T, ·). To jit it, use `static_argnums=(0, 1)`;
+            it can be vmapped over keys.
         floors: for each part of the task, by name, the lowest expected loss of a network that has
             learnt only this part. The loss is the mean over the unmasked positions, in nats or as a
             squared error. The floors are sorted from the highest to the lowest.
@@ -54,7 +55,7 @@ class Task(NamedTuple):
 
         Args:
             batch_size: the number of sequences in a batch (B).
-            length: the number of time steps (T); only `copy` has one of its own.
+            length: the number of time steps (T); default that of the task.
             key: a random key.
 
         >>> import jax, jaxrnn.tasks
@@ -96,7 +97,7 @@ def soft_cross_entropy(
     return -(targets * log_softmax).sum(-1)
 
 
-def copy(delay: int, symbols: int = 8, recall: int = 10) -> Task:
+def copy(delay: int = 10, symbols: int = 8, recall: int = 10) -> Task:
     """Make the copy task: remember a sequence of symbols, and output it after the go signal.
 
         inputs   s_1 … s_R   blank × (delay - 1)   go   blank × R
@@ -177,7 +178,7 @@ def adding() -> Task:
     ((3, 8, 2), (3, 8, 1), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     """
 
-    def draw(batch_size, length, *, key):
+    def draw(batch_size, length=20, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, 2, " (one marker in each half)")
         value_key, first_key, second_key = jax.random.split(key, 3)
@@ -228,7 +229,7 @@ def delayed_add(first: int = 5, second: int = 9) -> Task:
     def probabilities(x_first, x_second):
         return 0.5 + 0.5 * x_first - 0.25 * x_second
 
-    def draw(batch_size, length, *, key):
+    def draw(batch_size, length=max(20, 2 * before), *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, before + 1, " (above both delays)")
         x = jax.random.bernoulli(key, shape=(batch_size, before + length)).astype(float)
@@ -287,7 +288,7 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
     present, following = np.asarray(ids[:-1], np.int64), np.asarray(ids[1:], np.int64)
     ids = jnp.asarray(ids, jnp.int32)
 
-    def draw(batch_size, length, *, key):
+    def draw(batch_size, length=64, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, 1)
         if length >= len(ids):
@@ -309,6 +310,31 @@ def text(ids: Integer[AnyArray, " N"], vocabulary_size: int) -> Task:
         "pairs": entropy(present * vocabulary_size + following) - entropy(present),
     }
     return Task(vocabulary_size, vocabulary_size, "softmax_cross_entropy", draw, floors)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "copy": copy,
+    "adding": adding,
+    "delayed_add": delayed_add,
+}
+
+
+def build(text: str) -> Task:
+    """Make a task from text, with its options in parentheses.
+
+    Args:
+        text: "adding", "copy(delay=20)" or the like: a name of `TASKS`.
+
+    Raises:
+        ValueError: if the text cannot be read, the task or an option does not exist, or an option
+            is out of range.
+
+    >>> import jaxrnn.tasks
+    >>> jaxrnn.tasks.build("copy(delay=20)").floors["symbols"]
+    0.0
+    """
+    name, options = calls.parse("task", text, TASKS, "copy(delay=20)")
+    return TASKS[name](**options)
 
 
 def _entropy(p: Float[np.ndarray, "*cases K"]) -> float:

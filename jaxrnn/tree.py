@@ -42,6 +42,22 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def text_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    r"""Return the lines of a table: the first column on the left, all others on the right.
+
+    >>> print("\n".join(text_table(("leaf", "error"), [("W_xh", "3e-16"), ("b_h", "0")])))
+    leaf  error
+    W_xh  3e-16
+    b_h       0
+    """
+    cells = [titles, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in cells
+    ]
+
+
 def html_table(
     titles: Sequence[str], rows: Iterable[Sequence[str]], below: Sequence[str] = ()
 ) -> str:

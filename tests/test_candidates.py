@@ -10,7 +10,7 @@ import pytest
 from cases import make_case
 
 import jaxrnn
-from jaxrnn.cli.check import CheckOptions
+from jaxrnn.cli.setting import Setting
 
 RNG = np.random.default_rng(0)
 W, X = RNG.normal(size=(3, 2)), RNG.normal(size=(5, 3))
@@ -395,7 +395,7 @@ def test_a_factor_with_two_possible_causes_is_reported_with_both():
 
 
 def test_the_default_sizes_of_the_check_command_all_differ():
-    sizes = CheckOptions()
+    sizes = Setting()
     numbers = [sizes.input_size, sizes.hidden_size, sizes.output_size, sizes.batch_size]
     numbers += [sizes.length, sizes.batch_size * sizes.length, sizes.num_layers]
     assert len(set(numbers)) == len(numbers)

@@ -582,9 +582,7 @@ SIZES = ("--hidden-size", "6", "--length", "7")
 def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     sizes = (*SIZES, "--num-layers", "2", "--mask")
     wrong = ("--algorithm", "truncated_bptt(window=2)", "--claim", "exact", "--save", "report.json")
-    right, wrong = run_commands(
-        [("check", *sizes), ("check", *sizes, *wrong, "--flow", "flow.png")], tmp_path
-    )
+    right, wrong = run_commands([("check", *sizes), ("check", *sizes, *wrong)], tmp_path)
     assert right.status == 0, right.stderr
     assert "right: every error is at most 1e-12" in right.stdout
     assert wrong.status == 1, wrong.stderr
@@ -592,7 +590,88 @@ def test_check_says_right_with_status_0_and_wrong_with_status_1(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"] is False
     assert report["findings"][0]["bug"] == "truncated at 2"
-    assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+ONE_HOP = "truncated_bptt(window=0)"
+
+
+def test_check_compare_and_flow_look_at_a_random_network_or_at_a_trained_one(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 20)
+    small = ("--hidden-size", "5", "--batch-size", "2", "--length", "8", "--steps", "2")
+    run = ("--run", "run")
+    train, *answers, mistake = run_commands(
+        [
+            ("train", "text.txt", "--out", "run", *small),
+            ("check", *run),
+            ("compare", "bptt", ONE_HOP, *run, "--rounds", "1", "--save", "c.json"),
+            ("flow", *run),
+            ("flow", "--hidden-size", "4", "--out", "random.png"),
+            ("flow", *run, "--hidden-size", "4"),
+        ],
+        tmp_path,
+    )
+    assert train.status == 0, train.stderr
+    assert [answer.status for answer in answers] == [0, 0, 0, 0], answers
+    check, compare, flow, _ = (answer.stdout for answer in answers)
+    assert "right: every error is at most 1e-12" in check
+    about = "the model of run after step 2, 2 rows of 8 steps held out"
+    assert about in compare
+    assert about in flow
+    model, source = jaxrnn.lm.load(tmp_path / "run"), jaxrnn.lm.held_out(tmp_path / "run")
+    _, h = model.rnn.apply(model.params, source(0).inputs, model.rnn.initial_state(2))
+    rules, key = {ONE_HOP: jaxrnn.gradients.build(ONE_HOP, model.rnn)}, jax.random.key(0)
+    expected = jaxrnn.compare(rules, model.rnn, model.params, source(1), h=h, key=key, rounds=1)
+    _, row = json.loads((tmp_path / "c.json").read_text())["rows"]
+    np.testing.assert_allclose(row["whole"]["bias"], expected.rows[0].whole.bias, rtol=1e-4)
+    for picture in ("jaxrnn-flow.png", "random.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert mistake.status == 2
+    assert mistake.stderr == (
+        "jaxrnn: --hidden-size is for a random network, and the model of run has its own: leave "
+        "it out\n"
+    )
+
+
+def test_task_trains_rules_and_counts_the_seeds_below_each_floor(tmp_path):
+    """BPTT learns the nearer coin, and the last loss is that of the saved curve's last tenth."""
+    rules = ("--algorithm", "bptt", "own.py:frozen", "--save", "losses.json")
+    small = ("--hidden-size", "8", "--batch-size", "8", "--steps", "200", "--seeds", "3")
+    (tmp_path / "own.py").write_text(FROZEN)
+    task, unknown, option = run_commands(
+        [
+            ("task", "delayed_add(first=0, second=1)", *small, *rules, "--learning-rate", "0.02"),
+            ("task", "coyp"),
+            ("task", "copy(dealy=3)"),
+        ],
+        tmp_path,
+    )
+    assert task.status == 0, task.stderr
+    _, _, floors, titles, bptt, frozen, *_ = task.stdout.splitlines()
+    assert floors.startswith("floors    nothing 0.6616, first 0.5192, both 0.4545")
+    assert titles.split("  ")[-3:] == ["below nothing", "below first", "below both"]
+    assert "3 of 3       3 of 3" in bptt  # below nothing, and below first
+    assert "0 of 3      0 of 3" in frozen  # below first, and below both
+    saved = json.loads((tmp_path / "losses.json").read_text())
+    assert np.shape(saved["losses"]["bptt"]) == (3, 100)
+    last = np.sort(np.mean(np.array(saved["losses"]["bptt"])[:, -10:], axis=1))
+    assert bptt.split()[1:5] == [f"{last[1]:.4f}", f"{last[0]:.4f}", "…", f"{last[2]:.4f}"]
+    assert (tmp_path / "jaxrnn-task.png").read_bytes().startswith(b"\x89PNG")
+    assert (unknown.status, option.status) == (2, 2)
+    assert "got 'coyp' (did you mean copy?)" in unknown.stderr
+    assert "copy has no option dealy (did you mean delay?)" in option.stderr
+
+
+FROZEN = """
+import jax
+from jaxrnn.gradients import GradientAlgorithm, bptt
+
+def frozen(rnn):
+    rule = bptt(rnn)
+    def nothing(params, carry, batch):
+        result, grads = rule.value_and_grad(params, carry, batch)
+        return result, jax.tree.map(jax.numpy.zeros_like, grads)
+    return GradientAlgorithm(rule.init, nothing)
+"""
 
 
 OWN = """
@@ -656,9 +735,9 @@ def test_check_draws_a_table_on_a_terminal(monkeypatch):
     from rich.console import Console
 
     from jaxrnn.cli import console
-    from jaxrnn.cli.check import CheckOptions, draw_setup
+    from jaxrnn.cli.setting import Setting, subject_of
 
-    setup = draw_setup(CheckOptions(hidden_size=6, length=7))
+    setup = subject_of(Setting(hidden_size=6, length=7))
     report = jaxrnn.verify(
         jaxrnn.gradients.bptt(setup.rnn), setup.rnn, setup.params, setup.batch, h=setup.h
     )
@@ -672,3 +751,21 @@ def test_check_draws_a_table_on_a_terminal(monkeypatch):
         assert first.startswith("cells[0].W_xh")
         assert "…" not in shown
         assert "right: every error is at most" in " ".join(shown.split())
+
+
+def test_a_report_of_a_claim_fits_a_narrow_terminal_and_breaks_between_words(monkeypatch):
+    from rich.console import Console
+
+    from jaxrnn.cli import console
+    from jaxrnn.cli.setting import Setting, subject_of
+
+    rnn, params, h, batch, _ = subject_of(Setting(hidden_size=6, length=7))
+    rule = jaxrnn.gradients.rflo(rnn)
+    report = jaxrnn.verify_claim(rule, rnn, params, batch, h=h, claim="approximate")
+    for width in (60, 40):
+        terminal = Console(force_terminal=True, width=width, record=True, soft_wrap=True)
+        monkeypatch.setattr(console, "stdout", terminal)
+        console.report(report)
+        shown = terminal.export_text()
+        assert max(map(len, shown.splitlines())) <= width
+        assert report.diagnosis in " ".join(shown.split())

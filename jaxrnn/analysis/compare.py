@@ -91,7 +91,8 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         """Return a table of the estimates for the whole gradient, at most 80 columns wide."""
         draws = max(row.draws for row in self.rows)
-        table = [(*TITLES[:2], "± se" if draws > 1 else "", *TITLES[2:]), *map(_cells, self.rows)]
+        titles, rows = self.table()
+        table = [(*titles[:2], "± se" if draws > 1 else "", *titles[3:]), *rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         room = WIDTH - sum(width + 1 for width in widths[1:] if width)
         lines = []
@@ -100,10 +101,7 @@ class Comparison(NamedTuple):
             columns = [name.ljust(min(widths[0], room)), bias.rjust(widths[1])]
             columns += [error.ljust(widths[2]), *map(str.rjust, cells, widths[3:])]
             lines.append(" ".join(column for column in columns if column))
-        lines.append(f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's")
-        if draws > 1:
-            lines.append(f"se: the bias to expect from the noise of {draws} draws alone")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.remarks()])
 
     def __repr__(self) -> str:
         """Return the table of `print`."""
@@ -111,9 +109,19 @@ class Comparison(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        titles = (*TITLES[:2], "± standard error", *TITLES[2:])
-        below = f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's"
-        return html_table(titles, map(_cells, self.rows), [below])
+        return html_table(*self.table(), self.remarks())
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the titles of the table and a row for each rule."""
+        return (*TITLES[:2], "± se", *TITLES[2:]), [_cells(row) for row in self.rows]
+
+    def remarks(self) -> list[str]:
+        """Return the lines below the table, which say what its columns are."""
+        lines = [f"T={self.steps}, B={self.batch_size}; ratio: time over autodiff's"]
+        draws = max(row.draws for row in self.rows)
+        if draws > 1:
+            lines.append(f"se: the bias to expect from the noise of {draws} draws alone")
+        return lines
 
 
 WIDTH = 80

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxrnn import lm
+from jaxrnn import atomic, lm
+from jaxrnn.analysis.compare import Comparison
 from jaxrnn.cli.flags import with_flags
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm.model import Model, Score, units
@@ -23,8 +26,9 @@ from jaxrnn.lm.options import members, number_of_members
 from jaxrnn.lm.store import directory
 from jaxrnn.network.rnn import param_shapes
 from jaxrnn.training.nonfinite import Trouble
+from jaxrnn.tree import text_table
 from jaxrnn.verification.claims import ClaimReport
-from jaxrnn.verification.report import HEADER, Report, cells
+from jaxrnn.verification.report import Report
 
 LONGEST = 2000  # maximum length of a message, in characters
 WIDE = 70  # below this many columns the progress line leaves out the bar and the speed
@@ -133,23 +137,63 @@ def working(what: str) -> Iterator[None]:
 
 
 def report(result: Report | ClaimReport) -> None:
-    """Print a report: as a table on a terminal, as plain text elsewhere."""
-    if not stdout.is_terminal or isinstance(result, ClaimReport):
+    """Print a report: with a table on a terminal, as plain text elsewhere."""
+    if not stdout.is_terminal:
         print(result)
         return
-    rows = [cells(leaf) for leaf in result.leaves]
-    widths = [max(map(len, column)) + 2 for column in zip(HEADER, *rows, strict=True)]
-    fitting = sum(np.cumsum(widths) <= stdout.width + 2)  # columns are sorted by importance
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for column in HEADER[:fitting]:
-        table.add_column(column, justify="left" if column == HEADER[0] else "right", no_wrap=True)
-    for leaf, row in zip(result.leaves, rows, strict=True):
-        table.add_row(*map(escape, row[:fitting]), style=None if leaf.ok else "red")
-    if result.leaves:
-        stdout.print(table)
-    for remark in result.remarks():
-        stdout.print(remark, markup=False, style="dim")
-    stdout.print(result.diagnosis, markup=False, style="bold green" if result.ok else "bold red")
+    titles, rows = result.table()
+    table(titles, rows, ["red" if row[0] in result.wrong_leaves else "" for row in rows])
+    _remarks(result.remarks())
+    style = "bold green" if result.ok else "bold red"
+    stdout.print(result.diagnosis, markup=False, style=style, soft_wrap=False)
+
+
+def comparison(result: Comparison) -> None:
+    """Print a comparison of rules: with a table on a terminal, as plain text elsewhere."""
+    if not stdout.is_terminal:
+        print(result)
+        return
+    table(*result.table())
+    _remarks(result.remarks())
+
+
+def table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] | None = None
+) -> None:
+    """Print a table; on a terminal as many of its columns as fit, sorted by importance.
+
+    Args:
+        titles: the title of each column.
+        rows: the cells of each row.
+        styles: the style of each row.
+    """
+    if not rows:
+        return
+    if not stdout.is_terminal:
+        print("\n".join(text_table(titles, rows)))
+        return
+    widths = [max(map(len, column)) + 2 for column in zip(titles, *rows, strict=True)]
+    fitting = sum(np.cumsum(widths) <= stdout.width + 2)
+    drawn = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for number, title in enumerate(titles[:fitting]):
+        drawn.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for row, style in zip(rows, styles or [""] * len(rows), strict=True):
+        drawn.add_row(*map(escape, row[:fitting]), style=style)
+    stdout.print(drawn)
+
+
+def _remarks(lines: Iterable[str]) -> None:
+    for line in lines:
+        stdout.print(line, markup=False, style="dim", soft_wrap=False)
+
+
+def save_json(value: object, path: Path) -> None:
+    """Save a value as JSON, and say so."""
+    try:
+        atomic.write(path, json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    say("saved", str(path))
 
 
 def samples(texts: list[str]) -> None:
@@ -229,6 +273,22 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
                 say("warning", f"the gradient's norm rose above 100 times its median at step "
                     f"{block.spike_step:,}, to {norm:.2g}")  # fmt: skip
             yield block
+
+
+@contextmanager
+def counted(total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar on a terminal; the body calls `advance(steps, status)`."""
+    columns = (
+        TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
+        *([BarColumn(bar_width=None)] if stdout.width >= WIDE else []),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(
+        *columns, console=stdout, disable=not stdout.is_terminal, transient=True
+    ) as progress:
+        bar = progress.add_task("", total=total, status="compiling …")
+        yield lambda steps, status: progress.update(bar, advance=steps, status=status)
 
 
 def with_share(scores: Iterator[tuple[float, Score]]) -> Score:

@@ -1,4 +1,4 @@
-"""The command `jaxrnn`: train, resume, eval, sample, plot, check, explain."""
+"""The command `jaxrnn`: training here, and the other commands in modules of their own."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import itertools
-import json
 import os
 import signal
 import sys
@@ -19,8 +18,6 @@ from typing import Annotated, NoReturn
 import jax
 
 from jaxrnn import lm
-from jaxrnn.analysis.gradient_flow import gradient_flow
-from jaxrnn.cli.check import CheckOptions, check_claim, draw_setup
 from jaxrnn.cli.distributed import (
     LOST,
     MISTAKE,
@@ -45,7 +42,11 @@ try:
     import tyro
 
     from jaxrnn.cli import console, plots
+    from jaxrnn.cli.check import check
+    from jaxrnn.cli.compare import compare
     from jaxrnn.cli.explain import explain
+    from jaxrnn.cli.flow import flow
+    from jaxrnn.cli.task import task
 except ImportError as error:  # the extra is not installed: print one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
@@ -53,7 +54,6 @@ DEFAULT_OUT = Path("jaxrnn-run")
 DEFAULTS = Options()
 NO_CHANGES = Changes()
 DEFAULT_MACHINES = Machines()
-CHECK_DEFAULTS = CheckOptions()
 
 
 def train(
@@ -364,36 +364,6 @@ def plot(
     return 0
 
 
-def check(
-    *,
-    options: Annotated[CheckOptions, tyro.conf.arg(name="")] = CHECK_DEFAULTS,
-    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    flow: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None,
-) -> int:
-    """Check whether a gradient is right, and name the bug if it is wrong; exit with 1 if it is.
-
-    The gradient of a random network on a random batch is compared with a reference, leaf by leaf. A
-    rule is checked for what it claims: exact, truncated, unbiased in the mean over many draws, or
-    approximate, where the cosine to the exact gradient is printed.
-
-    Args:
-        options: The gradient to check, and the network and batch.
-        save: Save the whole report to this file, as JSON.
-        flow: Plot to this PNG file how far back in time the gradient reaches.
-    """
-    setup = draw_setup(options)
-    with console.working("comparing"):
-        report = check_claim(options, setup)
-    console.report(report)
-    if save is not None:
-        save.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        console.say("saved", str(save))
-    if flow is not None:
-        gradient_flow(setup.rnn, setup.params, setup.batch, h=setup.h).plot(flow)
-        console.say("saved", str(flow))
-    return 0 if report.ok else 1
-
-
 COMMANDS = {
     "train": train,
     "resume": resume,
@@ -401,7 +371,10 @@ COMMANDS = {
     "sample": sample,
     "plot": plot,
     "check": check,
+    "compare": compare,
+    "flow": flow,
     "explain": explain,
+    "task": task,
 }
 
 

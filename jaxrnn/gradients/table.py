@@ -1,7 +1,5 @@
 """The table of gradient rules, and the parser for rules as text: `truncated_bptt(window=8)`."""
 
-import ast
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -21,9 +19,10 @@ from jaxrnn.gradients.rules.rtrl import rtrl
 from jaxrnn.gradients.rules.snap import snap
 from jaxrnn.gradients.rules.truncated_bptt import truncated_bptt
 from jaxrnn.gradients.rules.uoro import uoro
-from jaxrnn.network import checks
+from jaxrnn.network import calls
 from jaxrnn.network.rnn import RNN
 
+EXAMPLE = "truncated_bptt(window=8)"
 Claim = Literal["exact", "truncated", "unbiased", "approximate"]
 """How the gradient of a rule, for one chunk from a new carry, relates to the exact gradient.
 
@@ -94,22 +93,10 @@ def parse(text: str) -> tuple[Rule, dict[str, Any]]:
     """
     if is_own(text):
         module, _, rest = text.partition(":")
-        name, options = _split(rest)
+        name, options = calls.split("algorithm", rest, EXAMPLE)
         return Rule(partial(build_own, module, name), "approximate", "approximate"), options
-    name, options = _split(text)
-    if name not in RULES:
-        raise ValueError(
-            f"algorithm must be one of {', '.join(RULES)}, got {name!r}"
-            f"{checks.did_you_mean(name, RULES)}"
-        )
-    defaults = options_of(RULES[name])
-    for option in options:
-        if option not in defaults:
-            written = ", ".join(f"{key}={value!r}" for key, value in defaults.items())
-            raise ValueError(
-                f"{name} has no option {option}{checks.did_you_mean(option, defaults)}: it takes "
-                f"{f'{name}({written})' if defaults else 'none'}"
-            )
+    builders = {name: rule.build for name, rule in RULES.items()}
+    name, options = calls.parse("algorithm", text, builders, EXAMPLE)
     return RULES[name], options
 
 
@@ -119,9 +106,7 @@ def options_of(rule: Rule) -> dict[str, Any]:
     Keyword-only arguments, such as `noise`, are functions and cannot be written as text, so they
     are left out.
     """
-    _, *parameters = inspect.signature(rule.build).parameters.values()
-    plain = (each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
-    return {parameter.name: parameter.default for parameter in plain}
+    return calls.defaults_of(rule.build)
 
 
 def build(text: str, rnn: RNN) -> GradientAlgorithm:
@@ -144,21 +129,3 @@ def build(text: str, rnn: RNN) -> GradientAlgorithm:
     """
     rule, options = parse(text)
     return rule.build(rnn, **options)
-
-
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Split "name(option=value, …)" into the name and the options, or raise `ValueError`."""
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            named = [(each.arg, each.value) for each in node.keywords if each.arg is not None]
-            if len(named) == len(node.keywords):  # else there is a **mapping among them
-                return node.func.id, {name: ast.literal_eval(value) for name, value in named}
-    except (SyntaxError, ValueError):
-        pass
-    raise ValueError(
-        f"algorithm must be a rule's name with its options in parentheses, such as "
-        f"'truncated_bptt(window=8)', got {text!r}"
-    )

@@ -24,7 +24,7 @@ from jaxrnn.network.batch import Batch, check_is_batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name, length, plain
+from jaxrnn.tree import by_name, html_table, length, plain, text_table
 from jaxrnn.verification.leaf import EXACT
 from jaxrnn.verification.report import Report
 from jaxrnn.verification.verify import verify
@@ -86,23 +86,31 @@ class ClaimReport(NamedTuple):
                 f"wrong: loss: the losses differ, {self.loss:.8g} where the reference has "
                 f"{self.reference_loss:.8g}"
             )
-        if bad := [leaf.name for leaf in self.leaves if not math.isfinite(leaf.bias)]:
-            return f"wrong: not finite in {', '.join(bad)}"
+        if not all(math.isfinite(leaf.bias) for leaf in self.leaves):
+            return f"wrong: not finite in {', '.join(self.wrong_leaves)}"
         whole = self.leaves[-1]
         if self.claim == "approximate":
             return (
                 f"right for an approximate rule, which promises no more than the loss: its cosine "
                 f"to the exact gradient is {whole.cosine:.4f} here"
             )
-        if bad := [leaf.name for leaf in self.leaves if not leaf.unbiased]:
+        if self.wrong_leaves:
             return (
-                f"wrong: biased in {', '.join(bad)}: the mean over {self.draws:,} draws differs "
-                f"from the exact gradient by more than its standard error explains"
+                f"wrong: biased in {', '.join(self.wrong_leaves)}: the mean over {self.draws:,} "
+                f"draws differs from the exact gradient by more than its standard error explains"
             )
         return (
             f"right for an unbiased rule: the mean over {self.draws:,} draws is the exact gradient "
             f"within its standard error; a bias above {whole.visible:.2g} would have been seen"
         )
+
+    @property
+    def wrong_leaves(self) -> list[str]:
+        """The names of the leaves that are not finite or, if there are none, that are biased."""
+        bad = [leaf.name for leaf in self.leaves if not math.isfinite(leaf.bias)]
+        if bad or self.claim == "approximate":
+            return bad
+        return [leaf.name for leaf in self.leaves if not leaf.unbiased]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON; numbers that are not finite become None."""
@@ -110,16 +118,23 @@ class ClaimReport(NamedTuple):
 
     def __str__(self) -> str:
         """Return a table of the leaves, and the diagnosis."""
-        rows = [("leaf", "mean off by", "by noise alone", "cosine")]
+        return "\n".join([*text_table(*self.table()), self.diagnosis])
+
+    def _repr_html_(self) -> str:
+        """Return the table and the diagnosis for a notebook."""
+        return html_table(*self.table(), [self.diagnosis])
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the titles of the table and a row for each leaf, and for all."""
+        rows = []
         for leaf in self.leaves:
             noise = f"{leaf.expected:.2g}" if self.draws > 1 else "-"
             rows.append((leaf.name, f"{leaf.bias:.2g}", noise, f"{leaf.cosine:.4f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
-        return "\n".join([*lines, self.diagnosis])
+        return ("leaf", "mean off by", "by noise alone", "cosine"), rows
+
+    def remarks(self) -> list[str]:
+        """Return the lines between the table and the diagnosis, of which there are none."""
+        return []
 
 
 def verify_claim(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn.tree import html_table, plain
+from jaxrnn.tree import html_table, plain, text_table
 from jaxrnn.verification.leaf import EXACT, Leaf, in_full
 
 # The largest residual with which a gradient counts as a weighted sum of its lags.
@@ -143,6 +143,11 @@ class Report(NamedTuple):
         return f"right{precision}: every error is at most {largest:.1g}"
 
     @property
+    def wrong_leaves(self) -> list[str]:
+        """The names of the leaves whose error is above their tolerance."""
+        return [leaf.name for leaf in self.leaves if not leaf.ok]
+
+    @property
     def worst(self) -> Leaf:
         """The leaf with the largest error.
 
@@ -159,14 +164,7 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         """Return a table of the leaves, the remarks and the diagnosis."""
-        rows = [HEADER, *(cells(leaf) for leaf in self.leaves)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])],
-            ).rstrip()
-            for row in rows
-        ]
+        lines = text_table(*self.table())
         return "\n".join([*(lines if self.leaves else ()), *self.remarks(), self.diagnosis])
 
     def __repr__(self) -> str:
@@ -175,8 +173,11 @@ class Report(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Return the table of the leaves, the remarks and the diagnosis for a notebook."""
-        rows = [cells(leaf) for leaf in self.leaves]
-        return html_table(HEADER, rows, [*self.remarks(), *self.diagnosis.splitlines()])
+        return html_table(*self.table(), [*self.remarks(), *self.diagnosis.splitlines()])
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the titles of the table and a row for each leaf."""
+        return HEADER, [cells(leaf) for leaf in self.leaves]
 
     def remarks(self) -> list[str]:
         """Return the lines below the table: reference, losses, lag profiles and notes."""

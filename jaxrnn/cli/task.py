@@ -1,0 +1,210 @@
+"""The command `jaxrnn task`: train gradient rules on a task whose best losses are known."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax import lax
+from jaxtyping import Float
+
+from jaxrnn import gradients, plotting, tasks
+from jaxrnn.cli import console
+from jaxrnn.gradients import GradientAlgorithm
+from jaxrnn.lm.options import seed_key
+from jaxrnn.network import checks
+from jaxrnn.network.batch import Batch
+from jaxrnn.network.rnn import RNN
+from jaxrnn.training.step import init_train_state, make_train_step
+from jaxrnn.tree import plain
+
+PICTURE = Path("jaxrnn-task.png")
+BLOCKS = 100  # points of a curve
+LAST = 10  # the loss at the end is the mean over this many blocks: a tenth of the steps
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The network, and how it is trained."""
+
+    algorithm: tuple[str, ...] = ("bptt",)
+    """One or more gradient rules, written as in jaxrnn train, or rules of your own, FILE.py:NAME.
+    All start from the same weights and read the same sequences."""
+    hidden_size: int = 32
+    """Number of hidden units (H)."""
+    activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
+    """The activation function φ."""
+    leak: float = 1.0
+    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
+    batch_size: int = 32
+    """Number of sequences in a batch (B)."""
+    length: int | None = None
+    """Number of time steps of each sequence (T); default 20, and for copy what it needs."""
+    steps: int = 2000
+    """Number of updates, each on new sequences."""
+    learning_rate: float = 0.003
+    """Learning rate of Adam, which is constant; the gradient's norm is clipped at 1."""
+    seeds: int = 4
+    """Number of networks trained with each rule, in one program."""
+    seed: int = 0
+    """Random seed of the first network."""
+
+
+TASK = TaskOptions()
+
+
+def task(
+    name: Annotated[str, tyro.conf.arg(metavar="TASK")],
+    /,
+    *,
+    options: Annotated[TaskOptions, tyro.conf.arg(name="")] = TASK,
+    out: Annotated[Path, tyro.conf.arg(metavar="PICTURE")] = PICTURE,
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+) -> int:
+    """Train gradient rules on a task whose lowest possible losses are known, and plot the losses.
+
+    The tasks are copy, adding and delayed_add, with options in parentheses such as
+    "copy(delay=20)". Each update reads new sequences from h = 0, so the training loss is the loss
+    on sequences that the network has not seen. A rule's loss at the end is the mean over the last
+    tenth of the steps.
+
+    Args:
+        name: The task.
+        options: The network, and how it is trained.
+        out: The PNG file of the losses to write.
+        save: Save the losses to this file, as JSON.
+    """
+    for option in ("steps", "seeds", "batch_size"):
+        checks.whole(option, getattr(options, option), 1)
+    if not 0 < options.learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be above 0, got {options.learning_rate}")
+    made = tasks.build(name)
+    given = () if options.length is None else (options.length,)
+    draw = partial(made.draw, options.batch_size, *given)
+    B, T = jax.eval_shape(lambda: draw(key=jax.random.key(0))).inputs.shape[:2]
+    rnn = RNN(
+        made.input_size,
+        options.hidden_size,
+        made.output_size,
+        activation=options.activation,
+        leak=options.leak,
+        loss_function=made.loss,
+    )
+    rules = {rule: gradients.build(rule, rnn) for rule in options.algorithm}
+    console.say("task", f"{name}, {B} new sequences of {T} steps in each update")
+    console.say("network", f"{rnn.num_params:,} parameters, {options.seeds} seeds for each rule")
+    floors = ", ".join(f"{part} {floor:.4g}" for part, floor in made.floors.items())
+    console.say("floors", f"{floors}: the best losses of a network that knows this part")
+    losses: dict[str, np.ndarray] = {}
+    with console.counted(len(rules) * options.steps) as advance:
+        for rule, algorithm in rules.items():
+            advance(0, rule)
+            blocks = []
+            for block in _train(rnn, algorithm, draw, options):
+                blocks.append(block)
+                advance(block.shape[1], f"{rule}, loss {np.median(block[:, -1]):.4f}")
+            losses[rule] = np.concatenate(blocks, axis=1)
+    console.table(*_table(losses, made.floors))
+    curves = {rule: _averaged(values) for rule, values in losses.items()}
+    _plot(name, curves, options.steps, made.floors, out)
+    console.say("saved", str(out))
+    if save is not None:
+        result = {"task": name, "options": dataclasses.asdict(options), "floors": made.floors}
+        lists = {rule: values.tolist() for rule, values in curves.items()}
+        console.save_json(plain(result | {"losses": lists}), save)
+    return 0
+
+
+def _train(
+    rnn: RNN, algorithm: GradientAlgorithm, draw: Callable[..., Batch], options: TaskOptions
+) -> Iterator[Float[np.ndarray, "seeds steps"]]:
+    """Train all seeds at once, block by block, and yield the losses of each block."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate))
+    step = make_train_step(algorithm, optimizer)
+
+    def init(key):
+        params_key, state_key = jax.random.split(key)
+        h = rnn.initial_state(options.batch_size)
+        return init_train_state(algorithm, optimizer, rnn.init(params_key), h, key=state_key)
+
+    def update(key, state, number):
+        state, metrics = step(state, draw(key=jax.random.fold_in(key, number)))
+        return state, metrics.loss
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, 0, None))
+    def run(key, state, numbers):
+        return lax.scan(partial(update, key), state, numbers)
+
+    number = options.seed + np.arange(options.seeds)
+    keys = jnp.stack([jax.random.split(seed_key(int(seed))) for seed in number])
+    state = jax.jit(jax.vmap(init))(keys[:, 0])
+    size = max(1, options.steps // BLOCKS)
+    for first in range(0, options.steps, size):
+        numbers = np.arange(first, min(first + size, options.steps))
+        state, losses = run(keys[:, 1], state, numbers)
+        yield np.asarray(losses)
+
+
+def _averaged(losses: Float[np.ndarray, "seeds steps"]) -> Float[np.ndarray, "seeds points"]:
+    """Average the losses over blocks of steps, the last of which may be shorter."""
+    size = max(1, losses.shape[1] // BLOCKS)
+    starts = np.arange(0, losses.shape[1], size)
+    counts = np.diff([*starts, losses.shape[1]])
+    return np.add.reduceat(losses, starts, axis=1) / counts
+
+
+def _table(
+    losses: Mapping[str, np.ndarray], floors: Mapping[str, float]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the loss of each rule over the last tenth of the steps, and the seeds below floors.
+
+    A loss that is not finite counts as infinite.
+    """
+    reached = [part for part, floor in floors.items() if floor > 0]
+    titles = ["rule", "loss at the end", "quartiles"]
+    titles += [f"below {part}" for part in reached]
+    rows = []
+    for rule, values in losses.items():
+        last = values[:, -max(1, values.shape[1] // LAST) :].mean(1)
+        last = np.where(np.isfinite(last), last, np.inf)
+        low, middle, high = np.quantile(last, [0.25, 0.5, 0.75], method="inverted_cdf")
+        below = [f"{np.sum(last < floors[part])} of {len(last)}" for part in reached]
+        rows.append([rule, f"{middle:.4f}", f"{low:.4f} … {high:.4f}", *below])
+    return titles, rows
+
+
+def _plot(
+    name: str,
+    curves: Mapping[str, np.ndarray],
+    steps: int,
+    floors: Mapping[str, float],
+    path: Path,
+) -> None:
+    """Plot median and quartiles of the losses over the steps, and the floors of the task."""
+    with plotting.picture(path, 7.5, 4.5) as figure:
+        axes = figure.subplots()
+        for number, (rule, values) in enumerate(curves.items()):
+            color = plotting.COLORS[number % len(plotting.COLORS)]
+            style = "-" if number < len(plotting.COLORS) else "--"
+            where = (np.arange(values.shape[1]) + 1) * (steps / values.shape[1])
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+            axes.plot(where, middle, style, color=color, label=rule)
+            axes.fill_between(where, low, high, color=color, alpha=0.15, linewidth=0)
+        for part, floor in floors.items():
+            axes.axhline(floor, color=plotting.GRAY, linestyle=":", zorder=0)
+            axes.annotate(
+                f"{part}: {floor:.4g}", (1, floor), xycoords=("axes fraction", "data"), fontsize=8,
+                xytext=(4, 0), textcoords="offset points", va="center", annotation_clip=False,
+            )  # fmt: skip
+        axes.set(xlabel="update", ylabel="loss, median and quartiles of seeds (lower is better)")
+        axes.set_title(f"{name}: dotted, the best losses of a network that knows this part")
+        axes.legend()
