@@ -225,11 +225,12 @@ def delayed_add(first: int = 5, second: int = 9) -> Task:
     if first == second:
         raise ValueError(f"first and second must be different delays, got {first} for both")
     before = max(first, second)
+    enough = max(20, 2 * before)
 
     def probabilities(x_first, x_second):
         return 0.5 + 0.5 * x_first - 0.25 * x_second
 
-    def draw(batch_size, length=max(20, 2 * before), *, key):
+    def draw(batch_size, length=enough, *, key):
         checks.whole("batch_size", batch_size, 1)
         checks.whole("length", length, before + 1, " (above both delays)")
         x = jax.random.bernoulli(key, shape=(batch_size, before + length)).astype(float)
