@@ -87,6 +87,11 @@ def test_eval_scores_a_whole_text(trained):
     params = jax.tree.map(lambda leaf: leaf.astype("float32"), model.params)
     batch = jaxrnn.Batch(ids[:, :-1], ids[:, 1:])
     nats, _ = model.rnn.loss(params, model.rnn.initial_state(1), batch)
+    piped = subprocess.run(
+        [sys.executable, "-m", "jaxrnn.cli", "eval", "fox", "-"],
+        cwd=folder, input=TEXT[7:1500], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert piped.stdout.split() == answer.stdout.split()
     printed = re.search(
         r"loss      (\S+) nats per character = (\S+) bits per character", answer.stdout
     )
@@ -226,7 +231,8 @@ def test_words_are_trained_scored_and_sampled(tmp_path):
     assert "bytes, each one of 256 possible values" in of_bytes.stdout
     assert sampled.stdout.startswith("The ")
     assert re.search(r"loss      \S+ nats per word = perplexity \S+", scored.stdout)
-    assert "words are not known" in scored.stdout
+    assert "240 words of 660 are not known (36.4%)" in scored.stdout
+    assert "36% of the words are unknown" in scored.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state(tmp_path):
@@ -377,7 +383,8 @@ MISTAKES = {
     ("resume", "fox", "--steps", "0"): "--steps must be at least 1, got 0",
     ("eval", "fox", "missing.txt"): "cannot read missing.txt: No such file or directory",
     ("eval", "fox", "latin.txt"): "latin.txt is not utf-8: byte 0xe9 at position 3",
-    ("eval", "fox", "strange.txt"): "character 'é' (U+00E9) at position 3 is not in the vocabulary",
+    ("eval", "fox", "strange.txt"): "not know: 'é' (U+00E9); skip them with --unknown skip, or",
+    ("eval", "fox", "fox.txt", "--member", "1"): "--member 1 does not exist: fox has one model",
     ("plot",): "plot needs the folder of a run: jaxrnn plot RUN",
     ("plot", "nowhere"): "nowhere does not exist: name the folder of a run",
     ("train", "fox.txt", "--algorithm", "bptt(window=3)"): "bptt has no option window: it takes",

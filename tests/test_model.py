@@ -262,7 +262,19 @@ def test_unknown_words_are_counted(models):
         score = model.evaluate(
             models["word", lines], Text.from_string("The zebra. A quagga, the end!")
         )
-        assert score.unknown == 2
+        assert (score.unknown, score.words) == (2, 9)  # signs count
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_unknown_characters_can_be_skipped(lines, models):
+    lm_model, known = models["char", lines], Text.from_string("The mind\nOh the end\n")
+    text = Text.from_string("The~ mind\nOhé the end\n~")
+    with pytest.raises(ValueError, match=r"'~' .*, 'é' .*; skip them with unknown='skip'"):
+        model.evaluate(lm_model, text)
+    skipped = model.evaluate(lm_model, text, unknown="skip")
+    assert skipped == model.evaluate(lm_model, known)._replace(skipped=3)
+    with pytest.raises(ValueError, match="unknown='skip' is for models of characters"):
+        model.evaluate(models["word", lines], text, unknown="skip")
 
 
 # Mistakes
@@ -298,8 +310,13 @@ def test_a_mistake_raises_an_error_of_one_line_before_anything_is_drawn(case, mo
         ("word", False, " ", "needs at least 2 symbols, got 0"),
         ("char", True, "\n\r\n", "has no line that is not empty"),
         ("word", True, " ", "has no line that is not empty"),
-        ("char", False, "The ~", "'~' .* at position 4 is not in"),
-        ("char", True, "The ~", "'~' .* at position 4 is not in"),
+        (
+            "char",
+            False,
+            "The ~",
+            r"1 character that the model does not know: '~' \(U\+007E\); skip",
+        ),
+        ("char", True, "The ~", r"1 character that the model does not know: '~' \(U\+007E\); skip"),
     ],
 )
 def test_a_text_that_cannot_be_scored_is_refused_at_once(level, lines, text, message, models):

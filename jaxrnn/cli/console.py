@@ -31,6 +31,7 @@ from jaxrnn.verification.claims import ClaimReport
 from jaxrnn.verification.report import Report
 
 LONGEST = 2000  # maximum length of a message, in characters
+_MOST_UNKNOWN = 0.1  # above this share of unknown words a perplexity says little
 WIDE = 70  # below this many columns the progress line leaves out the bar and the speed
 
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -319,7 +320,14 @@ def scored(model: Model, score: Score) -> None:
     say("loss", f"{nats:.4f} nats per {vocabulary.unit} = {units(nats, vocabulary)}")
     if vocabulary.level == "word":
         bits = nats * score.symbols / score.characters / np.log(2)
-        say("", f"{bits:.4f} bits per character; {score.unknown:,} words are not known")
+        share = score.unknown / max(1, score.words)
+        say("", f"{bits:.4f} bits per character; {score.unknown:,} words of {score.words:,} are "
+            f"not known ({share:.1%})")  # fmt: skip
+        if share > _MOST_UNKNOWN:
+            what = "each is scored as <unk>, so this perplexity is not that of the text"
+            remarks([f"{share:.0%} of the words are unknown: {what}"])
+    if score.skipped:
+        say("", f"{score.skipped:,} unknown characters were skipped")
 
 
 def held_out(training: lm.Run) -> None:

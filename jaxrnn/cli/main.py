@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import jax
 
@@ -51,6 +51,7 @@ except ImportError as error:  # the extra is not installed: print one line, not 
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
 DEFAULT_OUT = Path("jaxrnn-run")
+STANDARD_INPUT = Path("-")
 DEFAULTS = Options()
 NO_CHANGES = Changes()
 DEFAULT_MACHINES = Machines()
@@ -71,7 +72,8 @@ def train(
     """Train a language model on a text, after comparing its gradient with jax.grad.
 
     Args:
-        file: The text file; default the documentation topics that ship with Python.
+        file: The text file, or - for standard input; default the documentation topics that ship
+            with Python.
         options: The network and how to train it.
         machines: The devices and processes to train on.
         out: The folder of the run; default jaxrnn-run, or if that exists jaxrnn-run-2 and so on.
@@ -81,6 +83,8 @@ def train(
             this checkpoint, instead of new ones.
         quiet: Print nothing.
     """
+    if file == STANDARD_INPUT and (machines.supervises or machines.distributed):
+        raise ValueError("several processes cannot share standard input: save the text to a file")
     if machines.supervises:
         return _supervise_training(machines, options, out, overwrite=overwrite, quiet=quiet)
     mesh = set_up(machines)
@@ -96,7 +100,7 @@ def train(
             if model is None
             else with_network_of(options, model.options, given_options(sys.argv[1:]))
         )
-        text = corpus.open_text(file, encoding)
+        text = _open_text(file, encoding)
         return path, lm.prepare(text, merged, mesh, init_from=model)
 
     with console.working("reading the text"):
@@ -107,6 +111,8 @@ def train(
     if init_from is not None:
         console.say("", f"with the weights and vocabulary of {init_from}")
     console.remarks(training.remarks)
+    if file == STANDARD_INPUT:
+        console.remarks(["the text is not kept: to resume this run, give it again as --text FILE"])
     gradient_check = lm.check_gradient(training)
     console.gradient(gradient_check, training.options.batch_size)
     if gradient_check.report is not None and not gradient_check.report.ok:
@@ -270,6 +276,7 @@ def evaluate(
     /,
     *,
     encoding: str = "utf-8",
+    unknown: Literal["refuse", "skip"] = "refuse",
     newest: bool = False,
     member: int | None = None,
 ) -> int:
@@ -277,14 +284,16 @@ def evaluate(
 
     Args:
         path: The folder of a run, or a checkpoint.
-        file: The text file.
+        file: The text file; - reads standard input.
         encoding: The encoding of the text file.
+        unknown: What to do with characters that the model does not know: refuse them, naming them,
+            or skip them.
         newest: Load the newest checkpoint instead of the best.
         member: Which model of a run of several, from 0; default the one of lowest held-out loss.
     """
     model = lm.load(path, newest=newest, member=member)
     console.remarks(model.remarks)
-    scores = lm.scores(model, corpus.open_text(file, encoding))
+    scores = lm.scores(model, _open_text(file, encoding), unknown=unknown)
     console.scored(model, console.with_share(scores))
     return 0
 
@@ -474,6 +483,16 @@ def _flags() -> set[str]:
             elif parameter.kind is parameter.KEYWORD_ONLY:
                 names.add(name)
     return names
+
+
+def _open_text(file: Path | None, encoding: str) -> lm.Text:
+    """Return the text of a file, or of standard input for a dash."""
+    if file != STANDARD_INPUT:
+        return corpus.open_text(file, encoding)
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise ValueError("standard input is empty: pipe a text into the command")
+    return lm.Text("standard input", lambda: iter([content]), len(content), encoding, None)
 
 
 def _free_path(first: Path) -> Path:

@@ -199,6 +199,7 @@ def read(
     vocabulary: Vocabulary | None = None,
     expected: str | None = None,
     cache: Path | None = None,
+    skip_unknown: bool = False,
 ) -> Corpus:
     r"""Encode a text as ids.
 
@@ -211,6 +212,7 @@ def read(
         vocabulary: the vocabulary of a trained model; default the vocabulary of the text.
         expected: the SHA-256 that the text must have; None for any.
         cache: the folder for ids of large texts; default jaxrnn in $XDG_CACHE_HOME or ~/.cache.
+        skip_unknown: whether characters that are not in the vocabulary are left out.
 
     Raises:
         ValueError: if the SHA-256 is not the expected one, or the text is not in its encoding or
@@ -239,7 +241,7 @@ def read(
             yield piece
 
     frame = [vocabulary.encode(LINE)] if framed else []
-    parts = chain(frame, vocabulary.encode_pieces(counting()), frame)
+    parts = chain(frame, vocabulary.encode_pieces(counting(), skip_unknown=skip_unknown), frame)
     dtype = np.min_scalar_type(vocabulary.size - 1)
     if text.size <= IN_MEMORY:
         ids = np.concatenate([np.zeros(0, dtype), *(part.astype(dtype) for part in parts)])
@@ -247,6 +249,7 @@ def read(
 
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxrnn")
     identity = [digest.hexdigest(), text.encoding, lines, level, vocabulary.symbols]
+    identity += ["without unknown characters"] * skip_unknown
     identity += [token_pattern().pattern] * (level == "word")  # the ids depend on it
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     ids, description = folder / f"{name}.npy", folder / f"{name}.json"
@@ -265,10 +268,16 @@ def read(
     return Corpus(vocabulary, OnDisk(ids), characters, digest.hexdigest())
 
 
-def check_known(text: Text, vocabulary: Vocabulary, *, lines: bool = False) -> None:
+def check_known(
+    text: Text,
+    vocabulary: Vocabulary,
+    *,
+    lines: bool = False,
+    remedy: str = "replace them, or train a new model",
+) -> None:
     """Raise `ValueError` unless all the characters of a text are in a vocabulary.
 
-    The message lists the missing characters.
+    The message lists the missing characters, and then the remedy.
     """
     if vocabulary.level != "char":  # every byte is in the vocabulary; unknown words are <unk>
         return
@@ -280,8 +289,7 @@ def check_known(text: Text, vocabulary: Vocabulary, *, lines: bool = False) -> N
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
     raise ValueError(
         f"{text.name} has {len(unknown)} character{'s' * (len(unknown) > 1)} that the model does "
-        f"not know: {shown}{more}; "
-        f"replace them, or train a new model"
+        f"not know: {shown}{more}; {remedy}"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from jaxrnn.lm.options import Options, length_of, seed_key
 from jaxrnn.lm.sampling import beam_search
 from jaxrnn.lm.sampling import stream as draw
 from jaxrnn.lm.scoring import mean_loss, score
-from jaxrnn.lm.vocabulary import LINE, SPECIAL, START, UNKNOWN, Vocabulary
+from jaxrnn.lm.vocabulary import END, LINE, SPECIAL, START, UNKNOWN, Vocabulary
 from jaxrnn.network.rnn import RNN
 from jaxrnn.network.stack import Params
 
@@ -71,12 +71,16 @@ class Score(NamedTuple):
         symbols: the number of symbols predicted, including the ends of lines and sentences.
         characters: the number of characters in the text (bytes, for a model of bytes).
         unknown: the number of words in the text that are not in the vocabulary.
+        words: the number of words and signs in the text; 0 if symbols are not words.
+        skipped: the number of characters that were left out, since they are not in the vocabulary.
     """
 
     nats: float
     symbols: int
     characters: int
     unknown: int
+    words: int = 0
+    skipped: int = 0
 
 
 def units(nats: float, vocabulary: Vocabulary) -> str:
@@ -233,7 +237,9 @@ def continuation(
     return _decode(model, [*start[hidden:].tolist(), *np.asarray(ids).tolist()])[0], float(nats)
 
 
-def evaluate(model: Model, text: Text | str | Path) -> Score:
+def evaluate(
+    model: Model, text: Text | str | Path, *, unknown: Literal["refuse", "skip"] = "refuse"
+) -> Score:
     """Evaluate a model on a text.
 
     The hidden state is carried through the whole text. A model of lines starts each line from
@@ -242,6 +248,8 @@ def evaluate(model: Model, text: Text | str | Path) -> Score:
     Args:
         model: the model.
         text: the path of a file in UTF-8, or a `Text`, such as `Text.from_string("to be")`.
+        unknown: what to do with characters that are not in the vocabulary: "refuse" the text,
+            naming them, or "skip" them. A model of words reads words it does not know as <unk>.
 
     Returns:
         The score of the whole text.
@@ -250,16 +258,19 @@ def evaluate(model: Model, text: Text | str | Path) -> Score:
         ValueError: if the text cannot be read, is too short, or has a character that is not in the
             vocabulary.
     """
-    *_, (_, score) = scores(model, text)
+    *_, (_, score) = scores(model, text, unknown=unknown)
     return score
 
 
-def scores(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score]]:
+def scores(
+    model: Model, text: Text | str | Path, *, unknown: Literal["refuse", "skip"] = "refuse"
+) -> Iterator[tuple[float, Score]]:
     """Evaluate a model on a text, part by part, as `evaluate` does at once.
 
     Args:
         model: the model.
         text: the path of a file in UTF-8, or a `Text`.
+        unknown: as in `evaluate`.
 
     Returns:
         An iterator over (the share of the text that was read, the `Score` of that share). The last
@@ -271,7 +282,16 @@ def scores(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score
     """
     text = corpus.as_text(text)
     lines = model.options.lines
-    read = corpus.read(text, lines=lines, vocabulary=model.vocabulary)
+    level, skip = model.vocabulary.level, unknown == "skip"
+    if skip and level != "char":
+        reads = "reads all bytes" if level == "byte" else f"reads unknown words as {UNKNOWN}"
+        raise ValueError(f"unknown={unknown!r} is for models of characters; this one {reads}")
+    if not skip:
+        remedy = "skip them with unknown='skip', or evaluate another text"
+        corpus.check_known(text, model.vocabulary, lines=lines, remedy=remedy)
+    read = corpus.read(text, lines=lines, vocabulary=model.vocabulary, skip_unknown=skip)
+    framed = 2 if lines else 0
+    skipped = read.characters - (len(read.ids) - framed) if skip else 0
     if lines:
         rows = batches.find_lines(read.ids, _ends(model.vocabulary))
         if not len(rows.starts):
@@ -280,7 +300,7 @@ def scores(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score
         eval_set = batches.eval_set_of_rows(rows, model.options.batch_size, length)
     else:
         eval_set = batches.eval_set(read.ids, 1, _LONG)
-    unknown = unknown_words(read)
+    unknown_number, words = unknown_words(read), _words(read)
 
     def parts_of_text():
         parts = []
@@ -288,7 +308,10 @@ def scores(model: Model, text: Text | str | Path) -> Iterator[tuple[float, Score
             parts.append(part)
             symbols = int(sum(part.positions for part in parts))
             nats = float(mean_loss(parts))
-            yield part.done, Score(nats, symbols, read.characters, unknown)
+            yield (
+                part.done,
+                Score(nats, symbols, read.characters - skipped, unknown_number, words, skipped),
+            )
 
     return parts_of_text()
 
@@ -299,6 +322,14 @@ def unknown_words(read: Corpus) -> int:
         return 0
     unknown = SPECIAL.index(UNKNOWN)
     return sum(int((part == unknown).sum()) for part in batches.parts(read.ids))
+
+
+def _words(read: Corpus) -> int:
+    """Return the number of words, without the marks of sentences; 0 if symbols are not words."""
+    if read.vocabulary.level != "word":
+        return 0
+    ends = [SPECIAL.index(mark) for mark in (START, END)]
+    return sum(int((~np.isin(part, ends)).sum()) for part in batches.parts(read.ids))
 
 
 def _ends(vocabulary: Vocabulary) -> tuple[int, int]:

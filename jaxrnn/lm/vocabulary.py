@@ -216,11 +216,14 @@ class Vocabulary:
             text = text.encode("utf-8", "surrogatepass").decode("latin-1")
         return np.concatenate([np.zeros(0, np.int32), *self.encode_pieces([text])])
 
-    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Int[np.ndarray, " N"]]:
+    def encode_pieces(
+        self, pieces: Iterable[str], *, skip_unknown: bool = False
+    ) -> Iterator[Int[np.ndarray, " N"]]:
         """Convert the pieces of a text to ids, piece by piece.
 
         Args:
             pieces: the pieces in order; at the level "byte" each byte is a character of `BYTES`.
+            skip_unknown: whether characters that are not in the vocabulary are left out.
 
         Raises:
             ValueError: as `encode` does.
@@ -233,6 +236,8 @@ class Vocabulary:
         offset = 0
         for piece in pieces:
             ids = self._id_of_code_point[_code_points(piece)]
+            if skip_unknown:
+                ids = ids[ids >= 0]
             if ids.size and ids.min() < 0:
                 position = int(ids.argmin())
                 unknown, known = piece[position], "".join(self.symbols[:150])
