@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_equal, forged
+from cases import assert_equal, forged, timeless
 from safetensors.numpy import load_file
 
 import jaxrnn
@@ -72,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, kind, text, tmp_path):
     first = lm.start(tmp_path / "run", text, run_options)
     run_to_end(first)
     *_, last = checkpoints_of(tmp_path / "run")
-    expected, metrics = arrays(last), directory.metrics(tmp_path / "run")
+    expected, metrics = arrays(last), timeless(tmp_path / "run")
     for file in checkpoints_of(tmp_path / "run"):
         if int(file.stem[5:]) > 7:
             file.unlink()
@@ -81,7 +82,25 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, kind, text, tmp_path):
     run_to_end(resumed)
     assert checkpoints_of(tmp_path / "run")[-1] == last
     assert arrays(last) == expected
-    assert directory.metrics(tmp_path / "run") == metrics
+    assert timeless(tmp_path / "run") == metrics
+
+
+def test_the_metrics_have_the_learning_rate_of_each_step_and_the_time(text, tmp_path):
+    """The rate is that of the optimiser: with plain gradient descent, update = -rate x gradient."""
+    before = time.time()
+    half = dataclasses.replace(SMALL, schedule="linear", learning_rate=0.5, warmup=4)
+    run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(half, steps=10)))
+    run_to_end(lm.resume(tmp_path / "run", steps=14, learning_rate=0.25))
+    records = directory.metrics(tmp_path / "run")
+    rates = [each["learning_rate"] for each in records if "loss" in each]
+    falling = 0.5 * (1 - np.arange(6) / 6), 0.25 * (1 - np.arange(6, 10) / 10)
+    np.testing.assert_allclose(rates, [0, 0.125, 0.25, 0.375, *np.concatenate(falling)], rtol=1e-6)
+    times = [each["time"] for each in records]
+    assert times == sorted(times)
+    assert before - 1 < times[0] < times[-1] < time.time() + 1
+    several = dataclasses.replace(SMALL, schedule="constant", learning_rates=(0.1, 0.2), steps=2)
+    run_to_end(lm.start(tmp_path / "several", text, several))
+    assert directory.metrics(tmp_path / "several")[0]["learning_rate"] == [0.1, 0.2]
 
 
 def test_a_run_is_the_same_however_it_is_cut_into_blocks(text, tmp_path):
@@ -702,7 +721,8 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_last_good_state(
     assert blocks[-1].run.done == 9
     assert blocks[-1].saved == checkpoints_of(tmp_path / "run")[-1]
     assert directory.metrics(tmp_path / "run")[-1] == {"step": 10, "loss": None} | {
-        "grad_norm": directory.metrics(tmp_path / "run")[-1]["grad_norm"]
+        name: directory.metrics(tmp_path / "run")[-1][name]
+        for name in ("grad_norm", "learning_rate", "time")
     }
     good = run_to_end(lm.prepare(IN_MEMORY, run_options), stop=iter([False] * 20).__next__)
     short = run_to_end(with_nan_after(lm.prepare(IN_MEMORY, run_options), 9))

@@ -62,18 +62,20 @@ def make_rnn(options: Options, vocabulary_size: int) -> RNN:
     )
 
 
-def make_optimizer(
-    options: Options, learning_rate: float | jax.Array
-) -> optax.GradientTransformation:
-    """Return the optimiser, with gradient clipping and the schedule of the learning rate."""
+def schedule(options: Options, learning_rate: float | jax.Array) -> optax.Schedule:
+    """Return the learning rate as a function of the number of updates made before."""
     factor = SCHEDULES[options.schedule](options.steps - options.warmup)
     if options.warmup:
         warmup = optax.linear_schedule(0.0, 1.0, options.warmup)
         factor = optax.join_schedules([warmup, factor], [options.warmup])
+    return lambda count: learning_rate * factor(count)
 
-    def rate(count):
-        return learning_rate * factor(count)
 
+def make_optimizer(
+    options: Options, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
+    """Return the optimiser, with gradient clipping and the schedule of the learning rate."""
+    rate = schedule(options, learning_rate)
     clip = {} if options.clip is None else {"clip": options.clip}
     if options.optimizer == "adagrad":
         return clipped_adagrad(rate, **clip)

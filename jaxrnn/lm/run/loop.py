@@ -3,15 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxrnn import gradients
 from jaxrnn.lm import build
-from jaxrnn.lm.options import members
+from jaxrnn.lm.options import Options, members
 from jaxrnn.lm.run.persistence import save, write_run_json, write_sample
 from jaxrnn.lm.run.placement import all_gather, on_one, rows_here, spread_rows
 from jaxrnn.lm.run.state import Block, Run, over_because, pick
@@ -119,7 +121,8 @@ def _train(run: Run, stop: Callable[[], bool]) -> Iterator[Block]:
         saving = bool(over or evaluated or save_is_due)
         whole = run.on_one_device() if saving else run
         if run.folder is not None:
-            directory.record(run.folder, _records(first, metrics, run, held_out))
+            rates = _learning_rates(options, first, block_size)
+            directory.record(run.folder, _records(first, metrics, run, held_out, rates))
             if evaluated:
                 write_sample(whole)
             if saving:
@@ -194,11 +197,31 @@ def _diagnose(run: Run, batch: Batch) -> Trouble:
     return nonfinite.diagnose(run.rnn, algorithm, optimizer, state, batch)
 
 
-def _records(first: int, metrics: Metrics, run: Run, held_out: Any) -> list[dict[str, Any]]:
+def _records(
+    first: int, metrics: Metrics, run: Run, held_out: Any, rates: np.ndarray
+) -> list[dict[str, Any]]:
     """Return the records of the metrics file for a block that began after the step `first`."""
-    values = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), strict=True)
+    now = {"time": round(time.time(), 3)}
+    values = zip(
+        metrics.loss.tolist(), metrics.grad_norm.tolist(), rates.tolist(), strict=False
+    )  # there are rates for a whole block
     records: list[dict[str, Any]] = [
-        {"step": step, "loss": loss, "grad_norm": norm}
-        for step, (loss, norm) in enumerate(values, first + 1)
+        {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate, **now}
+        for step, (loss, norm, rate) in enumerate(values, first + 1)
     ]
-    return records + ([] if held_out is None else [{"step": run.done, "held_out": held_out}])
+    return records + ([] if held_out is None else [{"step": run.done, "held_out": held_out, **now}])
+
+
+def _learning_rates(
+    options: Options, first: int, number: int
+) -> Float[np.ndarray, "number *members"]:
+    """Return the learning rate of each step after `first`; of each member if they differ."""
+    rates = np.array([member.learning_rate for member in members(options)])
+    rates = rates if options.learning_rates else rates[0]
+    factors = _factors(options, first + np.arange(number))
+    return np.multiply.outer(np.asarray(factors, np.float64), rates)
+
+
+@partial(jax.jit, static_argnums=0)
+def _factors(options: Options, counts: Array) -> Array:
+    return jax.vmap(build.schedule(options, 1.0))(counts)

@@ -2,7 +2,9 @@
 
 run.json             which text (name, current path, SHA-256) and vocabulary (SHA-256) the run has:
                      a `Description`
-metrics.jsonl        {"step", "loss", "grad_norm"} or {"step", "held_out"}, one record per line
+metrics.jsonl        {"step", "loss", "grad_norm", "learning_rate", "time"} or {"step", "held_out",
+                     "time"}, one record per line; time is in seconds since 1970, at the end of the
+                     block of steps, and the only part that differs after an interruption
 checkpoints/         step-00000400.safetensors, …: each has the train state and a `Header` with the
                      options and the vocabulary, which are stored nowhere else
 samples/             step-00000400.txt, …: what the model samples at each evaluation
