@@ -86,7 +86,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(rule, kind, text, tmp_path):
 
 
 def test_the_metrics_have_the_learning_rate_of_each_step_and_the_time(text, tmp_path):
-    """The rate is that of the optimiser: with plain gradient descent, update = -rate x gradient."""
+    """They follow the schedule of all steps, also where resuming has changed it."""
     before = time.time()
     half = dataclasses.replace(SMALL, schedule="linear", learning_rate=0.5, warmup=4)
     run_to_end(lm.start(tmp_path / "run", text, dataclasses.replace(half, steps=10)))
@@ -173,6 +173,16 @@ def test_several_seeds_are_summed_up_by_their_median_and_learning_rates_by_a_tab
     ]
     assert "kept: seed 0, learning rate 0.01, with 2.0000 after step 6" in lines[3]
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_the_progress_of_several_models_is_their_median(capsys):
+    blocks = run_to_end(lm.prepare(IN_MEMORY, dataclasses.replace(SMALL, seeds=3, save_every=60.0)))
+    list(console.with_progress(blocks[0].run._replace(history=()), iter(blocks)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training")]
+    evaluated = [block for block in blocks if block.held_out is not None]
+    for line, block in zip(lines, evaluated, strict=True):
+        held_out = np.median(block.held_out)
+        assert f" median loss {np.median(block.metrics.loss):.4f}, held out {held_out:.4f}" in line
 
 
 def test_by_default_evaluations_are_rare_enough_to_take_a_tenth_of_the_time():

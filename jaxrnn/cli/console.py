@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jaxrnn import atomic, lm
@@ -242,15 +242,9 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
     started, first, held_out = time.perf_counter(), training.done, ""
     characters, seconds = 0, 0.0  # of training since the last evaluation
 
-    wide = stdout.width >= WIDE
-    columns = (
-        TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
-        *([BarColumn(bar_width=None)] if wide else []),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(compact=True),
-    )
+    many = "median " if training.population else ""
     visible = stdout.is_terminal and not stdout.quiet and not lm.over_because(training)
-    with Progress(*columns, console=stdout, disable=not visible) as progress:
+    with Progress(*_columns(), console=stdout, disable=not visible) as progress:
         task = progress.add_task("training", total=steps, completed=first, status="compiling …")
         for block in blocks:
             now, done = time.perf_counter(), block.run.done
@@ -260,9 +254,10 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
             losses = block.metrics.loss[np.isfinite(block.metrics.loss)]
             loss = np.median(losses) if losses.size else np.nan
             if block.held_out is not None:
-                held_out = f", held out {directory.lowest(block.held_out):.4f}"
-            status = f"loss {loss:.4f}{held_out}"
-            status += f", {speed} {unit[:4]}/s" if wide else ""
+                values = np.array(block.held_out, float)  # None becomes nan
+                held_out = f", held out {np.median(np.where(np.isnan(values), np.inf, values)):.4f}"
+            status = f"{many}loss {loss:.4f}{held_out}"
+            status += f", {speed} {unit[:4]}/s" if stdout.width >= WIDE else ""
             progress.update(task, completed=done, status=status)
             if not visible and block.held_out is not None:
                 left = (now - started) * (steps - done) / max(1, done - first)
@@ -276,18 +271,21 @@ def with_progress(training: lm.Run, blocks: Iterator[lm.Block]) -> Iterator[lm.B
             yield block
 
 
-@contextmanager
-def counted(total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar on a terminal; the body calls `advance(steps, status)`."""
-    columns = (
+def _columns() -> list[ProgressColumn]:
+    """Return the columns of the progress of training; a narrow terminal has no room for a bar."""
+    return [
         TextColumn("[bold]training [/bold] {task.completed:,.0f}/{task.total:,.0f}"),
         *([BarColumn(bar_width=None)] if stdout.width >= WIDE else []),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(compact=True),
-    )
-    with Progress(
-        *columns, console=stdout, disable=not stdout.is_terminal, transient=True
-    ) as progress:
+    ]
+
+
+@contextmanager
+def counted(total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar on a terminal; the body calls `advance(steps, status)`."""
+    visible = stdout.is_terminal and not stdout.quiet
+    with Progress(*_columns(), console=stdout, disable=not visible, transient=True) as progress:
         bar = progress.add_task("", total=total, status="compiling …")
         yield lambda steps, status: progress.update(bar, advance=steps, status=status)
 

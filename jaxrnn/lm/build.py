@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
@@ -68,7 +69,7 @@ def schedule(options: Options, learning_rate: float | jax.Array) -> optax.Schedu
     if options.warmup:
         warmup = optax.linear_schedule(0.0, 1.0, options.warmup)
         factor = optax.join_schedules([warmup, factor], [options.warmup])
-    return lambda count: learning_rate * factor(count)
+    return lambda count: jnp.asarray(learning_rate * factor(count))
 
 
 def make_optimizer(
