@@ -277,6 +277,22 @@ def _join(machines: Machines) -> None:
             f"them --coordinator HOST:PORT, --processes and --process-id, or use a cluster that "
             f"JAX detects"
         ) from error
+    with _discarded_stdout():  # gloo reports each connection there, at the first communication
+        all_gather([0])
+
+
+@contextmanager
+def _discarded_stdout() -> Iterator[None]:
+    """Discard what this process, and not only Python, writes to stdout."""
+    sys.stdout.flush()
+    stdout, discarded = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(discarded, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(discarded)
 
 
 def _or_environment(value: int | None, variable: str) -> int | None:

@@ -224,4 +224,4 @@ def _learning_rates(
 
 @partial(jax.jit, static_argnums=0)
 def _factors(options: Options, counts: Array) -> Array:
-    return jax.vmap(build.schedule(options, 1.0))(counts)
+    return jnp.asarray(jax.vmap(build.schedule(options, 1.0))(counts))
