@@ -19,7 +19,7 @@ from cases import assert_equal, forged, timeless
 from safetensors.numpy import load_file
 
 import jaxrnn
-from jaxrnn import gradients, lm
+from jaxrnn import gradients, lm, plotting
 from jaxrnn.cli import console, plots
 from jaxrnn.cli import main as cli
 from jaxrnn.lm import Options, Text, batches, build, model, options, scoring
@@ -183,6 +183,25 @@ def test_the_progress_of_several_models_is_their_median(capsys):
     for line, block in zip(lines, evaluated, strict=True):
         held_out = np.median(block.held_out)
         assert f" median loss {np.median(block.metrics.loss):.4f}, held out {held_out:.4f}" in line
+
+
+def test_runs_of_characters_and_of_bytes_have_axes_of_their_own(text, tmp_path, monkeypatch):
+    """Their losses cannot be compared: a character may have several bytes."""
+    for level in ("char", "byte"):
+        options_of_run = dataclasses.replace(SMALL, level=level, steps=2)
+        run_to_end(lm.start(tmp_path / level, text, options_of_run))
+    figures, new = [], plotting.new_figure
+    monkeypatch.setattr(
+        plotting, "new_figure", lambda *size: figures.append(new(*size)) or figures[-1]
+    )
+    plots.curves([tmp_path / "char", tmp_path / "byte"], tmp_path / "both.png")
+    plots.curves([tmp_path / "char"] * 2, tmp_path / "chars.png")
+    both, chars = ([axes.get_ylabel() for axes in figure.axes] for figure in figures)
+    assert [label.split(" (")[0] for label in both] == [
+        "loss, nats per character",
+        "loss, nats per byte",
+    ]
+    assert len(chars) == 1
 
 
 def test_by_default_evaluations_are_rare_enough_to_take_a_tenth_of_the_time():

@@ -12,12 +12,15 @@ import numpy as np
 from jaxrnn import lm, plotting
 from jaxrnn.lm.options import number_of_members
 from jaxrnn.lm.store import directory
+from jaxrnn.lm.vocabulary import UNITS
 
 LARGEST = 1e100  # the largest loss that can be plotted; losses in float32 are below 1e39
 
 
 def curves(paths: list[Path], picture: Path) -> None:
     """Plot training and held-out losses over the steps; for several models, median and quartiles.
+
+    Losses per character, per byte and per word cannot be compared: each has axes of its own.
 
     Args:
         paths: the folders of the runs.
@@ -26,16 +29,22 @@ def curves(paths: list[Path], picture: Path) -> None:
     Raises:
         ValueError: if a run has no losses yet, or one that cannot be plotted.
     """
-    with plotting.picture(picture, 7.5, 4.5) as figure:
-        axes = figure.subplots()
+    units = {path: UNITS[lm.options_of(path).level] for path in paths}
+    shown = list(dict.fromkeys(units.values()))
+    with plotting.picture(picture, 7.5, 4.5 * len(shown)) as figure:
+        grid: Any = figure.subplots(len(shown), squeeze=False)
+        panels = dict(zip(shown, grid[:, 0], strict=True))
         colors = itertools.cycle(plotting.COLORS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the median of nans is nan
             for path in paths:
-                _curves_of(path, axes, colors, f"{path.name}: " if len(paths) > 1 else "")
+                _curves_of(
+                    path, panels[units[path]], colors, f"{path.name}: " if len(paths) > 1 else ""
+                )
         quartiles = ", median and quartiles" if max(map(_members_of, paths)) > 1 else ""
-        axes.set(xlabel="step", ylabel=f"loss, nats per symbol{quartiles} (lower is better)")
-        axes.legend()
+        for unit, axes in panels.items():
+            axes.set(xlabel="step", ylabel=f"loss, nats per {unit}{quartiles} (lower is better)")
+            axes.legend()
 
 
 def _curves_of(path: Path, axes: Any, colors: Iterator[str], name: str) -> None:
