@@ -98,8 +98,11 @@ def network(training: lm.Run) -> None:
     if training.population:
         number = number_of_members(training.options)
         rates = training.options.learning_rates
-        with_rates = f", with {len(rates)} learning rates" if rates else ""
-        say("", f"{number} models at once{with_rates} and {training.options.seeds} seeds each")
+        seeds = training.options.seeds
+        each = "a seed each"
+        if rates:
+            each = f"{len(rates)} learning rates with {seeds} seed{'s' * (seeds > 1)} each"
+        say("", f"{number} models at once, {each}")
 
 
 _CLAIMS = {
