@@ -202,9 +202,8 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Return the records of the metrics file for a block that began after the step `first`."""
     now = {"time": round(time.time(), 3)}
-    values = zip(
-        metrics.loss.tolist(), metrics.grad_norm.tolist(), rates.tolist(), strict=False
-    )  # there are rates for a whole block
+    rates = rates[: len(metrics.loss)]  # there are rates for a whole block
+    values = zip(metrics.loss.tolist(), metrics.grad_norm.tolist(), rates.tolist(), strict=True)
     records: list[dict[str, Any]] = [
         {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate, **now}
         for step, (loss, norm, rate) in enumerate(values, first + 1)
