@@ -1,7 +1,6 @@
 """Tests of the package's structure: imports go in one direction, public names are unambiguous."""
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import json
@@ -9,7 +8,6 @@ import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -144,20 +142,6 @@ def test_the_public_types_have_the_documented_fields():
 def test_the_docstring_of_a_package_names_all_that_is_public(module):
     words = set(re.findall(r"\w+", module.__doc__ or ""))
     assert set(module.__all__) - {"__version__"} <= words
-
-
-def test_the_help_of_the_options_names_each_with_its_default_and_values():
-    text = inspect.getdoc(jaxrnn.lm.Options) or ""  # without indentation in each Python
-    rows = dict(re.findall(r"^    (\w+)  +(.*)$", text, re.MULTILINE))
-    hints = get_type_hints(jaxrnn.lm.Options)
-    for field in dataclasses.fields(jaxrnn.lm.Options):
-        row = rows.pop(field.name)
-        values = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
-        assert all(f'"{value}"' in row for value in values), row
-        if field.default not in (None, False):
-            shown = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
-            assert shown in row, row
-    assert not rows
 
 
 def test_the_help_of_the_gradients_shows_each_rule_with_its_options():

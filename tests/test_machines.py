@@ -397,7 +397,7 @@ def test_a_lost_connection_is_no_mistake_of_the_user_whatever_its_type(monkeypat
     monkeypatch.setattr(cli.console, "with_progress", train)
     monkeypatch.setattr(cli, "_exit_now", sys.exit)
     training = Mock(spec=cli.lm.Run, folder=tmp_path, done=0)
-    monkeypatch.setattr(cli, "_parsed", lambda _: lambda: cli._lead(training, [], new=False))
+    monkeypatch.setattr(cli, "run", lambda _: cli._lead(training, [], new=False))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == distributed.LOST
@@ -429,7 +429,7 @@ def sleep():
     return 0
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._parsed = lambda arguments: sleep
+cli.run = lambda words: sleep()
 cli.main()
 """
 

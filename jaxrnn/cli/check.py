@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from jaxrnn.cli import console
 from jaxrnn.cli.setting import SETTING, Setting, Subject, subject_of
 from jaxrnn.gradients.own import is_own, load
@@ -19,20 +17,26 @@ from jaxrnn.verification.verify import verify
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """The gradient to check."""
+    """The gradient to check.
 
-    algorithm: str = "bptt"
-    """The gradient rule to check, written as in jaxrnn train, or a rule of your own, FILE.py:NAME
-    or MODULE:NAME, a function rnn -> GradientAlgorithm."""
+    The gradient:
+        algorithm: The gradient rule to check, written as in jaxrnn train, or a rule of your own,
+            FILE.py:NAME or MODULE:NAME, a function rnn -> GradientAlgorithm (default: bptt).
+        claim: What the rule is checked for: exact, unbiased or approximate (default: what it
+            claims; exact for a rule of your own).
+        function: Check your own function (params, batch) -> (loss, gradient) instead. The module
+            may lie in the current folder.
+        reference: The reference to compare with: autodiff, or finite-difference or complex-step,
+            which only evaluate the loss (default: autodiff).
+        dtype: Precision of the gradient, float64 or float32. The reference is always computed in
+            float64 (default: float64).
+    """
+
+    algorithm: Annotated[str, "RULE"] = "bptt"
     claim: Literal["exact", "unbiased", "approximate"] | None = None
-    """What the rule is checked for; default its own claim, and exact for a rule of your own."""
-    function: str | None = None
-    """Check your own function (params, batch) -> (loss, gradient) instead, given as MODULE:NAME.
-    The module may lie in the current folder."""
+    function: Annotated[str | None, "MODULE:NAME"] = None
     reference: Literal["autodiff", "finite-difference", "complex-step"] = "autodiff"
-    """The reference to compare with. The last two only evaluate the loss."""
     dtype: Dtype = "float64"
-    """Precision of the gradient. The reference is always computed in float64."""
 
 
 CHECK = CheckOptions()
@@ -40,20 +44,25 @@ CHECK = CheckOptions()
 
 def check(
     *,
-    options: Annotated[CheckOptions, tyro.conf.arg(name="")] = CHECK,
-    setting: Annotated[Setting, tyro.conf.arg(name="")] = SETTING,
-    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    save: Annotated[Path | None, "FILE"] = None,
+    options: CheckOptions = CHECK,
+    setting: Setting = SETTING,
 ) -> int:
-    """Check whether a gradient is right, and name the bug if it is wrong; exit with 1 if it is.
+    """Check a gradient, and name the bug in it.
 
     The gradient of a random network on a random batch is compared with a reference, leaf by leaf. A
     rule is checked for what it claims: exact, truncated, unbiased in the mean over many draws, or
-    approximate, where the cosine to the exact gradient is printed.
+    approximate, where the cosine to the exact gradient is printed. The status is 1 if it is wrong.
 
     Args:
+        save: Save the whole report to this file, as JSON.
         options: The gradient to check.
         setting: The network and batch.
-        save: Save the whole report to this file, as JSON.
+
+    Examples:
+        jaxrnn check --algorithm rtrl --num-layers 2
+        jaxrnn check --algorithm mine.py:rule --claim exact
+        jaxrnn check --function backward:loss_and_grads
     """
     subject = subject_of(setting)
     with console.working("comparing"):

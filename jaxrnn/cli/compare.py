@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from jaxrnn import gradients
 from jaxrnn.analysis import compare as analysis
 from jaxrnn.cli import console
@@ -13,26 +11,30 @@ from jaxrnn.lm.options import seed_key
 
 
 def compare(
-    rules: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RULE")] = (),
+    rules: Annotated[tuple[str, ...], "RULE"] = (),
     /,
     *,
-    setting: Annotated[Setting, tyro.conf.arg(name="")] = SETTING,
     draws: int = 64,
     rounds: int = 5,
-    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    save: Annotated[Path | None, "FILE"] = None,
+    setting: Setting = SETTING,
 ) -> int:
-    """Compare gradient rules with the exact gradient: bias, variance, cosine, and cost.
+    """Compare gradient rules with the exact gradient.
 
-    The rules are compared on one batch of a random network, or of a trained one with --run. A rule
-    without random numbers has no variance.
+    Bias, variance, cosine and cost of each rule are measured on one batch of a random network, or
+    of a trained one with --run. A rule without random numbers has no variance.
 
     Args:
-        rules: The rules, written as in jaxrnn train, or rules of your own, FILE.py:NAME; default
-            all of jaxrnn's.
-        setting: The network and batch.
-        draws: Number of gradients to draw from each rule that has random numbers.
-        rounds: Number of times that the time of each rule is measured.
+        rules: The rules, written as in jaxrnn train, or rules of your own, FILE.py:NAME (default:
+            all of jaxrnn's).
+        draws: Number of gradients to draw from each rule that has random numbers (default: 64).
+        rounds: Number of times that the time of each rule is measured (default: 5).
         save: Save the whole comparison, leaf by leaf, to this file, as JSON.
+        setting: The network and batch.
+
+    Examples:
+        jaxrnn compare bptt uoro "ok(rank=4)"
+        jaxrnn compare bptt rflo --run jaxrnn-run
     """
     subject = subject_of(setting)
     names = rules or tuple(name for name in gradients.RULES if name != "autodiff")

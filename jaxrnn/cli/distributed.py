@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -48,29 +48,33 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Machines:
-    """The devices and processes to run on. Results on several devices are equal up to rounding."""
+    """The devices and processes to run on. Results on several devices are equal up to rounding.
+
+    Devices and processes:
+        devices: Devices of each process, among which the rows of a batch are divided; on a CPU at
+            most one for each core (default: 1 on a CPU, all of them on GPUs).
+        processes: Number of processes. Without --distributed all of them run on this machine, and
+            are restarted from the last checkpoint when one dies (default: 1).
+        distributed: Run as one of several processes, on this machine or others, which read the same
+            text and write the same run folder. On clusters that JAX detects (Slurm, MPI, …) no
+            other option is needed.
+        coordinator: The first process, to which the others connect (default: the environment
+            variable JAX_COORDINATOR_ADDRESS).
+        process_id: Index of this process, from 0 (default: the environment variable
+            JAX_PROCESS_ID).
+        timeout: Seconds to wait for the other processes (default: 60).
+        restarts: Maximum number of restarts with --processes (default: 3).
+        compilation_cache: Keep compiled programs in this folder, which makes the next start faster.
+    """
 
     devices: int | None = None
-    """Devices of each process, among which the rows of a batch are divided. Default: 1 on a CPU,
-    all of them on GPUs. On a CPU, use at most one device per core."""
     processes: int | None = None
-    """Number of processes. Without --distributed all of them run on this machine, and are restarted
-    from the last checkpoint when one dies."""
     distributed: bool = False
-    """Run as one of several processes, on this machine or others, which read the same text and
-    write the same run folder. On clusters that JAX detects (Slurm, MPI, …) no other option is
-    needed."""
-    coordinator: str | None = None
-    """HOST:PORT of the first process, to which the others connect; default the environment variable
-    JAX_COORDINATOR_ADDRESS."""
+    coordinator: Annotated[str | None, "HOST:PORT"] = None
     process_id: int | None = None
-    """Index of this process, from 0; default the environment variable JAX_PROCESS_ID."""
     timeout: int = 60
-    """Seconds to wait for the other processes."""
     restarts: int = 3
-    """Maximum number of restarts with --processes."""
-    compilation_cache: Path | None = None
-    """Keep compiled programs in this folder, which makes the next start faster."""
+    compilation_cache: Annotated[Path | None, "FOLDER"] = None
 
     @property
     def supervises(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from rich.cells import cell_len, set_cell_size
 
 from jaxrnn import lm, plotting
@@ -31,30 +30,37 @@ LABEL, COLUMN = 10, 10  # widths in the terminal
 
 
 def explain(
-    word: Annotated[str, tyro.conf.arg(metavar="WORD")],
+    word: Annotated[str, "WORD"],
     /,
     *,
     hidden_size: int = 3,
     init: Init = "normal",
     seed: int = 0,
-    run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    all_numbers: Annotated[bool, tyro.conf.arg(name="all")] = False,
-    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    run: Annotated[Path | None, "RUN"] = None,
+    all: bool = False,
+    picture: Annotated[Path | None, "FILE"] = None,
 ) -> int:
-    """Print the numbers of the forward and backward pass for one word, step by step.
+    """Print every number of one backward pass.
 
-    The network reads the characters of the word. At each step its target is the next character, and
-    at the last step the end of the line. The loss is the sum over the steps, in float64. At the end
-    the gradient is compared with that of jax.grad; the status is 1 if they differ.
+    The forward pass is printed too. The network reads the characters of the word. At each step its
+    target is the next character, and at the last step the end of the line. The loss is the sum over
+    the steps, in float64. At the end the gradient is compared with that of jax.grad; the status is
+    1 if they differ.
 
     Args:
         word: The word or text, of at most 20 characters (bytes, words).
-        hidden_size: Number of hidden units.
-        init: Initial weights, as in jaxrnn train.
-        seed: Random seed of the weights.
+        hidden_size: Number of hidden units (default: 3).
+        init: Initial weights: "default", uniform, small-normal or normal, as in jaxrnn train
+            (default: normal).
+        seed: Random seed of the weights (default: 0).
         run: Use the trained model of this run, or of a checkpoint, instead of random weights.
-        all_numbers: Show all units and symbols. By default those of the word and 7 units are shown.
+        all: Show all units and symbols, instead of those of the word and 7 units.
         picture: Plot the states, the probabilities and their gradients to this file too.
+
+    Examples:
+        jaxrnn explain hello
+        jaxrnn explain hello --hidden-size 2 --seed 1
+        jaxrnn explain "the " --run jaxrnn-run --picture the.png
     """
     if not word:
         raise ValueError("the word is empty: give at least one character")
@@ -80,7 +86,7 @@ def explain(
         expected = jax.grad(lambda p: rnn.loss(p, rnn.initial_state(1), batch)[0])(params)
         walk, expected = jax.tree.map(np.asarray, (walk, expected))
         error = max(jax.tree.leaves(jax.tree.map(relative_error, walk.grads, expected)))
-    shown = _select(walk, ids, vocabulary, everything=all_numbers)
+    shown = _select(walk, ids, vocabulary, everything=all)
     _print(rnn, walk, ids, shown)
     right = error <= EXACT
     result = f"equals jax.grad to {error:.0e}" if right else f"differs from jax.grad by {error:.0e}"

@@ -1,8 +1,6 @@
 """The command line: which flags were given, and messages that name flags instead of arguments."""
 
-import itertools
 import re
-import shlex
 from collections.abc import Collection, Sequence
 
 
@@ -44,27 +42,3 @@ def with_flags(message: str, names: Collection[str]) -> str:
     message = re.sub(rf"{apart}({any_name})=('[^']*'|[^\s,;:]*[^\s,;:.])", with_value, message)
     message = re.sub(rf"^({any_name})(?= (?:must|and|is|was)\b)", lambda m: flag(m[1]), message)
     return re.sub(rf"{apart}({long_name})(?![\w./(=])", lambda m: flag(m[1]), message)
-
-
-def hint_for_dash(arguments: Sequence[str], errors: str) -> str:
-    """Return what to write instead if a value that begins with a dash was read as an option.
-
-    Args:
-        arguments: the command line.
-        errors: the error message of the parser.
-    """
-    missing = re.search(r"Missing value for argument '([^']*)'", errors)
-    unknown = re.search(r"Unrecognized options: (-[^-\s]\S*)", errors)
-    if missing and missing[1].startswith("--"):
-        for option, value in itertools.pairwise(arguments):
-            if option.replace("_", "-") == missing[1] and value.startswith("-"):
-                quoted = f"{missing[1]}={shlex.quote(value)}"
-                return f"{missing[1]} has no value: if {value} is meant to be it, write {quoted}"
-    elif missing or unknown:
-        for value in arguments:
-            if unknown[1] == value if unknown else re.match(r"-[^-]", value):
-                return (
-                    f"{value} is not an option: if it is meant to be a file or a word, write it "
-                    f"last and after two dashes: -- {shlex.quote(value)}"
-                )
-    return ""

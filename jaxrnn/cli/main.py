@@ -1,17 +1,13 @@
 """The command `jaxrnn`: training here, and the other commands in modules of their own."""
 
-import contextlib
 import dataclasses
-import functools
-import inspect
 import io
 import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -29,18 +25,20 @@ from jaxrnn.cli.distributed import (
     together,
     told_to_stop,
 )
-from jaxrnn.cli.flags import flag, given_options, hint_for_dash, with_flags
+from jaxrnn.cli.flags import flag, given_options, with_flags
+from jaxrnn.cli.help import help_of, overview
 from jaxrnn.cli.launch import supervise
+from jaxrnn.cli.parser import parse
+from jaxrnn.cli.signature import read_command
 from jaxrnn.gradients.own import is_own
 from jaxrnn.lm import corpus
 from jaxrnn.lm.model import continuation, stream, write
 from jaxrnn.lm.options import Changes, Options, with_network_of
 from jaxrnn.lm.store import directory
 from jaxrnn.lm.store.header import to_json
+from jaxrnn.network.checks import did_you_mean
 
 try:
-    import tyro
-
     from jaxrnn.cli import console, plots
     from jaxrnn.cli.check import check
     from jaxrnn.cli.compare import compare
@@ -50,6 +48,7 @@ try:
 except ImportError as error:  # the extra is not installed: print one line, not a stack trace
     sys.exit(f"jaxrnn: the command needs {error.name}: pip install 'jaxrnn[cli]'")
 
+_HELP = {"-h", "--help"}
 DEFAULT_OUT = Path("jaxrnn-run")
 STANDARD_INPUT = Path("-")
 DEFAULTS = Options()
@@ -58,30 +57,38 @@ DEFAULT_MACHINES = Machines()
 
 
 def train(
-    file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    file: Annotated[Path | None, "FILE"] = None,
     /,
     *,
-    options: Annotated[Options, tyro.conf.arg(name="")] = DEFAULTS,
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = DEFAULT_MACHINES,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    out: Annotated[Path | None, "FOLDER"] = None,
     overwrite: bool = False,
-    encoding: str = "utf-8",
-    init_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    encoding: Annotated[str, "NAME"] = "utf-8",
+    init_from: Annotated[Path | None, "RUN"] = None,
     quiet: bool = False,
+    options: Options = DEFAULTS,
+    machines: Machines = DEFAULT_MACHINES,
 ) -> int:
-    """Train a language model on a text, after comparing its gradient with jax.grad.
+    """Train a language model on a text.
+
+    The gradient on the first batch is compared with jax.grad before anything is trained. Ctrl-C
+    saves the run, and jaxrnn resume goes on with it.
 
     Args:
-        file: The text file, or - for standard input; default the documentation topics that ship
-            with Python.
-        options: The network and how to train it.
-        machines: The devices and processes to train on.
-        out: The folder of the run; default jaxrnn-run, or if that exists jaxrnn-run-2 and so on.
+        file: The text file, or - for standard input (default: the documentation topics that ship
+            with Python).
+        out: The folder of the run (default: jaxrnn-run, or if that exists jaxrnn-run-2 and so on).
         overwrite: Replace the run that is in the folder.
-        encoding: The encoding of the text file.
+        encoding: The encoding of the text file (default: utf-8).
         init_from: Start from the weights, network and vocabulary of this run's best model, or of
             this checkpoint, instead of new ones.
         quiet: Print nothing.
+        options: The network and how to train it.
+        machines: The devices and processes to train on.
+
+    Examples:
+        jaxrnn train book.txt --out book
+        jaxrnn train names.txt --lines --steps 500
+        jaxrnn train book.txt --algorithm "ok(rank=4)"
     """
     if file == STANDARD_INPUT and (machines.supervises or machines.distributed):
         raise ValueError("several processes cannot share standard input: save the text to a file")
@@ -122,25 +129,30 @@ def train(
 
 
 def resume(
-    path: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    path: Annotated[Path, "RUN"],
     /,
     *,
-    machines: Annotated[Machines, tyro.conf.arg(name="")] = DEFAULT_MACHINES,
-    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-    changes: Annotated[Changes, tyro.conf.arg(name="")] = NO_CHANGES,
+    text: Annotated[Path | None, "FILE"] = None,
     quiet: bool = False,
+    changes: Changes = NO_CHANGES,
+    machines: Machines = DEFAULT_MACHINES,
 ) -> int:
-    """Resume a run from its newest good checkpoint, exactly as if it had not been interrupted.
+    """Resume a run from its newest good checkpoint.
 
     The result equals that of an uninterrupted run, unless an option changes how the model is
     trained. Options that only change when checkpoints are saved do not change the result.
 
     Args:
         path: The folder of the run.
-        machines: The devices and processes to train on; they may differ from those before.
         text: The file of the training text, if it has moved.
-        changes: Options to change from here on; the others stay as they were.
         quiet: Print nothing.
+        changes: Options to change from here on; the others stay as they were.
+        machines: The devices and processes to train on; they may differ from those before.
+
+    Examples:
+        jaxrnn resume jaxrnn-run
+        jaxrnn resume jaxrnn-run --steps 8000
+        jaxrnn resume jaxrnn-run --schedule linear
     """
     if machines.supervises:
         return supervise(machines, lambda: sys.argv[1:])
@@ -271,25 +283,31 @@ def _plot_losses(out: Path) -> None:
 
 
 def evaluate(
-    path: Annotated[Path, tyro.conf.arg(metavar="RUN")],
-    file: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    path: Annotated[Path, "RUN"],
+    file: Annotated[Path, "FILE"],
     /,
     *,
-    encoding: str = "utf-8",
+    encoding: Annotated[str, "NAME"] = "utf-8",
     unknown: Literal["refuse", "skip"] = "refuse",
     newest: bool = False,
     member: int | None = None,
 ) -> int:
-    """Evaluate a trained model on a text; the hidden state is carried through the whole text.
+    """Evaluate a trained model on a text.
+
+    The hidden state is carried through the whole text.
 
     Args:
         path: The folder of a run, or a checkpoint.
-        file: The text file; - reads standard input.
-        encoding: The encoding of the text file.
+        file: The text file, or - for standard input.
+        encoding: The encoding of the text file (default: utf-8).
         unknown: What to do with characters that the model does not know: refuse them, naming them,
-            or skip them.
+            or skip them (default: refuse).
         newest: Load the newest checkpoint instead of the best.
-        member: Which model of a run of several, from 0; default the one of lowest held-out loss.
+        member: Which model of a run of several, from 0 (default: the one of lowest held-out loss).
+
+    Examples:
+        jaxrnn eval jaxrnn-run other.txt
+        jaxrnn eval jaxrnn-run other.txt --newest
     """
     model = lm.load(path, newest=newest, member=member)
     console.remarks(model.remarks)
@@ -299,16 +317,16 @@ def evaluate(
 
 
 def sample(
-    path: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    path: Annotated[Path, "RUN"],
     /,
     *,
-    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    prompt: Annotated[str | None, "TEXT"] = None,
     length: int | None = None,
     count: int | None = None,
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    stop: Annotated[str | None, "TEXT"] = None,
     beams: int | None = None,
     newest: bool = False,
     member: int | None = None,
@@ -318,19 +336,25 @@ def sample(
 
     Args:
         path: The folder of a run, or a checkpoint.
-        prompt: The beginning of the text; default a new line after some held-out text.
-        length: Maximum number of characters (bytes, words) to generate; default 500, 100 words,
-            or 50 with --beams. A model of lines also stops at the end of its line.
-        count: Number of texts; default 1, or 10 different lines of a model of lines.
+        prompt: The beginning of the text (default: a new line after some held-out text).
+        length: Maximum number of characters (bytes, words) to generate. A model of lines also stops
+            at the end of its line (default: 500, 100 words, or 50 with --beams).
+        count: Number of texts (default: 1, or 10 different lines of a model of lines).
         temperature: 1 draws from the model's own distribution, less makes likely symbols even
-            likelier, and 0 always takes the likeliest.
-        top_k: Draw only from this many of the likeliest symbols.
-        top_p: Draw only from the likeliest symbols that together have this probability.
+            likelier, and 0 always takes the likeliest (default: 0.8).
+        top_k: Draw only from this many of the likeliest symbols (default: all).
+        top_p: Draw only from the likeliest symbols that together have this probability
+            (default: 1).
         stop: Stop where this text appears.
         beams: Search for the likeliest text by beam search of this width, instead of drawing.
         newest: Load the newest checkpoint instead of the best.
-        member: Which model of a run of several, from 0; default the one of lowest held-out loss.
-        seed: Random seed; another seed gives another text.
+        member: Which model of a run of several, from 0 (default: the one of lowest held-out loss).
+        seed: Random seed; another seed gives another text (default: 0).
+
+    Examples:
+        jaxrnn sample jaxrnn-run
+        jaxrnn sample jaxrnn-run --prompt "The " --temperature 0.5
+        jaxrnn sample jaxrnn-run --beams 8 --length 100
     """
     model = lm.load(path, newest=newest, member=member)
     console.remarks(model.remarks)
@@ -353,17 +377,23 @@ def sample(
 
 
 def plot(
-    paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")],
+    paths: Annotated[tuple[Path, ...], "RUN"],
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None,
+    out: Annotated[Path | None, "PICTURE"] = None,
 ) -> int:
-    """Plot the training and held-out losses of runs; for several models, median and quartiles.
+    """Plot the training and held-out losses of runs.
+
+    Of several models trained at once, the median and the quartiles are plotted.
 
     Args:
         paths: The folders of one or more runs.
-        out: The PNG file to write; default loss.png in the folder of a single run, or
-            jaxrnn-loss.png in the current folder for several.
+        out: The PNG file to write (default: loss.png in the folder of a single run, or
+            jaxrnn-loss.png in the current folder for several).
+
+    Examples:
+        jaxrnn plot jaxrnn-run
+        jaxrnn plot jaxrnn-run jaxrnn-run-2 --out both.png
     """
     if not paths:
         raise ValueError("plot needs the folder of a run: jaxrnn plot RUN")
@@ -385,6 +415,12 @@ COMMANDS = {
     "explain": explain,
     "task": task,
 }
+ABOUT = "The laboratory for the gradient of a vanilla (Elman) RNN."
+EXAMPLES = (
+    "jaxrnn train book.txt --out book",
+    'jaxrnn sample book --prompt "The "',
+    "jaxrnn check --algorithm rtrl",
+)
 
 
 def main() -> None:
@@ -394,7 +430,7 @@ def main() -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")
     try:
-        status = _parsed(sys.argv[1:])()
+        status = run(sys.argv[1:])
     except BrokenPipeError:
         status = _unread()
         if jax.distributed.is_initialized():
@@ -430,34 +466,24 @@ def _exit_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _parsed(arguments: list[str]) -> Callable[[], int]:
-    """Return the command with its arguments parsed, as a function without arguments.
+def run(words: Sequence[str]) -> int:
+    """Run the command that a command line asks for, or print its help, and return the status.
 
     Raises:
-        SystemExit: if the arguments cannot be parsed, or ask for help.
+        ValueError: if there is a mistake in the command line.
     """
-
-    def deferred(command):
-        return functools.wraps(command)(lambda *args, **kwargs: partial(command, *args, **kwargs))
-
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: deferred(command) for name, command in COMMANDS.items()},
-                prog="jaxrnn",
-                description="The laboratory for the gradient of a vanilla (Elman) RNN.",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
-    except SystemExit:
-        hint = hint_for_dash(arguments, errors.getvalue())
-        print(
-            f"jaxrnn: {hint}" if hint else errors.getvalue(),
-            file=sys.stderr,
-            end="\n" * bool(hint),
-        )
-        raise
+    name, *rest = words or ["--help"]
+    if name in _HELP:
+        print(overview(itertools.starmap(read_command, COMMANDS.items()), ABOUT, EXAMPLES), end="")
+        return 0
+    if name not in COMMANDS:
+        meant = did_you_mean(name, COMMANDS)
+        raise ValueError(f"there is no command {name}{meant}: jaxrnn --help shows all")
+    command = read_command(name, COMMANDS[name])
+    if _HELP.intersection(itertools.takewhile(lambda word: word != "--", rest)):
+        print(help_of(command), end="")
+        return 0
+    return parse(command, rest)()
 
 
 def _mistake(error: Exception) -> int:
@@ -474,15 +500,9 @@ def _mistake(error: Exception) -> int:
 
 
 def _flags() -> set[str]:
-    """Return the names of the arguments of all commands that are flags."""
-    names = set()
-    for command in COMMANDS.values():
-        for name, parameter in inspect.signature(command).parameters.items():
-            if dataclasses.is_dataclass(parameter.default):
-                names |= {field.name for field in dataclasses.fields(parameter.default)}
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                names.add(name)
-    return names
+    """Return the names of the options of all commands."""
+    commands = itertools.starmap(read_command, COMMANDS.items())
+    return {option.name for command in commands for option in command.options.values()}
 
 
 def _open_text(file: Path | None, encoding: str) -> lm.Text:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,45 +17,55 @@ from jaxrnn.network.stack import Params
 
 @dataclass(frozen=True)
 class Setting:
-    """The network and batch: random ones, or a trained model and its held-out text."""
+    """The network and batch: random ones, or a trained model and its held-out text.
 
-    run: Path | None = None
-    """Use the trained model of this run on its held-out text, instead of a random network and
-    batch."""
+    A trained network:
+        run: Use the trained model of this run on its held-out text, instead of a random network and
+            batch.
+        text: The file of the run's text, if it has moved.
+
+    A random network:
+        input_size: Number of input features, or of different ids (I) (default: 20).
+        hidden_size: Units in each layer (H) (default: 32).
+        output_size: Number of outputs (O) (default: 10).
+        num_layers: Number of layers (default: 1).
+        activation: The nonlinearity φ: tanh, relu, sigmoid or identity (default: tanh).
+        leak: The leak rate in h = (1 - leak) h + leak φ(a); 1 is the vanilla network
+            (default: 1.0).
+        use_bias: Have the biases b_h and b_y (default: yes).
+        init: The initial weights, as in jaxrnn train: "default", uniform, small-normal or normal.
+            Biases are drawn at random instead of zero, so that they affect the gradient
+            (default: default).
+        seed: Random seed of the weights, the batch and the draws of a rule (default: 0).
+
+    The batch and its loss:
+        loss: The loss of each position: softmax_cross_entropy or squared_error (default:
+            softmax_cross_entropy).
+        reduction: The loss is the mean or the sum over the positions (default: mean).
+        inputs: The inputs are token ids, or vectors of features (default: ids).
+        batch_size: Sequences in the batch (B) (default: 4).
+        length: Time steps of each sequence (T) (default: 12).
+        mask: Mask some of the positions.
+    """
+
+    run: Annotated[Path | None, "RUN"] = None
     text: Path | None = None
-    """The file of the run's text, if it has moved."""
     # All sizes differ from each other and from B T, so that a wrong factor has only one cause.
     input_size: int = 20
-    """Number of input features, or of different ids (I)."""
     hidden_size: int = 32
-    """Units in each layer (H)."""
     output_size: int = 10
-    """Number of outputs (O)."""
     num_layers: int = 1
-    """Number of layers."""
     activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The activation function φ."""
     leak: float = 1.0
-    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
     use_bias: bool = True
-    """Whether the network has the biases b_h and b_y."""
     loss: Literal["softmax_cross_entropy", "squared_error"] = "softmax_cross_entropy"
-    """The loss of each position."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Whether the loss is the mean or the sum over the positions."""
     inputs: Literal["ids", "features"] = "ids"
-    """Whether the inputs are token ids or feature vectors."""
     batch_size: int = 4
-    """Sequences in the batch (B)."""
     length: int = 12
-    """Time steps of each sequence (T)."""
     mask: bool = False
-    """Whether to mask some of the positions."""
     init: Init = "default"
-    """Initial weights, as in jaxrnn train. Biases are drawn at random instead of zero, so that they
-    affect the gradient."""
     seed: int = 0
-    """Random seed of the weights and the batch."""
 
 
 SETTING = Setting()

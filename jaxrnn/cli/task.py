@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import lax
 from jaxtyping import Float
 
@@ -33,54 +32,67 @@ LAST = 10  # the loss at the end is the mean over this many blocks: a tenth of t
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """The network, and how it is trained."""
+    """The network, and how it is trained on a task.
 
-    algorithm: tuple[str, ...] = ("bptt",)
-    """One or more gradient rules, written as in jaxrnn train, or rules of your own, FILE.py:NAME.
-    All start from the same weights and read the same sequences."""
+    The gradient:
+        algorithm: One or more gradient rules, written as in jaxrnn train, or rules of your own,
+            FILE.py:NAME. All start from the same weights and read the same sequences (default:
+            bptt).
+
+    The network:
+        hidden_size: The number of hidden units (H) (default: 32).
+        activation: The nonlinearity φ: tanh, relu, sigmoid or identity (default: tanh).
+        leak: The leak rate in h = (1 - leak) h + leak φ(a); 1 is the vanilla network
+            (default: 1.0).
+
+    Learning:
+        batch_size: The number of sequences in a batch (B) (default: 32).
+        length: The number of time steps of each sequence (T) (default: that of the task).
+        steps: The number of updates, each on new sequences (default: 2000).
+        learning_rate: The learning rate of Adam, which is constant; the norm of the gradient is
+            clipped at 1 (default: 0.003).
+        seeds: Train this many networks with each rule, in one program (default: 4).
+        seed: The random seed of the first network (default: 0).
+    """
+
+    algorithm: Annotated[tuple[str, ...], "RULE"] = ("bptt",)
     hidden_size: int = 32
-    """Number of hidden units (H)."""
     activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The activation function φ."""
     leak: float = 1.0
-    """h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
     batch_size: int = 32
-    """Number of sequences in a batch (B)."""
     length: int | None = None
-    """Number of time steps of each sequence (T); default 20, and for copy what it needs."""
     steps: int = 2000
-    """Number of updates, each on new sequences."""
     learning_rate: float = 0.003
-    """Learning rate of Adam, which is constant; the gradient's norm is clipped at 1."""
     seeds: int = 4
-    """Number of networks trained with each rule, in one program."""
     seed: int = 0
-    """Random seed of the first network."""
 
 
 TASK = TaskOptions()
 
 
 def task(
-    name: Annotated[str, tyro.conf.arg(metavar="TASK")],
+    name: Annotated[str, "TASK"],
     /,
     *,
-    options: Annotated[TaskOptions, tyro.conf.arg(name="")] = TASK,
-    out: Annotated[Path, tyro.conf.arg(metavar="PICTURE")] = PICTURE,
-    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    out: Annotated[Path, "PICTURE"] = PICTURE,
+    save: Annotated[Path | None, "FILE"] = None,
+    options: TaskOptions = TASK,
 ) -> int:
-    """Train gradient rules on a task whose lowest possible losses are known, and plot the losses.
+    """Train rules on a task whose best losses are known.
 
-    The tasks are copy, adding and delayed_add, with options in parentheses such as
-    "copy(delay=20)". Each update reads new sequences from h = 0, so the training loss is the loss
-    on sequences that the network has not seen. A rule's loss at the end is the mean over the last
-    tenth of the steps.
+    Losses and best possible losses are printed and plotted. Each update reads new sequences from
+    h = 0, so the training loss is the loss on sequences that the network has not seen. A rule's
+    loss at the end is the mean over the last tenth of the steps.
 
     Args:
-        name: The task.
-        options: The network, and how it is trained.
-        out: The PNG file of the losses to write.
+        name: The task: copy, adding or delayed_add, with options in parentheses if there are any.
+        out: The PNG file of the losses to write (default: jaxrnn-task.png).
         save: Save the losses to this file, as JSON.
+        options: The network, and how it is trained.
+
+    Examples:
+        jaxrnn task delayed_add --algorithm bptt uoro
+        jaxrnn task "copy(delay=5)" --algorithm rtrl --seeds 8
     """
     for option in ("steps", "seeds", "batch_size"):
         checks.whole(option, getattr(options, option), 1)

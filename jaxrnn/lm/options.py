@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -25,39 +25,64 @@ class Options:
     """The options of a new run. A None is replaced by a default that depends on other options.
 
     The text:
-        level            "char", "byte" or "word": what one symbol is
-        vocabulary_size  the number of words, None for 8000; with level="word"
-        lines            True: each line is a sequence of its own, read from h = 0
-        held_out         0.1, the share of the text that is held out for evaluation
-        batch_size       32 rows in a batch (B)
-        length           the time steps in a batch (T): None for 64, or for the longest line
+        level: What one symbol is: a char, a byte or a word; words have marks for the ends of
+            sentences (default: char).
+        vocabulary_size: The number of words in the vocabulary, the most frequent ones; only for
+            words (default: 8000).
+        lines: Train on each line, or each sentence of words, separately and from h = 0, instead
+            of on one continuous text.
+        held_out: The share of the text that is held out for evaluation, at most a million symbols:
+            the end of the text, or lines drawn at random (default: 0.1).
+        batch_size: The number of rows in a batch (B): parts of the text, or lines (default: 32).
+        length: The number of time steps in a batch (T), over which bptt propagates gradients; of
+            lines the largest number of symbols that are read (default: 64, or the longest line).
 
     The network:
-        hidden_size      256 units in each layer (H)
-        num_layers       1 layer
-        activation       "tanh", "relu", "sigmoid" or "identity"
-        leak             1.0 is the vanilla network; above 0
-        use_bias         True: there are biases b_h and b_y
-        init             "default", "uniform", "small-normal" or "normal": the initial weights
+        hidden_size: The number of units in each layer (H) (default: 256).
+        num_layers: The number of layers (default: 1).
+        activation: The nonlinearity φ: tanh, relu, sigmoid or identity (default: tanh).
+        leak: The leak rate in h = (1 - leak) h + leak φ(a); 1 is the vanilla network
+            (default: 1.0).
+        use_bias: Have the biases b_h and b_y (default: yes).
+        init: The initial weights: "default" is LeCun normal with an orthogonal W_hh, uniform is
+            within ±1/√fan-in, small-normal is 0.01 times standard normal, and normal is standard
+            normal (default: default).
+
+    The gradient:
+        algorithm: The gradient rule, with its options in parentheses: "truncated_bptt(window=8)".
+            One of autodiff, bptt, checkpointed_bptt, dni, kernl, kf_rtrl, ok, parallel_bptt, rflo,
+            rtrl, snap, truncated_bptt, uoro; or a rule of your own, FILE.py:NAME or MODULE:NAME, a
+            function rnn -> GradientAlgorithm (default: bptt).
 
     Learning:
-        algorithm        "bptt", or any rule of `jaxrnn.gradients.RULES`: "ok(rank=4)"
-        optimizer        "adam", "rmsprop", "adagrad" or "sgd"
-        learning_rate    its peak; None for 0.003 (adam), 0.002 (rmsprop) or 0.1
-        learning_rates   several: one model for each, all at once
-        schedule         "cosine", "linear", "exponential" or "constant": its decay
-        warmup           0 steps over which it rises
-        weight_decay     0.0; with optimizer="adam"
-        clip             None for 1 (norm; adam, rmsprop), 5 (adagrad) or 1 (sgd; each element)
-        steps            4000 updates
-        seed             0, for the weights, the order of lines and the samples
-        seeds            1 model; more are trained at once, with consecutive seeds
+        steps: The number of updates (default: 4000).
+        optimizer: The optimiser: adam, rmsprop, adagrad or sgd (gradient descent). The last two
+            have the settings of min-char-rnn (default: adam).
+        learning_rate: The peak learning rate (default: 0.003 for adam, 0.002 for rmsprop, 0.1 for
+            the others).
+        schedule: How the learning rate decays over the steps: cosine or linear to 0, exponential to
+            a hundredth of its peak, or constant (default: cosine).
+        warmup: The number of steps over which the learning rate rises linearly from 0 to its peak
+            (default: 0).
+        weight_decay: The weight decay of adam: each step subtracts learning rate x weight decay x
+            weight (default: 0.0).
+        clip: The limit for gradient clipping: of the norm for adam and rmsprop, of each element for
+            adagrad and sgd (default: 1, or 5 for adagrad).
+        seed: The random seed for the weights, the order of lines and the samples (default: 0).
 
-    Evaluation and files:
-        evaluate_every   steps between evaluations, None for a twentieth of all or more
-        patience         stop after so many evaluations without an improvement; None for never
-        save_every       60.0 seconds between checkpoints
-        keep             2 checkpoints of the newest evaluations, and the best one
+    Several models:
+        seeds: Train this many models at once in one program, with consecutive seeds (default: 1).
+        learning_rates: Train one model for each of these learning rates, all at once in one
+            program.
+
+    Evaluation and checkpoints:
+        evaluate_every: The number of steps between evaluations (default: a twentieth of all steps,
+            and more where evaluations would take over a tenth of the time).
+        patience: Stop after this many evaluations without an improvement (default: never).
+        save_every: Seconds between checkpoints, in addition to the one at each evaluation; 0 saves
+            as often as possible (default: 60.0).
+        keep: The number of checkpoints to keep, of the newest evaluations; the best one is kept
+            too. Those between two evaluations are removed after the next evaluation (default: 2).
 
     >>> import jaxrnn
     >>> jaxrnn.lm.Options(hidden_size=512, algorithm="truncated_bptt(window=8)").optimizer
@@ -65,73 +90,32 @@ class Options:
     """
 
     level: Level = "char"
-    """What one symbol is: a character, a byte, or a word (with marks for the ends of sentences)."""
     vocabulary_size: int | None = None
-    """The number of words in the vocabulary, the most frequent ones; default 8000. Only for
-    --level word."""
     hidden_size: int = 256
-    """The number of units in each layer (H)."""
     num_layers: int = 1
-    """The number of layers."""
     activation: Literal["tanh", "relu", "sigmoid", "identity"] = "tanh"
-    """The nonlinearity φ."""
     leak: float = 1.0
-    """The leak rate in h = (1 - leak) h + leak φ(a); 1 is the vanilla network."""
     use_bias: bool = True
-    """Whether the network has the biases b_h and b_y."""
     init: Init = "default"
-    """The distribution of the initial weights. default: LeCun normal, with an orthogonal W_hh;
-    uniform: within ±1/√fan-in; small-normal: 0.01 times standard normal; normal: standard
-    normal."""
     batch_size: int = 32
-    """The number of rows in a batch (B): parts of the text, or lines with --lines."""
     length: int | None = None
-    """The number of time steps in a batch (T), over which bptt propagates gradients; default 64.
-    With --lines: the largest number of symbols read of a line; default the whole line."""
     lines: bool = False
-    """Train on each line (with --level word: each sentence) separately, starting from h = 0,
-    instead of on one continuous text."""
     steps: int = 4000
-    """The number of updates."""
-    algorithm: str = "bptt"
-    """The gradient rule, with its options in parentheses: "truncated_bptt(window=8)". One of
-    autodiff, bptt, checkpointed_bptt, dni, kernl, kf_rtrl, ok, parallel_bptt, rflo, rtrl, snap,
-    truncated_bptt, uoro; or a rule of your own, FILE.py:NAME or MODULE:NAME, a function rnn ->
-    GradientAlgorithm."""
+    algorithm: Annotated[str, "RULE"] = "bptt"
     optimizer: Literal["adam", "rmsprop", "adagrad", "sgd"] = "adam"
-    """The optimiser. adagrad and sgd (gradient descent) have the settings of min-char-rnn."""
     learning_rate: float | None = None
-    """The peak learning rate; default 0.003 for adam, 0.002 for rmsprop, 0.1 for the others."""
     learning_rates: tuple[float, ...] | None = None
-    """Train one model for each of these learning rates, all at once in one program."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
-    """How the learning rate decays over the steps. cosine and linear: to 0; exponential: to a
-    hundredth of its peak; constant: not at all."""
     warmup: int = 0
-    """The number of steps over which the learning rate rises linearly from 0 to its peak."""
     weight_decay: float = 0.0
-    """The weight decay of adam: each step subtracts learning rate x weight decay x weight."""
     clip: float | None = None
-    """The limit for gradient clipping. adam and rmsprop clip the norm, by default at 1; adagrad and
-    sgd clip each element, by default at 5 and at 1."""
     held_out: float = 0.1
-    """The share of the text that is held out for evaluation, at most a million symbols: the end of
-    the text, or lines drawn at random with --lines."""
     evaluate_every: int | None = None
-    """The number of steps between evaluations; default a twentieth of all steps, and more where
-    evaluations would take over a tenth of the time."""
     patience: int | None = None
-    """Stop after this many evaluations without an improvement; default never."""
     save_every: float = 60.0
-    """Seconds between checkpoints, in addition to the one at each evaluation; 0 saves as often as
-    possible."""
     keep: int = 2
-    """The number of checkpoints to keep, of the newest evaluations; the best one is kept too.
-    Checkpoints between two evaluations are removed after the next evaluation."""
     seed: int = 0
-    """The random seed for the weights, the order of lines and the samples."""
     seeds: int = 1
-    """Train this many models at once in one program, with consecutive seeds from --seed."""
 
 
 NETWORK = (  # the options that a new run takes from the model that it starts from
@@ -142,31 +126,36 @@ NETWORK = (  # the options that a new run takes from the model that it starts fr
 
 @dataclass(frozen=True)
 class Changes:
-    """The options that can be changed when a run is resumed. A None leaves an option unchanged."""
+    """The options that can be changed when a run is resumed. A None leaves an option unchanged.
+
+    Changes from here on:
+        steps: The total number of updates, including those already made. The schedule of the
+            learning rate is adapted to it.
+        learning_rate: The peak learning rate for the remaining steps.
+        schedule: How the learning rate decays over all the steps: cosine, linear, exponential or
+            constant.
+        clip: The limit for gradient clipping, as in jaxrnn train.
+        weight_decay: The weight decay of adam: each step subtracts learning rate x weight decay x
+            weight.
+        evaluate_every: The number of steps between evaluations.
+        patience: Stop after this many evaluations without an improvement.
+        save_every: Seconds between checkpoints, in addition to the one at each evaluation.
+        keep: The number of checkpoints to keep, of the newest evaluations; the best one is kept
+            too. Those between two evaluations are removed after the next evaluation.
+        algorithm: The rule of the run, again, where it is a function of your own, FILE.py:NAME or
+            MODULE:NAME: resuming runs that file.
+    """
 
     steps: int | None = None
-    """The total number of updates, including those already made. The schedule of the learning rate
-    is adapted to it."""
     learning_rate: float | None = None
-    """The peak learning rate for the remaining steps."""
     schedule: Literal["constant", "cosine", "linear", "exponential"] | None = None
-    """How the learning rate decays over all the steps."""
     clip: float | None = None
-    """The limit for gradient clipping, as in jaxrnn train."""
     weight_decay: float | None = None
-    """The weight decay of adam: each step subtracts learning rate x weight decay x weight."""
     evaluate_every: int | None = None
-    """The number of steps between evaluations."""
     patience: int | None = None
-    """Stop after this many evaluations without an improvement."""
     save_every: float | None = None
-    """Seconds between checkpoints, in addition to the one at each evaluation."""
     keep: int | None = None
-    """The number of checkpoints to keep, of the newest evaluations; the best one is kept too.
-    Checkpoints between two evaluations are removed after the next evaluation."""
-    algorithm: str | None = None
-    """The rule of the run, again, where it is a function of your own, FILE.py:NAME or MODULE:NAME:
-    resuming runs that file."""
+    algorithm: Annotated[str | None, "RULE"] = None
 
 
 class Member(NamedTuple):

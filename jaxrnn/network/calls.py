@@ -52,11 +52,7 @@ def parse(
     ValueError: copy has no option dely (did you mean delay?): it takes copy(delay=10)
     """
     name, options = split(argument, text, example)
-    if name not in functions:
-        raise ValueError(
-            f"{argument} must be one of {', '.join(functions)}, got {name!r}"
-            f"{checks.did_you_mean(name, functions)}"
-        )
+    checks.one_of(argument, name, functions)
     defaults = defaults_of(functions[name])
     for option in options:
         if option not in defaults:

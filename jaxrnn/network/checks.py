@@ -250,13 +250,27 @@ def ids(name: str, array: AnyArray, size: int, size_name: str, otherwise: str = 
 def one_of(name: str, value: str, options: Collection[str], otherwise: str = "") -> None:
     """Raise `ValueError` unless a value is one of the options; `otherwise` is an alternative."""
     if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(options)}{otherwise}, got {value!r}"
+            f"{did_you_mean(str(value), options)}"
+        )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean …?)" with the known word that is nearest; empty if none is near."""
-    matches = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return " (did you mean …?)" with the known words that are nearest; empty if none is near.
+
+    Args:
+        word: the word that is not known.
+        known: the known words.
+        prefix: what is written before each of them.
+
+    >>> did_you_mean("hiden-size", ["hidden-size", "seed"], "--")
+    ' (did you mean --hidden-size?)'
+    """
+    near = difflib.get_close_matches(word, list(known), 5)
+    likeness = [difflib.SequenceMatcher(None, match, word).ratio() for match in near]
+    nearest = [prefix + match for match, r in zip(near, likeness, strict=True) if r == likeness[0]]
+    return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
 
 
 def whole(name: str, value: object, least: int, why: str = "") -> None:
