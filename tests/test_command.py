@@ -336,6 +336,7 @@ def test_explain_shows_a_trained_model_and_leaves_nothing_out_on_demand(trained)
     assert (folder / "hi.png").stat().st_size > 10_000
 
 
+CHECKPOINT = "fox/checkpoints/step-00000060.safetensors"
 MISTAKES = {
     ("trian",): "there is no command trian (did you mean train?): jaxrnn --help shows all",
     ("--seed", "3", "train"): "there is no command --seed: jaxrnn --help shows all",
@@ -369,6 +370,10 @@ MISTAKES = {
         "--out",
         "fox",
     ): "fox exists already: choose another folder, add --overwrite, or re",
+    ("train", "fox.txt", "--overwrite"): "--overwrite is for a folder: add --out FOLDER, or leave",
+    ("train", "--encoding", "latin-1"): "--encoding latin-1 is for a text of yours: name the FILE",
+    ("sample", "fox", "--temperature", "0", "--top-k", "3"): "--top-k 3 would do nothing at temper",
+    ("eval", CHECKPOINT, "fox.txt", "--newest"): "--newest is for a run, and " + CHECKPOINT,
     ("sample", "nowhere"): "nowhere does not exist: name the folder of a run",
     ("sample", "broken"): "broken/run.json is damaged: Expecting value",
     ("resume", "nowhere"): "nowhere does not exist: name the folder of a run",

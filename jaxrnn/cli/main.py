@@ -90,6 +90,10 @@ def train(
         jaxrnn train names.txt --lines --steps 500
         jaxrnn train book.txt --algorithm "ok(rank=4)"
     """
+    if overwrite and out is None:
+        raise ValueError("overwrite is for a folder: add --out FOLDER, or leave it out")
+    if file is None and "encoding" in given_options(sys.argv[1:]):
+        raise ValueError(f"encoding={encoding!r} is for a text of yours: name the FILE")
     if file == STANDARD_INPUT and (machines.supervises or machines.distributed):
         raise ValueError("several processes cannot share standard input: save the text to a file")
     if machines.supervises:

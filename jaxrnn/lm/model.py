@@ -132,6 +132,12 @@ def stream(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if stop == "":
         raise ValueError("stop must be a text of at least one character")
+    for name, value in {"top_k": top_k, "top_p": top_p}.items():
+        if value is not None and temperature == 0:
+            raise ValueError(
+                f"{name}={value} would do nothing at temperature 0, which takes the likeliest: "
+                f"leave one of them out"
+            )
     (start, hidden), end = _start(model, prompt), _end(model)
     drawn = draw(
         model.rnn,

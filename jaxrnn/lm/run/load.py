@@ -37,6 +37,8 @@ def load(path: str | Path, *, newest: bool = False, member: int | None = None) -
             member.
     """
     path = Path(path)
+    if newest and path.is_file():
+        raise ValueError(f"newest=True is for a run, and {path} is one checkpoint: leave it out")
     opened = directory.single(path) if path.is_file() else open_run(path, best=not newest)[0]
     header = opened.header
     rnn = build.make_rnn(header.options, header.vocabulary.size)
