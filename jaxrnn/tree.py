@@ -25,6 +25,16 @@ def _entry(entry: Any) -> str:
     return f".{key}" if isinstance(key, str) and key.isidentifier() else str(entry)
 
 
+def copied(tree: Any) -> Any:
+    """Return the pytree with copies of its NumPy arrays.
+
+    JAX keeps a constant for each NumPy array that a jitted function closes over, by its identity.
+    If the same array is passed to a function under another `jax_enable_x64`, JAX takes the constant
+    for it, which has the wrong dtype (JAX 0.10).
+    """
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
 def length(a: np.ndarray) -> float:
     """Compute the norm ‖a‖ without overflow of the squares."""
     scale = float(np.abs(a).max(initial=0.0))

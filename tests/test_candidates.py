@@ -20,6 +20,21 @@ def check(candidate, loss, *args, **options):
     return jaxrnn.check_grad(candidate, loss, *args, **options)
 
 
+def test_a_batch_that_a_jitted_function_has_closed_over_is_read_as_it_is():
+    """JAX keeps its ids as a constant in int32, and takes that for the array itself afterwards."""
+    ids = np.arange(44).reshape(4, 11) % 5
+    rnn = jaxrnn.RNN(5, 8, 5)
+    with jax.enable_x64(False):
+        params = rnn.init(jax.random.key(0))
+        batch = jaxrnn.Batch(ids[:, 1:], ids[:, :-1])
+        closed = jax.jit(lambda params: rnn.loss(params, rnn.initial_state(4), batch)[0])
+        closed(params)
+        rule = jaxrnn.gradients.bptt(rnn)
+        assert jaxrnn.verify(rule, rnn, params, batch)
+        assert jaxrnn.verify_claim(rule, rnn, params, batch, claim="approximate")
+        assert np.isfinite(jaxrnn.gradient_flow(rnn, params, batch).share["cells[0].W_hh"]).all()
+
+
 # Losses that compute in low precision
 
 

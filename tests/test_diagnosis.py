@@ -237,7 +237,7 @@ def test_a_bug_in_one_layer_of_a_stack_is_named_with_its_layer():
         )
         (finding,) = report.findings
         assert finding.bug == "no gain"
-        assert f"in layer {layer} only" in finding.text
+        assert f"in the layer cells[{layer}] alone" in finding.text
 
 
 def test_an_input_error_that_one_layer_drops_is_named_with_its_layer():
@@ -252,7 +252,7 @@ def test_an_input_error_that_one_layer_drops_is_named_with_its_layer():
     report = jaxrnn.verify(dropped_by_layer_1, case.rnn, case.params, case.batch, h=case.h)
     (finding,) = report.findings
     assert finding.bug == "input error dropped"
-    assert "in layer 1 only" in finding.text
+    assert "in the layer cells[1] alone" in finding.text
     assert len(finding.leaves) == 3
 
 

@@ -400,11 +400,11 @@ def test_every_option_of_every_rule_can_be_written_as_text():
             "trunkated_bptt",
             r"algorithm must be one of autodiff, .*\(did you mean truncated_bptt\?\)",
         ),
-        ("truncated_bptt(8)", "algorithm must be a rule's name with its options in parentheses"),
-        ("snap(n=open('x'))", "algorithm must be a rule's name with its options in parentheses"),
-        ("snap(**{})", "algorithm must be a rule's name with its options in parentheses"),
-        ("snap(n=1", "algorithm must be a rule's name with its options in parentheses"),
-        ("", "algorithm must be a rule's name with its options in parentheses"),
+        ("truncated_bptt(8)", "algorithm must be a name with its options in parentheses"),
+        ("snap(n=open('x'))", "algorithm must be a name with its options in parentheses"),
+        ("snap(**{})", "algorithm must be a name with its options in parentheses"),
+        ("snap(n=1", "algorithm must be a name with its options in parentheses"),
+        ("", "algorithm must be a name with its options in parentheses"),
     ],
 )
 def test_what_is_wrong_in_the_text_of_a_rule_is_said(text, message):

@@ -39,6 +39,18 @@ MISTAKES = {
     "rnn.apply(params, x[..., None], h)": "inputs have shape (3, 6, 5, 1)",
     "jaxrnn.RNN(np.float64(5), 4, 2)": "input_size must be a whole number of at least 1, got",
     "jaxrnn.RNN(np.uint8(200), np.int16(9), 2).init(key).cells[0].W_xh.shape": "gave (200, 9)",
+    "rnn.init(0)": "key must be a random key, got 0: jax.random.key(0)",
+    "jaxrnn.init_train_state(bptt(rnn), optax.adam, params, h)": "must be an Optax transformation",
+    "jaxrnn.make_train_step(bptt(rnn), optax.adam)": "got a function: call its builder, as in",
+    "bptt(rnn).value_and_grad(params, h, jaxrnn.Batch(x, ids))": "carry must be a jaxrnn.Carry",
+    "rtrl.value_and_grad(params, h, jaxrnn.Batch(x, ids))": "carry must be a jaxrnn.Carry, got a",
+    "looped(jaxrnn.Batch(x, ids))": "batches must have a leading axis N, as in inputs (N, B, T)",
+    "looped(three) and looped(three)": "this state was given to the loop before, which",
+    "backward(lambda cell, tape, error: error[0])": "an array (T, B, H) = (6, 3, 4), got shape",
+    "backward(lambda cell, tape, error: None)": "(T, B, H) = (6, 3, 4), got a NoneType",
+    "forward(lambda c, M, tape: M[0], read)": "the shapes of the influence, (10, 4), got (4,)",
+    "forward(lambda c, M, tape: M, lambda M, e: e)": "an array (N, H) = (10, 4), got shape (3, 4)",
+    "jaxrnn.lm.evaluate(params, 'text.txt')": "model must be a jaxrnn.lm.Model, got a Params: lm.l",
     "rnn.init(key, int)": "dtype must be a floating dtype, got int",
     "rnn.loss(params, h, (x, ids))": "batch must be a jaxrnn.Batch, got a tuple: jaxrnn.Batch(inp",
     "rnn.loss(params, h, {'inputs': x})": "batch must be a jaxrnn.Batch, got a dict",
@@ -138,7 +150,7 @@ MISTAKES = {
 
 SCRIPT = """
 import json, sys
-import jax, jax.numpy as jnp, numpy as np, jaxrnn
+import jax, jax.numpy as jnp, numpy as np, optax, jaxrnn
 from jaxrnn import tasks
 from jaxrnn.lm import Options, prepare
 from jaxrnn.lm.store.header import from_json
@@ -170,6 +182,16 @@ def loop(count):
     three = jaxrnn.Batch(jnp.stack([x] * 3), np.stack([ids] * 3))
     run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.clipped_sgd()))
     return run(state, three, count=count)
+three = jaxrnn.Batch(jnp.stack([x] * 3), np.stack([ids] * 3))
+once = jaxrnn.init_train_state(bptt(rnn), jaxrnn.clipped_sgd(), params, h, key=key)
+def looped(batches):
+    run = jaxrnn.make_train_loop(jaxrnn.make_train_step(bptt(rnn), jaxrnn.clipped_sgd()))
+    return run(once, batches)
+of = lambda rule: rule.value_and_grad(params, rule.init(params, h), jaxrnn.Batch(x, ids))
+backward = lambda deltas: of(jaxrnn.gradients.backward_rule(rnn, deltas))
+read = lambda M, error: jnp.einsum("bpj,bj->pj", M, error)
+forward = lambda advance, read: of(jaxrnn.gradients.influence_rule(
+    rnn, lambda cell: jnp.zeros((10, 4)), advance, read))
 step = lambda rule: rule.value_and_grad(big, rule.init(big, large.initial_state(9)), long)
 answers = {}
 for mistake in json.load(sys.stdin):

@@ -38,6 +38,12 @@ def test_a_file_that_holds_no_parameters_is_refused_in_one_line(tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"is no safetensors file, or it is damaged: [^\n]+$"):
         jaxrnn.load(file)
+    jaxrnn.save(file, case.params)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its parameters do not have the SHA-256 in"):
+        jaxrnn.load(file)
     save_file({"cells[0].W_hh": np.ones((4, 4))}, file)
     with pytest.raises(ValueError, match=r"holds no cells\[0\].W_xh, so it was not written by"):
         jaxrnn.load(file)
@@ -80,7 +86,9 @@ def test_what_is_printed_is_short_and_has_no_arrays():
     rules = {"bptt": gradients.bptt(one.rnn)}
     table = jaxrnn.compare(rules, one.rnn, one.params, one.batch, key=jax.random.key(0), rounds=1)
     walk = jaxrnn.walkthrough(one.rnn, one.params, one.batch, one.h)
+    (*_, block) = lm.train(run)
     shown = [rnn, case.params, one.params, report, flow, walk, run, lm.to_model(run), table]
+    shown += [run.state, block]
     for thing in shown:
         lines = repr(thing).splitlines()
         assert 1 <= len(lines) <= 10, thing

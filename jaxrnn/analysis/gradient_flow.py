@@ -24,7 +24,7 @@ from jaxrnn.network.forward_pass import forward_pass
 from jaxrnn.network.layer import Cell, Tape
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name, html_table
+from jaxrnn.tree import by_name, copied, html_table
 
 
 class GradientFlow(NamedTuple):
@@ -198,6 +198,7 @@ def gradient_flow(
     lags = affordable_lags(rnn, steps) if lags is None else lags
     if not 1 <= lags <= steps:
         raise ValueError(f"lags must lie in 1 … {steps}, the steps of the batch, got {lags}")
+    params, h, batch = copied((params, h, batch))
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         start = rnn.initial_state(len(batch.inputs)) if h is None else h

@@ -286,6 +286,11 @@ def scores(
         ValueError: if the text cannot be read, is too short, or has a character that is not in the
             vocabulary.
     """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model must be a jaxrnn.lm.Model, got a {type(model).__name__}: lm.load(path) loads "
+            f"one, and lm.to_model(run) is that of a run"
+        )
     text = corpus.as_text(text)
     lines = model.options.lines
     level, skip = model.vocabulary.level, unknown == "skip"

@@ -247,6 +247,21 @@ def ids(name: str, array: AnyArray, size: int, size_name: str, otherwise: str = 
         )
 
 
+def result(call: str, value: Any, shape: tuple[int, ...], axes: str) -> None:
+    """Raise `ValueError` unless what a function of the user returned is an array of this shape.
+
+    Args:
+        call: the function with its arguments.
+        value: what it returned.
+        shape: the shape that it must have.
+        axes: the names of the axes, such as "(T, B, H)".
+    """
+    found = getattr(value, "shape", None)
+    if found != shape:
+        got = f"a {type(value).__name__}" if found is None else f"shape {found}"
+        raise ValueError(f"{call} must return an array {axes} = {shape}, got {got}")
+
+
 def one_of(name: str, value: str, options: Collection[str], otherwise: str = "") -> None:
     """Raise `ValueError` unless a value is one of the options; `otherwise` is an alternative."""
     if value not in options:

@@ -1,5 +1,6 @@
 """Parameters in a file: `save` and `load`, in the safetensors format."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def save(path: str | Path, params: Params) -> None:
             f"or state.params"
         )
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
-    atomic.write(Path(path), serialize(arrays))
+    atomic.write(Path(path), serialize(arrays, {"sha256": _digest(serialize(arrays))}))
 
 
 def load(path: str | Path) -> Params:
@@ -60,8 +61,11 @@ def load(path: str | Path) -> Params:
     try:
         with safe_open(path, framework="flax") as file:  # JAX arrays; NumPy has no bfloat16
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged: {error}") from error
+    if digest is not None and digest != _digest(Path(path).read_bytes()):
+        raise ValueError(f"{path} is damaged: its parameters do not have the SHA-256 in its header")
     layers = sum(re.fullmatch(r"cells\[\d+\]\.W_hh", name) is not None for name in arrays)
     names = [f"cells[{layer}].{name}" for layer in range(layers) for name in Cell._fields]
     names += [f"readout.{name}" for name in Readout._fields]
@@ -78,3 +82,9 @@ def load(path: str | Path) -> Params:
 
     cells = tuple(part(Cell, f"cells[{layer}]") for layer in range(layers))
     return Params(cells, part(Readout, "readout"))
+
+
+def _digest(content: bytes) -> str:
+    """Return the SHA-256 of the arrays in a safetensors file, which stand after its header."""
+    header = int.from_bytes(content[:8], "little")
+    return hashlib.sha256(content[8 + header :]).hexdigest()

@@ -161,8 +161,10 @@ class RNN:
             The parameters, one `Cell` per layer and the `Readout`.
 
         Raises:
-            ValueError: if dtype is not a floating dtype.
+            ValueError: if key is an int, or dtype is not a floating dtype.
         """
+        if isinstance(key, int):
+            raise ValueError(f"key must be a random key, got {key}: jax.random.key({key})")
         dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"dtype must be a floating dtype, got {dtype}")
@@ -258,7 +260,7 @@ class RNN:
         self,
         params: Params,
         inputs: Float[AnyArray, "B T I"] | Integer[AnyArray, "B T"],
-        h: Float[AnyArray, "L B H"],
+        h: Float[AnyArray, "L B H"] | None = None,
         lengths: Integer[AnyArray, " B"] | None = None,
     ) -> tuple[Float[Array, "B T O"], Float[Array, "L B H"]]:
         """Compute the outputs of the network and its last state.
@@ -266,7 +268,7 @@ class RNN:
         Args:
             params: the parameters.
             inputs: features (B, T, I), or token ids (B, T).
-            h: the state before the first step, (num_layers, B, H).
+            h: the state before the first step, (num_layers, B, H); zeros by default.
             lengths: the number of steps of each row, (B,). The state of a row does not change after
                 its last step.
 
@@ -283,6 +285,7 @@ class RNN:
         >>> outputs.shape, h_last.shape
         ((3, 6, 2), (1, 3, 4))
         """
+        h = self.initial_state(len(inputs)) if h is None else h
         inputs, h, lengths = check_inputs(self, params, inputs, h, lengths)
         x, valid = to_time_major((inputs, within_lengths(lengths, inputs.shape[1])))
         trajectories, h_last = forward(self.dynamics, params.cells, x, h, valid)

@@ -74,7 +74,12 @@ def as_batch(
     if targets.shape[:2] == positions and counted is not None:
         targets = _with_counted_targets(targets, counted)
     if loss_function == "softmax_cross_entropy":
-        checks.shape("targets", targets, positions, "one id per position, as in inputs")
+        checks.shape(
+            "targets",
+            targets,
+            positions,
+            "one id per position, as in inputs; a mask leaves positions out",
+        )
         checks.ids("targets", targets, output_size, "output_size")
         targets = jnp.asarray(targets).astype(jnp.int32)
     elif loss_function == "squared_error":

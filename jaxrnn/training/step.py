@@ -35,6 +35,17 @@ class TrainState(NamedTuple):
     carry: Carry
     step: Int[Array, ""]
 
+    def __repr__(self) -> str:
+        """Return the step, the parameters, and the sizes of the rest."""
+        carried, optimizer = (
+            sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+            for tree in (self.carry, self.opt_state)
+        )
+        return (
+            f"TrainState at step {self.step}, with {optimizer:,} numbers of the optimiser and "
+            f"{carried:,} in the carry\n{self.params!r}"
+        )
+
 
 class Metrics(NamedTuple):
     """The metrics of one train step, or of many with a leading axis N.
@@ -109,6 +120,7 @@ def init_train_state(
     0
     """
     check_algorithm("algorithm", algorithm)
+    _check_optimizer(optimizer)
     carry = algorithm.init(params, h, key=key)
     opt_state = cast(Callable[..., optax.OptState], optimizer.init)(params)
     state = TrainState(params, opt_state, carry, jnp.zeros((), jnp.int32))
@@ -153,7 +165,32 @@ def make_train_step(
     (1, True, False)
     """
     check_algorithm("algorithm", algorithm)
+    _check_optimizer(optimizer)
     return TrainStep(algorithm, optimizer, continues)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Raise `ValueError` unless an optimiser has the two functions of Optax."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"optimizer must be an Optax transformation, got a {type(optimizer).__name__}: call "
+            f"its builder, as in optax.adam(1e-3)"
+        )
+
+
+def _check_state(state: Any) -> None:
+    """Raise `ValueError` unless a train state can still be read."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state must be a TrainState, got a {type(state).__name__}: make it with "
+            f"jaxrnn.init_train_state"
+        )
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, Array)]
+    if any(checks.is_known(leaf) and leaf.is_deleted() for leaf in arrays):
+        raise ValueError(
+            "this state was given to the loop before, which has reused its memory: go on with the "
+            "state that the loop returned, or give it a copy, jax.tree.map(jnp.copy, state)"
+        )
 
 
 def _sum(leaf: Array) -> Array:
@@ -218,10 +255,17 @@ def make_train_loop(
 
     @wraps(loop)
     def checked(state, batches, count=None):
+        if not isinstance(batches, Source):
+            check_is_batch(batches)
+        _check_state(state)
         if isinstance(batches, Source):
             check_continues(batches, getattr(step, "continues", None))
             batches, count = _read(batches, state, count), None
-        check_is_batch(batches)
+        if np.ndim(batches.targets) < 3:
+            raise ValueError(
+                f"batches must have a leading axis N, as in inputs (N, B, T), got inputs of shape "
+                f"{np.shape(batches.inputs)}: call the step itself with a single batch"
+            )
         number = len(batches.inputs)
         if count is not None and checks.is_known(count) and not 0 <= count <= number:
             raise ValueError(f"count must lie in 0 … {number}, the number of batches, got {count}")

@@ -24,7 +24,7 @@ from jaxrnn.network.batch import Batch, check_is_batch
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name, html_table, length, plain, text_table
+from jaxrnn.tree import by_name, copied, html_table, length, plain, text_table
 from jaxrnn.verification.leaf import EXACT
 from jaxrnn.verification.report import Report
 from jaxrnn.verification.verify import verify
@@ -194,6 +194,7 @@ def verify_claim(
             raise ValueError("a truncated rule is compared at its window: give window=…")
         title = f"the exact gradient's parts at the lags 0 … {window}, in float64"
         return compare(reference=_truncated(rnn, h, window))._replace(reference=title)
+    params, h, batch = copied((params, h, batch))
     with jax.enable_x64(True):
         params, batch, start = jax.tree.map(
             _wide, (params, batch, rnn.initial_state(len(batch.inputs)) if h is None else h)

@@ -15,7 +15,7 @@ from jaxrnn.network.batch import Batch, check_counts, check_is_batch, position_w
 from jaxrnn.network.checks import AnyArray
 from jaxrnn.network.rnn import RNN, check_batch
 from jaxrnn.network.stack import Params
-from jaxrnn.tree import by_name
+from jaxrnn.tree import by_name, copied
 from jaxrnn.verification.assess import assess, cannot_tell
 from jaxrnn.verification.candidate import arrays, ask_twice, is_floats, map_floats
 from jaxrnn.verification.findings import not_finite
@@ -96,6 +96,7 @@ def verify(
                 )
     check_is_batch(batch)
     check_counts(batch)
+    params, h, batch = copied((params, h, batch))
     with jax.enable_x64(True):
         h_0 = rnn.initial_state(len(batch.inputs)) if h is None else h
         candidate_args = _cast((params, h_0, batch), dtype)
@@ -165,6 +166,7 @@ def check_grad(
             "args must not be empty: pass the parameters to differentiate with respect to, and the "
             "other arguments of loss_fn"
         )
+    args = copied(args)
     with jax.enable_x64(True):
         candidate_args = _cast(args, dtype)
         args = _cast(candidate_args, "float64")

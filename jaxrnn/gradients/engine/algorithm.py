@@ -121,6 +121,15 @@ def check_algorithm(name: str, algorithm: Any) -> None:
         )
 
 
+def check_carry(carry: Any) -> None:
+    """Raise `ValueError` unless a carry is a `Carry`."""
+    if not isinstance(carry, Carry):
+        raise ValueError(
+            f"carry must be a jaxrnn.Carry, got a {type(carry).__name__}: start with "
+            f"algorithm.init(params, h, key=key)"
+        )
+
+
 def check_memory(carry: Carry, expected: Memory) -> None:
     """Raise `ValueError` unless `carry.memory` has the structure and shapes of `expected`."""
     remedy = "start with algorithm.init(params, h, key=key)"

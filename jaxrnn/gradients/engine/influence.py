@@ -102,6 +102,17 @@ def influence_rule(
     return lift(rnn, layer_by_layer(influence_layer(init, advance, read, noise)))
 
 
+def check_memory_is_kept(before: Influence, after: Influence) -> None:
+    """Raise `ValueError` unless `advance` has kept the structure and the shapes of an influence."""
+    shapes = [jax.tree.map(jnp.shape, each) for each in (before, after)]
+    if shapes[0] != shapes[1]:
+        rows = [jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], each) for each in (before, after)]
+        raise ValueError(
+            f"advance(cell, influence, tape) must keep the shapes of the influence, {rows[0]}, "
+            f"got {rows[1]}"
+        )
+
+
 def influence_layer(
     init: Callable[[Cell], Influence],
     advance: Callable[..., Influence],
@@ -139,8 +150,10 @@ def influence_layer(
             memory, total = carry
             tape_t, error_t = step
             new = jax.vmap(advance_row)(memory.influence, tape_t._replace(valid=None), memory.draws)
+            check_memory_is_kept(memory.influence, new.influence)
             new = keep_ended(memory, new, tape_t.valid)
             contribution = read(new.influence, error_t)
+            checks.result("read(influence, error)", contribution, total.shape, "(N, H)")
             return (new, total + contribution.astype(total.dtype)), None
 
         steps, dtype = (tape, error), cell.W_hh.dtype

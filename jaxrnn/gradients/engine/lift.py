@@ -15,9 +15,10 @@ from jaxrnn.gradients.engine.algorithm import (
     Carry,
     GradientAlgorithm,
     Memory,
+    check_carry,
     check_memory,
 )
-from jaxrnn.network import layer
+from jaxrnn.network import checks, layer
 from jaxrnn.network.batch import Batch
 from jaxrnn.network.forward_pass import ForwardPass, forward_pass
 from jaxrnn.network.layer import Cell, Tape
@@ -84,6 +85,7 @@ def backward_rule(
 
     def grads(cell, memory, tape, error):
         delta = deltas(cell, tape, error)
+        checks.result("deltas(cell, tape, error)", delta, error.shape, "(T, B, H)")
         return layer.contract(cell, tape, delta), layer.input_error(cell, delta), memory
 
     return lift(rnn, layer_by_layer(LayerRule(lambda cell, h, key: (), grads)))
@@ -99,6 +101,7 @@ def lift(rnn: RNN, rule: StackRule) -> GradientAlgorithm:
     def value_and_grad(
         params: Params, carry: Carry, batch: Batch
     ) -> tuple[tuple[Float[Array, ""], Carry], Params]:
+        check_carry(carry)
         forward = forward_pass(rnn, params, carry.h, batch)
         key = jax.random.key(0)  # any key: only shapes are used
         check_memory(carry, jax.eval_shape(rule.init, params.cells, forward.h_last, key))

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, check_memory, without_memory
+from jaxrnn.gradients.engine.algorithm import (
+    Carry,
+    GradientAlgorithm,
+    check_carry,
+    check_memory,
+    without_memory,
+)
 from jaxrnn.network import layer
 from jaxrnn.network.batch import to_time_major, weigh
 from jaxrnn.network.forward_pass import complete_forward_pass
@@ -38,6 +44,7 @@ def by_segments(
     """
 
     def value_and_grad(params, carry, batch):
+        check_carry(carry)
         check_memory(carry, ())
         batch, h_0 = check_batch(rnn, params, batch, carry.h)
         weighted = weigh(batch, rnn.reduction, h_0.dtype)

@@ -6,7 +6,13 @@ It differentiates the plain `lax.scan` of the forward pass, not the hand-written
 
 import jax
 
-from jaxrnn.gradients.engine.algorithm import Carry, GradientAlgorithm, check_memory, without_memory
+from jaxrnn.gradients.engine.algorithm import (
+    Carry,
+    GradientAlgorithm,
+    check_carry,
+    check_memory,
+    without_memory,
+)
 from jaxrnn.network.rnn import RNN
 
 
@@ -33,6 +39,7 @@ def autodiff(rnn: RNN) -> GradientAlgorithm:
     """
 
     def value_and_grad(params, carry, batch):
+        check_carry(carry)
         check_memory(carry, ())
         loss_and_grad = jax.value_and_grad(rnn.loss, has_aux=True)
         (loss, h_last), grads = loss_and_grad(params, carry.h, batch)

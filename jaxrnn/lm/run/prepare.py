@@ -25,12 +25,13 @@ from jaxrnn.training.sharding import sharded
 from jaxrnn.training.source import Source
 from jaxrnn.training.step import TrainState, init_train_state, make_train_step
 
+_DEFAULTS = Options()
 _HELD_OUT = 1_000_000  # the largest number of symbols that are held out
 
 
 def prepare(
     text: Text | str | Path,
-    options: Options,
+    options: Options = _DEFAULTS,
     mesh: Mesh | None = None,
     *,
     init_from: Model | str | Path | None = None,

@@ -106,6 +106,13 @@ class Block(NamedTuple):
     trouble: Trouble | None
     over: str
 
+    def __repr__(self) -> str:
+        """Return the last step, its loss, and the last evaluation."""
+        loss, number = self.metrics.loss[-1], len(self.metrics.loss)
+        held_out = "" if self.held_out is None else f", held out {self.held_out}"
+        over = f", over because of {self.over}" if self.over else ""
+        return f"Block of {number:,} steps to {self.run.done:,}: loss {loss}{held_out}{over}"
+
 
 def over_because(run: Run) -> str:
     """Return the reason why a run is over.

@@ -246,7 +246,7 @@ def _in_a_layer(p: Pass) -> Iterator[Wrong]:
             yield Wrong(bug, full_text, partial(gradient, p, pieces))
             for layer in range(layers) if 1 < layers <= 4 and bug != "cut into chunks" else ():
                 in_layer = partial(gradient, p, pieces, {layer})
-                yield Wrong(bug, f"{full_text}; in layer {layer} only", in_layer)
+                yield Wrong(bug, f"{full_text}; in the layer cells[{layer}] alone", in_layer)
 
 
 def _truncated(p: Pass, parts: tuple[Cell, ...]) -> Iterator[Wrong]:
