@@ -7,8 +7,10 @@ import shlex
 from itertools import starmap
 from typing import Literal, get_args, get_origin
 
+import jax
 import pytest
 
+import jaxrnn
 from jaxrnn.cli.check import CheckOptions
 from jaxrnn.cli.distributed import Machines
 from jaxrnn.cli.main import COMMANDS, run
@@ -45,6 +47,11 @@ def test_the_help_of_all_commands_is_a_screen_with_a_line_for_each(monkeypatch, 
     for example in output.split("\nExamples:\n")[1].splitlines()[:3]:
         _, name, *words = shlex.split(example)
         assert parse(commands[name], words)
+
+
+def test_the_versions_are_printed(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"jaxrnn {jaxrnn.__version__}, JAX {jax.__version__}")
 
 
 @each_command

@@ -36,7 +36,10 @@ def overview(commands: Iterable[Command], about: str, examples: Sequence[str]) -
         _filled(about, _width()),
         _table("Commands", rows, column, _width()),
         _examples(examples),
-        _filled("The options of a command are shown by: jaxrnn COMMAND --help", _width()),
+        _filled(
+            "jaxrnn COMMAND --help shows the options of a command, and --version the versions.",
+            _width(),
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import os
+import platform
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 
 import jax
 
+import jaxrnn
 from jaxrnn import lm
 from jaxrnn.cli.distributed import (
     LOST,
@@ -479,6 +481,10 @@ def run(words: Sequence[str]) -> int:
     name, *rest = words or ["--help"]
     if name in _HELP:
         print(overview(itertools.starmap(read_command, COMMANDS.items()), ABOUT, EXAMPLES), end="")
+        return 0
+    if name == "--version":
+        python = platform.python_version()
+        print(f"jaxrnn {jaxrnn.__version__}, JAX {jax.__version__}, Python {python}")
         return 0
     if name not in COMMANDS:
         meant = did_you_mean(name, COMMANDS)
