@@ -392,6 +392,17 @@ def test_a_right_gradient_is_reported_as_right_although_its_loss_differs():
     assert "cannot agree" not in report.diagnosis
 
 
+def test_verify_says_how_to_check_a_loss_of_ones_own():
+    case = make_case()
+
+    def loss(params):
+        return case.rnn.loss(params, case.h, case.batch)[0] + (params.cells[0].W_hh ** 2).sum()
+
+    penalized = lambda params, batch: jax.value_and_grad(loss)(params)  # noqa: E731
+    report = jaxrnn.verify(penalized, case.rnn, case.params, case.batch, h=case.h)
+    assert report.findings[0].text.endswith("check a loss of your own with jaxrnn.check_grad")
+
+
 # The text of a diagnosis
 
 

@@ -140,7 +140,8 @@ def loss_finding(loss: float, exact: float, case: Case | None) -> Finding:
         text += f": {scale.text}" if scale.bug != "scale" else ""
     if case is None or not case.wrong:
         return Finding("loss", (), f"{text}; but the gradient is that of the reference")
-    return Finding("loss", (), f"{text}; gradients of different losses cannot agree")
+    own = "" if case.hand is None else ": check a loss of your own with jaxrnn.check_grad"
+    return Finding("loss", (), f"{text}; gradients of different losses cannot agree{own}")
 
 
 def _explain(case: Case) -> list[Finding]:
