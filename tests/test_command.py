@@ -644,11 +644,11 @@ def test_task_trains_rules_and_counts_the_seeds_below_each_floor(tmp_path):
         tmp_path,
     )
     assert task.status == 0, task.stderr
-    _, _, floors, titles, bptt, frozen, *_ = task.stdout.splitlines()
+    _, _, floors, _, titles, bptt, frozen, *_ = task.stdout.splitlines()
     assert floors.startswith("floors    nothing 0.6616, first 0.5192, both 0.4545")
-    assert titles.split("  ")[-3:] == ["below nothing", "below first", "below both"]
-    assert "3 of 3       3 of 3" in bptt  # below nothing, and below first
-    assert "0 of 3      0 of 3" in frozen  # below first, and below both
+    assert titles.split("  ")[-3:] == ["< nothing", "< first", "< both"]
+    assert bptt.split()[5:7] == ["3/3", "3/3"]  # below nothing, and below first
+    assert frozen.split()[6:] == ["0/3", "0/3"]  # below first, and below both
     saved = json.loads((tmp_path / "losses.json").read_text())
     assert np.shape(saved["losses"]["bptt"]) == (3, 100)
     last = np.sort(np.mean(np.array(saved["losses"]["bptt"])[:, -10:], axis=1))

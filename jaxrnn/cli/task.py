@@ -80,9 +80,10 @@ def task(
 ) -> int:
     """Train rules on a task whose best losses are known.
 
-    Losses and best possible losses are printed and plotted. Each update reads new sequences from
-    h = 0, so the training loss is the loss on sequences that the network has not seen. A rule's
-    loss at the end is the mean over the last tenth of the steps.
+    Losses and best possible losses are plotted. Each update reads new sequences from h = 0, so the
+    training loss is the loss on sequences that the network has not seen. Printed are the loss over
+    the last tenth of the steps, as median and quartiles of the seeds, and how many seeds are below
+    each of the best losses of a network that has learned only a part of the task.
 
     Args:
         name: The task: copy, adding or delayed_add, with options in parentheses if there are any.
@@ -114,7 +115,8 @@ def task(
     console.say("task", f"{name}, {B} new sequences of {T} steps in each update")
     console.say("network", f"{rnn.num_params:,} parameters, {options.seeds} seeds for each rule")
     floors = ", ".join(f"{part} {floor:.4g}" for part, floor in made.floors.items())
-    console.say("floors", f"{floors}: the best losses of a network that knows this part")
+    console.say("floors", floors)
+    console.say("", "the lowest losses of a network that has learned this part alone")
     losses: dict[str, np.ndarray] = {}
     with console.counted(len(rules) * options.steps) as advance:
         for rule, algorithm in rules.items():
@@ -179,17 +181,17 @@ def _table(
 ) -> tuple[list[str], list[list[str]]]:
     """Return the loss of each rule over the last tenth of the steps, and the seeds below floors.
 
-    A loss that is not finite counts as infinite.
+    The loss is the median of the seeds. A loss that is not finite counts as infinite.
     """
     reached = [part for part, floor in floors.items() if floor > 0]
-    titles = ["rule", "loss at the end", "quartiles"]
-    titles += [f"below {part}" for part in reached]
+    titles = ["rule", "loss", "quartiles"]
+    titles += [f"< {part}" for part in reached]
     rows = []
     for rule, values in losses.items():
         last = values[:, -max(1, values.shape[1] // LAST) :].mean(1)
         last = np.where(np.isfinite(last), last, np.inf)
         low, middle, high = np.quantile(last, [0.25, 0.5, 0.75], method="inverted_cdf")
-        below = [f"{np.sum(last < floors[part])} of {len(last)}" for part in reached]
+        below = [f"{np.sum(last < floors[part])}/{len(last)}" for part in reached]
         rows.append([rule, f"{middle:.4f}", f"{low:.4f} … {high:.4f}", *below])
     return titles, rows
 
