@@ -78,21 +78,17 @@ def is_from(module: ModuleType, value: object) -> bool:
 
 def entry(module: ModuleType, name: str) -> str:
     """Return the directive that documents a name."""
-    value = getattr(module, name)
-    kind = (
-        "class" if inspect.isclass(value) else "function" if inspect.isfunction(value) else "data"
-    )
-    full = f"{module.__name__}.{name}"
-    if kind == "data":
+    value, full = getattr(module, name), f"{module.__name__}.{name}"
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
         line = re.search(rf"^ +{name}  +(.*)", inspect.getdoc(module) or "", re.MULTILINE)
         body = [f".. py:data:: {full}", "", f"   {line[1]}" if line else ""]
-    elif f"{value.__module__}.{value.__qualname__}" in documented:
-        body = [
-            f"{name} is documented with {documented[f'{value.__module__}.{value.__qualname__}']}."
-        ]
+    elif (defined := f"{value.__module__}.{value.__qualname__}") in documented:
+        body = [f"{name} is documented with {documented[defined]}."]
     else:
-        documented[f"{value.__module__}.{value.__qualname__}"] = f":py:obj:`{full}`"
-        body = [f".. auto{kind}:: {full}", *["   :members:"] * (kind == "class")]
+        documented[defined] = f":py:obj:`{full}`"
+        is_class = inspect.isclass(value)
+        kind = "class" if is_class else "function"
+        body = [f".. auto{kind}:: {full}", *["   :members:"] * is_class]
     return "\n".join(["```{eval-rst}", *body, "```", ""])
 
 

@@ -27,7 +27,7 @@ from jaxrnn.tree import plain
 
 PICTURE = Path("jaxrnn-task.png")
 BLOCKS = 100  # points of a curve
-LAST = 10  # the loss at the end is the mean over this many blocks: a tenth of the steps
+LAST = 10  # the loss at the end is the mean over this part of the steps: the last tenth
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def task(
     floors = ", ".join(f"{part} {floor:.4g}" for part, floor in made.floors.items())
     console.say("floors", floors)
     console.say("", "the lowest losses of a network that has learned this part alone")
-    losses: dict[str, np.ndarray] = {}
+    losses: dict[str, np.ndarray] = {}  # (seeds, steps)
+    curves: dict[str, np.ndarray] = {}  # (seeds, points)
     with console.counted(len(rules) * options.steps) as advance:
         for rule, algorithm in rules.items():
             advance(0, rule)
@@ -126,8 +127,8 @@ def task(
                 blocks.append(block)
                 advance(block.shape[1], f"{rule}, loss {np.median(block[:, -1]):.4f}")
             losses[rule] = np.concatenate(blocks, axis=1)
+            curves[rule] = np.stack([block.mean(1) for block in blocks], axis=1)
     console.table(*_table(losses, made.floors))
-    curves = {rule: _averaged(values) for rule, values in losses.items()}
     _plot(name, curves, options.steps, made.floors, out)
     console.say("saved", str(out))
     if save is not None:
@@ -140,7 +141,7 @@ def task(
 def _train(
     rnn: RNN, algorithm: GradientAlgorithm, draw: Callable[..., Batch], options: TaskOptions
 ) -> Iterator[Float[np.ndarray, "seeds steps"]]:
-    """Train all seeds at once, block by block, and yield the losses of each block."""
+    """Train all seeds at once, and yield the losses of about `BLOCKS` blocks of steps."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate))
     step = make_train_step(algorithm, optimizer)
 
@@ -158,22 +159,14 @@ def _train(
     def run(key, state, numbers):
         return lax.scan(partial(update, key), state, numbers)
 
-    number = options.seed + np.arange(options.seeds)
-    keys = jnp.stack([jax.random.split(seed_key(int(seed))) for seed in number])
+    seeds = range(options.seed, options.seed + options.seeds)
+    keys = jnp.stack([jax.random.split(seed_key(seed)) for seed in seeds])
     state = jax.jit(jax.vmap(init))(keys[:, 0])
     size = max(1, options.steps // BLOCKS)
     for first in range(0, options.steps, size):
         numbers = np.arange(first, min(first + size, options.steps))
         state, losses = run(keys[:, 1], state, numbers)
         yield np.asarray(losses)
-
-
-def _averaged(losses: Float[np.ndarray, "seeds steps"]) -> Float[np.ndarray, "seeds points"]:
-    """Average the losses over blocks of steps, the last of which may be shorter."""
-    size = max(1, losses.shape[1] // BLOCKS)
-    starts = np.arange(0, losses.shape[1], size)
-    counts = np.diff([*starts, losses.shape[1]])
-    return np.add.reduceat(losses, starts, axis=1) / counts
 
 
 def _table(

@@ -255,12 +255,13 @@ def make_train_loop(
 
     @wraps(loop)
     def checked(state, batches, count=None):
-        if not isinstance(batches, Source):
-            check_is_batch(batches)
-        _check_state(state)
         if isinstance(batches, Source):
+            _check_state(state)
             check_continues(batches, getattr(step, "continues", None))
             batches, count = _read(batches, state, count), None
+        else:
+            check_is_batch(batches)
+            _check_state(state)
         if np.ndim(batches.targets) < 3:
             raise ValueError(
                 f"batches must have a leading axis N, as in inputs (N, B, T), got inputs of shape "
